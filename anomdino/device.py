@@ -1,0 +1,38 @@
+"""One switch for where the networks run."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from anomdino.errors import BackendMissing, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps`` into a device that is there.
+
+    ``auto`` takes CUDA, then CPU. A device that is named but not there is an error, never a silent fallback.
+
+    Raises:
+        ConfigError: The name is none of those.
+        BackendMissing: The named device is not available; the message says what is.
+    """
+    import torch
+
+    kind, _, index = name.partition(":")
+    if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
+        raise ConfigError("device", f"unknown device '{name}'", "use auto, cpu, cuda, cuda:<number> or mps")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= count:
+        have = f"cuda:0 .. cuda:{count - 1}" if count else "only the CPU"
+        raise BackendMissing(name, f"is not available here: there is {have}", "use device: auto or cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise BackendMissing(name, "is not available here", "use device: auto or cpu")
+    return torch.device(name)

@@ -1,0 +1,90 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from anomdino.errors import DiskError
+
+_DISK_ERRORS = {
+    errno.ENOSPC: ("the disk is full", "free some space and run again: finished files were kept"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run again: finished files were kept"),
+    errno.EROFS: ("the file system is read-only", "choose another output folder"),
+    errno.EACCES: (
+        "no permission to write",
+        "make the folder writable; for outputs linked from the DVC cache run `dvc unprotect` on them",
+    ),
+}
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that is renamed to it when the block ends well.
+
+    The temporary name keeps the suffix of ``path``, so that writers which choose a format by suffix work. When the
+    block raises, the temporary file is removed and whatever stood at ``path`` is untouched.
+
+    Args:
+        path: The final file. Its parent folders are created.
+
+    Yields:
+        A path in the same folder that the block writes to.
+
+    Raises:
+        DiskError: The disk is full, or the place is not writable.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(6)}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.exists():
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            cause, cure = _DISK_ERRORS[error.errno]
+            raise DiskError(path, cause, cure) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: Path | str, content: bytes) -> None:
+    """Write bytes to ``path``, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def atomic_write_text(path: Path | str, content: str) -> None:
+    """Write UTF-8 text to ``path``, whole or not at all."""
+    atomic_write_bytes(path, content.encode("utf-8"))
+
+
+def atomic_write_json(path: Path | str, content: Any, indent: int | None = 2) -> None:
+    """Write ``content`` as JSON with a closing newline.
+
+    Raises:
+        ValueError: A number in ``content`` is NaN or infinite; write ``None`` and a reason instead.
+    """
+    refuse_non_finite(content)
+    atomic_write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def refuse_non_finite(content: Any, where: str = "$") -> None:
+    """Raise ``ValueError`` that names the place of the first NaN or infinity in nested lists and dicts."""
+    if isinstance(content, float) and not math.isfinite(content):
+        raise ValueError(f"{where} is {content}: JSON has no such number, write null with a reason")
+    if isinstance(content, dict):
+        for key, value in content.items():
+            refuse_non_finite(value, f"{where}.{key}")
+    elif isinstance(content, list | tuple):
+        for index, value in enumerate(content):
+            refuse_non_finite(value, f"{where}[{index}]")

@@ -1,0 +1,23 @@
+"""Progress bars that inform on a terminal and are silent elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], what: str, total: int | None = None, unit: str = "img") -> Iterator[Item]:
+    """Iterate over ``items`` with a bar that shows count, rate and time left.
+
+    Args:
+        items: What is iterated over.
+        what: The name before the bar, for example ``score synthetic_road``.
+        total: Number of items where ``items`` has no length.
+        unit: Name of one item in the rate.
+    """
+    return iter(tqdm(items, desc=what, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False))
