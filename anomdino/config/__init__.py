@@ -1,0 +1,1 @@
+"""Parameters: typed, checked once, at the door."""

@@ -1,0 +1,178 @@
+"""Boxes of detected anomalous objects, and their files (COCO results and parquet)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_path, atomic_write_json
+
+CATEGORY_ID = 1
+CATEGORY_NAME = "ood-object"
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Boxes of one image.
+
+    Attributes:
+        xyxy: float32 (N, 4), pixels of the original image, half-open: x0 <= x < x1.
+        scores: float32 (N,), confidence in [0, 1].
+    """
+
+    xyxy: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "xyxy", np.asarray(self.xyxy, np.float32).reshape(-1, 4))
+        object.__setattr__(self, "scores", np.asarray(self.scores, np.float32).reshape(-1))
+        if len(self.xyxy) != len(self.scores):
+            raise ValueError(f"{len(self.xyxy)} boxes but {len(self.scores)} scores")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def empty() -> Boxes:
+        """No box at all: shapes (0, 4) and (0,)."""
+        return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+    def kept(self, threshold: float) -> Boxes:
+        """The boxes with a score of at least ``threshold``."""
+        keep = self.scores >= threshold
+        return Boxes(self.xyxy[keep], self.scores[keep])
+
+    def clipped(self, size: tuple[int, int]) -> Boxes:
+        """The boxes cut to an image of ``size`` (H, W); those that end up without area are dropped.
+
+        Raises:
+            DataError: A coordinate or a score is NaN or infinite.
+        """
+        if not (np.isfinite(self.xyxy).all() and np.isfinite(self.scores).all()):
+            raise DataError("boxes", "hold NaN or infinite numbers", "the detector diverged: train it again")
+        height, width = size
+        limit = np.array([width, height, width, height], np.float32)
+        cut = np.clip(self.xyxy, 0, limit)
+        keep = (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
+        return Boxes(cut[keep], self.scores[keep])
+
+    def mask(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """The union of the boxes as a mask, bool (H, W); a pixel is inside when its centre is."""
+        return self.coverage(size) > 0
+
+    def coverage(self, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """The highest confidence of the boxes that cover a pixel, 0 outside: float32 (H, W)."""
+        height, width = size
+        canvas = np.zeros((height, width), np.float32)
+        for index in np.argsort(self.scores, kind="stable"):
+            x0, y0, x1, y1 = np.clip(np.ceil(self.xyxy[index] - 0.5), 0, [width, height, width, height]).astype(int)
+            canvas[y0:y1, x0:x1] = self.scores[index]
+        return canvas
+
+
+def image_id(key: str) -> int:
+    """The stable number of an image: 52 bits of the SHA-256 of its key, safe in JSON and JavaScript."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 12
+
+
+def write_box_results(
+    path: Path | str,
+    boxes: Mapping[str, Boxes],
+    sizes: Mapping[str, tuple[int, int]],
+    extra: Mapping[str, Mapping[str, npt.NDArray[np.float32]]] | None = None,
+) -> None:
+    """Write COCO results (``path``) and, beside it, a parquet table with one row an image.
+
+    The JSON is the flat list that pycocotools' ``loadRes`` reads. The table has the columns image, image_id, height,
+    width and the lists x0, y0, x1, y1, score (and those of ``extra``); an image without boxes has empty lists.
+
+    Args:
+        path: Final ``.json`` file.
+        boxes: Boxes of every image by key, also of those without any.
+        sizes: (H, W) of every image by key.
+        extra: Further numbers of every box, by key and column name.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    results = [
+        {
+            "image_id": image_id(key),
+            "category_id": CATEGORY_ID,
+            "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "score": round(float(score), 6),
+        }
+        for key in sorted(boxes)
+        for (x0, y0, x1, y1), score in zip(boxes[key].xyxy, boxes[key].scores, strict=True)
+    ]
+    rows = [
+        {
+            "image": key,
+            "image_id": image_id(key),
+            "height": sizes[key][0],
+            "width": sizes[key][1],
+            **{name: boxes[key].xyxy[:, i].tolist() for i, name in enumerate(("x0", "y0", "x1", "y1"))},
+            "score": boxes[key].scores.tolist(),
+            **{name: np.asarray(values).tolist() for name, values in (extra or {}).get(key, {}).items()},
+        }
+        for key in sorted(boxes)
+    ]
+    columns = pa.schema(
+        [("image", pa.string()), ("image_id", pa.int64()), ("height", pa.int32()), ("width", pa.int32())]
+        + [(name, pa.list_(pa.float32())) for name in ("x0", "y0", "x1", "y1", "score")]
+        + [(name, pa.list_(pa.float32())) for name in sorted({n for v in (extra or {}).values() for n in v})]
+    )
+    with atomic_path(path.with_suffix(".parquet")) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=columns), temporary)
+    atomic_write_json(path, results, indent=None)
+
+
+def read_box_results(path: Path | str, keys: Iterable[str]) -> dict[str, Boxes]:
+    """Read COCO results for the images ``keys``.
+
+    Args:
+        path: A JSON list of COCO results, or a COCO data set whose annotations carry scores and whose images carry
+            file names.
+        keys: Keys of the images; those without boxes get empty ones.
+
+    Raises:
+        DataError: The file is missing or damaged, a box belongs to none of ``keys``, or a number is not finite.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(path, "does not exist", "run the detect stage first: `dvc repro detect`") from error
+    except ValueError as error:
+        raise DataError(path, f"is no JSON ({error})", "remove it and run the detect stage") from error
+    by_id = {image_id(key): key for key in keys}
+    results = content
+    if isinstance(content, dict):
+        stems = {Path(key).name: key for key in by_id.values()} | {key: key for key in by_id.values()}
+        named = {im["id"]: str(Path(im["file_name"]).with_suffix("")) for im in content.get("images", [])}
+        by_id = {number: stems[name] for number, name in named.items() if name in stems}
+        results = content.get("annotations", [])
+    grouped: dict[str, list[tuple[list[float], float]]] = {key: [] for key in by_id.values()}
+    for result in results:
+        if result["image_id"] not in by_id:
+            raise DataError(path, f"has a box for the unknown image_id {result['image_id']}", "were images renamed?")
+        grouped[by_id[result["image_id"]]].append((result["bbox"], result.get("score", 1.0)))
+    return {key: _from_xywh(path, items) for key, items in grouped.items()}
+
+
+def _from_xywh(path: Path, items: list[tuple[list[float], float]]) -> Boxes:
+    if not items:
+        return Boxes.empty()
+    xywh = np.array([box for box, _ in items], np.float32)
+    scores = np.array([score for _, score in items], np.float32)
+    if not (np.isfinite(xywh).all() and np.isfinite(scores).all()):
+        raise DataError(path, "holds NaN or infinite numbers", "remove it and run the detect stage")
+    return Boxes(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1), scores)

@@ -1,0 +1,185 @@
+"""One loader for images and labels, so that every part sees the same pixels (EXIF, depth, colour model)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_path
+
+log = logging.getLogger(__name__)
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+Image.MAX_IMAGE_PIXELS = None  # the limit is `max_pixels`, checked before a pixel is decoded
+
+MAX_PIXELS = 64_000_000
+BACKGROUND = (0, 0, 0)
+
+_MAGIC = {
+    b"<!DOC": "an HTML page (a download page saved under an image's name?)",
+    b"<html": "an HTML page (a download page saved under an image's name?)",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
+}
+
+
+def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Read an image as RGB, upright.
+
+    EXIF orientation is applied once, here. 16-bit images are scaled to 8 bits by division by 257. Transparency is
+    composited on black. Grey and 1-bit images are replicated to three channels; CMYK and palette images are converted.
+
+    Args:
+        path: A file in a format that Pillow reads.
+        max_pixels: Images with more pixels are refused before they are decoded.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        DataError: The file is missing, empty, truncated, no image, or larger than ``max_pixels``.
+    """
+    path = Path(path)
+    with _opened(path, max_pixels) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I;16", "I", "F")) or _is_16_bit_colour(path, image):
+            return _sixteen_bit_to_rgb(path)
+        if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+            image = image.convert("RGBA")
+            canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+            image = Image.alpha_composite(canvas, image)
+        return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def read_label(path: Path | str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Read a label image as the raw values it stores; palette images give their indices.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        DataError: The file cannot be read, has colour channels that differ, or values above 255.
+    """
+    path = Path(path)
+    with _opened(path, max_pixels) as image:
+        values = np.array(image)
+    if values.ndim == 3:
+        if values.shape[2] in {2, 4}:
+            values = values[..., :-1]
+        if not (values == values[..., :1]).all():
+            raise DataError(
+                path,
+                f"is a colour image ({image.mode}), labels are single-channel class numbers",
+                "export the label ids instead of the colours, or declare a colour map for the data set",
+            )
+        values = values[..., 0]
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 255:
+        raise DataError(path, f"holds label values up to {values.max()}", "labels are 0..255")
+    return np.ascontiguousarray(values.astype(np.uint8))
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Give the upright (H, W) of an image from its header, without decoding it.
+
+    Raises:
+        DataError: The file is missing, empty or no image.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise _explained(path, error) from error
+    return (width, height) if turned else (height, width)
+
+
+def write_png(path: Path | str, array: npt.NDArray[np.uint8], compression: int = 3) -> None:
+    """Write uint8 (H, W) or RGB (H, W, 3) as PNG, whole or not at all.
+
+    Args:
+        path: The final file.
+        array: The pixels; a colour image is in RGB order.
+        compression: zlib level 0..9.
+    """
+    if array.dtype != np.uint8 or array.ndim not in {2, 3}:
+        raise ValueError(f"expected uint8 (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
+    pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    good, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    if not good:
+        raise DataError(path, "could not be encoded as PNG", "")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+class _opened:
+    """Open an image, check its size, decode it fully, and turn each fault into a :class:`DataError`."""
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self.path, self.max_pixels = path, max_pixels
+
+    def __enter__(self) -> Image.Image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self.image = Image.open(self.path)
+                width, height = self.image.size
+                if width * height > self.max_pixels:
+                    raise DataError(
+                        self.path,
+                        f"has {width} x {height} = {width * height:,} pixels, the limit is {self.max_pixels:,}",
+                        "shrink the image or raise the limit",
+                    )
+                self.image.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise _explained(self.path, error) from error
+        return self.image
+
+    def __exit__(self, *_: Any) -> None:
+        self.image.close()
+
+
+def _explained(path: Path, error: Exception) -> DataError:
+    if not path.exists():
+        return DataError(path, "does not exist", "check the path")
+    if path.is_dir():
+        return DataError(path, "is a folder, not an image", "")
+    head = path.read_bytes()[:64] if path.stat().st_size else b""
+    if not head:
+        return DataError(path, "is empty (0 bytes)", "copy or download it again")
+    start = head.lstrip().lower()
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic.lower()):
+            return DataError(path, f"is no image but {name}", "get the image itself")
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(path, "is no image in a known format", "use png, jpg, webp, bmp or tiff")
+    return DataError(path, f"is truncated or damaged ({error})", "copy or download it again")
+
+
+def _is_16_bit_colour(path: Path, image: Image.Image) -> bool:
+    if image.format == "PNG" and image.mode in {"RGB", "RGBA"}:
+        with path.open("rb") as file:
+            return file.read(25)[24:25] == b"\x10"
+    return image.format == "TIFF" and image.mode == "RGB" and 16 in image.tag_v2.get(258, ())  # type: ignore[attr-defined]
+
+
+def _sixteen_bit_to_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
+    if values is None or values.dtype not in (np.uint8, np.uint16):
+        raise DataError(path, "has a pixel type that is not supported", "save it with 8 or 16 bits a channel")
+    if values.dtype == np.uint16:
+        log.warning("%s has 16 bits a channel; scaled to 8 bits by division by 257", path)
+        values = np.round(values / 257.0).astype(np.uint8)
+    return np.ascontiguousarray(cv2.cvtColor(values, cv2.COLOR_BGR2RGB).astype(np.uint8))

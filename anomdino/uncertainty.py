@@ -1,0 +1,105 @@
+"""The uncertainty maps of the closed-set prediction, which OUAFS reads (method.md 2)."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_path
+
+if TYPE_CHECKING:
+    import torch
+
+SemanticKind = Literal["probabilities", "onehot"]
+DistanceKind = Literal["margin1", "one_minus_p1", "margin"]
+
+
+class MapTensors(NamedTuple):
+    """Uncertainty maps of a batch: semantic (B, C, H, W), entropy (B, H, W), distance (B, H, W), float32 in [0, 1]."""
+
+    semantic: torch.Tensor
+    entropy: torch.Tensor
+    distance: torch.Tensor
+
+
+def uncertainty_maps(
+    logits: torch.Tensor, semantic: SemanticKind = "probabilities", distance: DistanceKind = "margin1"
+) -> MapTensors:
+    """Compute the three uncertainty maps of closed-set logits.
+
+    With P = softmax(Z) and p1 >= p2 the two largest of a pixel: U_S = P (or its one-hot argmax),
+    U_E = -sum p log p / log C, U_D = 1 - (p1 - p2) (or 1 - p1, or the raw margin p1 - p2).
+
+    Args:
+        logits: Z of the frozen closed-set head, float (B, C, H, W).
+        semantic: ``probabilities`` or ``onehot``.
+        distance: ``margin1`` = 1 - (p1 - p2), ``one_minus_p1`` = 1 - p1, ``margin`` = p1 - p2.
+    """
+    import torch
+
+    log_p = torch.log_softmax(logits.float(), dim=1)
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(dim=1) / math.log(logits.shape[1])
+    first, second = p.topk(2, dim=1).values.unbind(dim=1)
+    distances = {"margin1": 1 - (first - second), "one_minus_p1": 1 - first, "margin": first - second}
+    if semantic == "onehot":
+        p = torch.zeros_like(p).scatter_(1, p.argmax(dim=1, keepdim=True), 1.0)
+    return MapTensors(p, entropy.clamp(0, 1), distances[distance].clamp(0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class UncertaintyMaps:
+    """What the detector reads of the scorer for one image, area-pooled to (h, w).
+
+    Attributes:
+        semantic: float16 (C, h, w), class probabilities of the closed-set head.
+        entropy: float16 (h, w) in [0, 1].
+        distance: float16 (h, w) in [0, 1].
+        score: float32 (h, w), the residual anomaly score S.
+        image_size: (H, W) of the image in pixels.
+    """
+
+    semantic: npt.NDArray[np.float16]
+    entropy: npt.NDArray[np.float16]
+    distance: npt.NDArray[np.float16]
+    score: npt.NDArray[np.float32]
+    image_size: tuple[int, int]
+
+    def save(self, path: Path | str) -> None:
+        """Write the maps as compressed npz, whole or not at all."""
+        with atomic_path(path) as temporary:
+            np.savez_compressed(
+                temporary,
+                semantic=self.semantic.astype(np.float16),
+                entropy=self.entropy.astype(np.float16),
+                distance=self.distance.astype(np.float16),
+                score=self.score.astype(np.float32),
+                image_size=np.array(self.image_size, np.int64),
+            )
+
+    @staticmethod
+    def load(path: Path | str) -> UncertaintyMaps:
+        """Read maps written by :meth:`save`.
+
+        Raises:
+            DataError: The file is missing, damaged or lacks a map.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                height, width = stored["image_size"].tolist()
+                return UncertaintyMaps(
+                    stored["semantic"], stored["entropy"], stored["distance"], stored["score"], (height, width)
+                )
+        except FileNotFoundError as error:
+            raise DataError(path, "does not exist", "run the score stage first: `dvc repro score`") from error
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise DataError(
+                path, f"holds no uncertainty maps or is damaged ({error})", "remove it, run the score stage"
+            ) from error
