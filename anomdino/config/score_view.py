@@ -1,0 +1,22 @@
+"""Parameters of the stage ``score_view``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from anomdino.config.base import Block
+
+
+class ScoreViewConfig(Block):
+    """How scores become pictures: fixed percentiles of the whole set, so that pictures compare."""
+
+    low_percentile: float = Field(default=2.0, ge=0, lt=100)
+    """Score percentile, over the whole set, that is drawn as the lower end of the colour bar."""
+    high_percentile: float = Field(default=99.8, gt=0, le=100)
+    """Score percentile, over the whole set, that is drawn as the upper end of the colour bar."""
+    colormap: str = "inferno"
+    """Name of a matplotlib colour map; perceptually uniform ones read best."""
+    blend: float = Field(default=0.55, ge=0, le=1)
+    """Share of the heat colour over the photo at the upper end."""
+    max_side: int = Field(default=960, ge=64)
+    """Longer side of a picture in pixels; larger photos are shrunk."""

@@ -1,0 +1,63 @@
+"""What every stage shares: the door where parameters are checked, the log, and the closing line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anomdino.config.params import Params, load_params
+from anomdino.errors import AnomdinoError
+
+DATA = Path("data")
+INLIER = DATA / "inlier"
+OUTLIERS = DATA / "outliers"
+BENCHMARKS = DATA / "val"
+WEIGHTS = DATA / "weights"
+TRAIN_SET = DATA / "train_dataset"
+TRAIN_IMAGES = TRAIN_SET / "offline_dataset"
+TRAIN_LABELS = TRAIN_SET / "offline_dataset_label"
+TRAIN_SCORES = TRAIN_SET / "offline_dataset_score"
+TRAIN_MAPS = TRAIN_SET / "offline_dataset_maps"
+TRAIN_VIEWS = TRAIN_SET / "offline_dataset_score_view"
+OOD_JSON = TRAIN_SET / "ood.json"
+SCORES = DATA / "scores"
+VIEWS = DATA / "score_views"
+BOXES = DATA / "boxes"
+PREDICTIONS = DATA / "predictions"
+MODELS = DATA / "models"
+RPL, DETECTOR, ADT = MODELS / "rpl", MODELS / "detector", MODELS / "adt"
+
+log = logging.getLogger("anomdino")
+
+
+@contextmanager
+def stage(name: str, *blocks: str, params: Path = Path("params.yaml")) -> Iterator[Params]:
+    """Run a stage: check its parameters, set up the log, turn errors into one clear message and an exit code.
+
+    Args:
+        name: Name of the stage for the log.
+        blocks: Blocks of ``params.yaml`` that the stage reads.
+        params: The parameter file.
+
+    Yields:
+        The checked parameters; blocks not named keep the schema's defaults.
+    """
+    logging.basicConfig(level=os.environ.get("ANOMDINO_LOG", "INFO"), format="%(message)s", stream=sys.stderr, force=True)
+    started = time.perf_counter()
+    try:
+        checked = load_params(params, only=(*blocks, "seed", "device"))
+        yield checked
+    except AnomdinoError as error:
+        log.error("%s failed. %s", name, error)
+        sys.exit(error.exit_code)
+    log.info("%s took %.1f s", name, time.perf_counter() - started)
+
+
+def done(name: str, **counts: object) -> None:
+    """Print the closing line of a stage: its name and what it counted."""
+    print(f"{name}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()), flush=True)
