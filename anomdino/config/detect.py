@@ -1,0 +1,40 @@
+"""Parameters of the stage ``detect``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from anomdino.config.base import Block
+
+
+class NegativesConfig(Block):
+    """Class names as further prompts whose boxes suppress object boxes that they cover."""
+
+    names: list[str] = []
+    """Prompts such as the Cityscapes class names `car`, `person`; empty switches this off."""
+    score: float = Field(default=0.35, ge=0, le=1)
+    """A box of a class name counts from this score on."""
+    cover: float = Field(default=0.8, gt=0, le=1)
+    """An object box is suppressed where this share of its area lies inside such a box ..."""
+    margin: float = Field(default=0.1, ge=0, le=1)
+    """... whose score is higher than its own by at least this."""
+
+
+class DetectConfig(Block):
+    """How boxes are predicted, and for which training images."""
+
+    folds: int = Field(default=1, ge=1, le=10)
+    """The training set is split by source image into this many folds, and each fold's boxes come from a detector that
+    did not see it; 1 holds out one part, trains on the rest and predicts the held-out part alone."""
+    holdout: float = Field(default=0.4, gt=0, lt=1)
+    """With folds = 1: the share of source images that is held out of the detector's training."""
+    min_score: float = Field(default=0.05, ge=0, lt=1)
+    """Boxes below this score are not written."""
+    max_boxes: int = Field(default=50, ge=1)
+    """Boxes an image at most, the best first."""
+    nms_iou: float = Field(default=0.7, gt=0, le=1)
+    """Of two boxes that overlap by more than this IoU only the better one stays; 1 keeps all."""
+    negatives: NegativesConfig = Field(default_factory=NegativesConfig)
+    """Suppression by class names."""
+    target_recall: float = Field(default=0.95, gt=0, le=1)
+    """The suggested threshold keeps this share of the anomaly components of held-out training images."""
