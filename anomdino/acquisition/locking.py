@@ -1,0 +1,64 @@
+"""One run at a time in a folder; the other one learns who holds the lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from anomdino.errors import DataError, DiskError
+
+WAIT = 5.0
+
+
+@contextmanager
+def exclusive(lock: Path, wait: float = WAIT) -> Iterator[None]:
+    """Hold ``lock`` while the block runs.
+
+    The lock is the kernel's (``flock``), so that a killed holder leaves none behind. Its process id, host and
+    starting time stand beside it in ``<lock>.holder`` for the message.
+
+    Args:
+        lock: The lock file; its parent folders are created.
+        wait: Seconds to wait for another holder.
+
+    Raises:
+        DataError: Another process holds the lock; the message names it.
+        DiskError: The place is not writable.
+    """
+    holder = lock.with_name(f"{lock.name}.holder")
+    guard = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        guard.acquire(timeout=wait)
+    except Timeout as error:
+        raise DataError(
+            lock,
+            f"is held by {_describe(holder)}",
+            "wait until that run has ended, or stop it; then run again",
+        ) from error
+    except PermissionError as error:
+        raise DiskError(
+            lock, "no permission to write", "make the folder writable or choose another"
+        ) from error
+    try:
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        holder.write_text(json.dumps(who), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        guard.release()
+
+
+def _describe(holder: Path) -> str:
+    try:
+        who = json.loads(holder.read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"

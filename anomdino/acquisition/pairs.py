@@ -1,0 +1,135 @@
+"""Copying image and label pairs into the project's own layout, checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.acquisition.staging import place
+from anomdino.errors import DataError
+from anomdino.io.images import image_size, read_image, read_label, write_png
+from anomdino.progress import track
+
+TRAIN_IDS = frozenset((*range(19), 255))
+
+Pair = tuple[str, Path, Path]
+LabelReader = Callable[[Path], npt.NDArray[np.uint8]]
+
+
+@dataclass
+class Complaints:
+    """Faults found in single files, collected so that the user sees all of them at once."""
+
+    root: Path
+    found: list[str] = field(default_factory=list)
+
+    def add(self, error: DataError) -> None:
+        """Remember one faulty file."""
+        self.found.append(f"{error.what}: {error.cause}")
+
+    def raise_if_any(self, cure: str) -> None:
+        """Raise one ``DataError`` that lists the first ten faults and their number."""
+        if self.found:
+            more = f"\n  ... and {len(self.found) - 10} more" if len(self.found) > 10 else ""
+            listing = "\n  ".join(self.found[:10])
+            raise DataError(self.root, f"{len(self.found)} files cannot be used:\n  {listing}{more}", cure)
+
+
+def copy_closed_set(
+    pairs: Iterable[Pair], target: Path, what: str, read: LabelReader = read_label, link: bool = False
+) -> int:
+    """Write closed-set pairs to ``target/images/<key>.<ext>`` and ``target/labels/<key>.png``.
+
+    Images are copied as they are after a full decode, so that a damaged one is found here. Labels become
+    single-channel PNG.
+
+    Args:
+        pairs: ``(key, image, label)``.
+        target: The folder that gets ``images/`` and ``labels/``.
+        what: Name in the progress bar and in messages.
+        read: Gives the uint8 (H, W) Cityscapes train ids (0..18, 255 void) of a label file.
+        link: Hard-link images instead of copying (only for files that this project owns).
+
+    Returns:
+        Number of pairs written.
+
+    Raises:
+        DataError: Files are damaged, sizes differ, or a label has other values; all of them are listed.
+    """
+    pairs = list(pairs)
+    complaints = Complaints(target)
+    for key, image, label in track(pairs, what, total=len(pairs)):
+        try:
+            values = read(label)
+            _check_values(label, values, TRAIN_IDS, "Cityscapes train ids 0..18 and 255 (void)")
+            _check_size(image, label, values)
+            _check_decodes(image)
+        except DataError as error:
+            complaints.add(error)
+            continue
+        place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
+        write_png(target / "labels" / f"{key}.png", values)
+    complaints.raise_if_any("repair or remove them; nothing was written")
+    return len(pairs)
+
+
+def copy_outliers(pairs: Iterable[Pair], target: Path, what: str, link: bool = False) -> int:
+    """Write object photos to ``target/images/<key>.<ext>`` and 0/255 masks to ``target/masks/<key>.png``.
+
+    A mask may be stored as 0/1, 0/254 or 0/255, or as booleans.
+
+    Returns:
+        Number of pairs written.
+
+    Raises:
+        DataError: Files are damaged, sizes differ, a mask is empty or has several values; all of them are
+            listed.
+    """
+    pairs = list(pairs)
+    complaints = Complaints(target)
+    for key, image, mask in track(pairs, what, total=len(pairs)):
+        try:
+            values = _object_mask(mask)
+            _check_size(image, mask, values)
+            _check_decodes(image)
+        except DataError as error:
+            complaints.add(error)
+            continue
+        place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
+        write_png(target / "masks" / f"{key}.png", values)
+    complaints.raise_if_any("repair or remove them; nothing was written")
+    return len(pairs)
+
+
+def _object_mask(path: Path) -> npt.NDArray[np.uint8]:
+    values = read_label(path)
+    present = np.unique(values)
+    if not set(present.tolist()) <= {0, present[-1]} or present[-1] == 0:
+        counts = {int(value): int((values == value).sum()) for value in present[:8]}
+        raise DataError(
+            path, f"is no object mask: values and pixel counts {counts}", "a mask is 0 and one other value"
+        )
+    return np.where(values > 0, np.uint8(255), np.uint8(0))
+
+
+def _check_values(path: Path, values: npt.NDArray[np.uint8], allowed: frozenset[int], name: str) -> None:
+    counts = np.bincount(values.ravel(), minlength=256)
+    strange = {
+        int(value): int(counts[value]) for value in np.flatnonzero(counts) if int(value) not in allowed
+    }
+    if strange:
+        raise DataError(path, f"has label values that are not {name}: {dict(list(strange.items())[:8])}", "")
+
+
+def _check_size(image: Path, label: Path, values: npt.NDArray[np.uint8]) -> None:
+    size = image_size(image)
+    if size != values.shape:
+        raise DataError(label, f"is {values.shape} (H, W) but its image {image.name} is {size}", "")
+
+
+def _check_decodes(image: Path) -> None:
+    read_image(image)
