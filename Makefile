@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test lint types release clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[detector,pipeline,light]"
+	@touch $@
+
+$(VENV)/.setup-dev: pyproject.toml constraints.txt | $(VENV)/.setup
+	$(PIP) -c constraints.txt -e ".[detector,pipeline,light,dev]"
+	@touch $@ $(VENV)/.setup
+
+setup: $(VENV)/.setup ## Make .venv and install the pipeline
+
+setup-dev: $(VENV)/.setup-dev ## The same with the tools of development
+
+demo: setup ## Run the pipeline on the embedded synthetic scenes and print the metrics
+	dvc repro
+	@python -m anomdino.cli.main show
+
+test: setup-dev ## Run the whole test suite
+	python -m pytest -m "not network"
+
+lint: setup-dev ## Check style and formatting
+	ruff check .
+	ruff format --check .
+
+types: setup-dev ## Check types, strictly
+	mypy
+
+release: setup ## Train the released light model again (one GPU, minutes)
+	python -m pipeline.release
+
+clean: ## Remove the environment and all outputs of the pipeline
+	rm -rf $(VENV) build *.egg-info plots report metrics.json dvclive
+	find data -mindepth 1 ! -name .gitignore -delete
