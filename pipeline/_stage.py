@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from anomdino.benchmarks import Benchmark, open_set
 from anomdino.config.params import Params, load_params
-from anomdino.errors import AnomdinoError
+from anomdino.errors import AnomdinoError, ConfigError
 
 DATA = Path("data")
 INLIER = DATA / "inlier"
@@ -56,6 +57,19 @@ def stage(name: str, *blocks: str, params: Path = Path("params.yaml")) -> Iterat
         log.error("%s failed. %s", name, error)
         sys.exit(error.exit_code)
     log.info("%s took %.1f s", name, time.perf_counter() - started)
+
+
+def open_benchmark(params: Params, name: str) -> Benchmark:
+    """Open a benchmark of ``benchmark.sets``.
+
+    Raises:
+        ConfigError: ``params.yaml`` has no such benchmark.
+        DataError: Its files are missing or do not pair.
+    """
+    sets = params.benchmark.sets
+    if name not in sets:
+        raise ConfigError(f"benchmark.sets.{name}", "is not in params.yaml", f"known: {', '.join(sets) or 'none'}")
+    return open_set(name, sets[name])
 
 
 def done(name: str, **counts: object) -> None:

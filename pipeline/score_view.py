@@ -29,10 +29,8 @@ def train() -> None:
 @app.command()
 def benchmark(name: Annotated[str, typer.Argument(help="A name of benchmark.sets")]) -> None:
     """Draw the scores of a benchmark."""
-    from anomdino.benchmarks import open_configured
-
     with _stage.stage("score_view", "score_view", "benchmark") as params:
-        samples = open_configured(name, params.benchmark).samples
+        samples = _stage.open_benchmark(params, name).samples
         images = {sample.key: sample.image for sample in samples}
         draw_views(images, _stage.SCORES / name / "score", _stage.VIEWS / name, params.score_view)
 
