@@ -1,0 +1,62 @@
+"""``anomdino config``: look at, check and replace ``params.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The parameter file.")]
+
+
+@app.command()
+def use(
+    profile: Annotated[str, typer.Argument(help="demo, folder, light or paper")],
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Rewrite the parameter file from a packaged profile and say what changed."""
+    from anomdino.config.params import flatten, load_params, profile_params, render_params
+    from anomdino.errors import ConfigError
+    from anomdino.io.atomic import atomic_write_text
+
+    chosen = profile_params(profile)
+    try:
+        before = flatten(load_params(params)) if params.exists() else {}
+    except ConfigError as error:
+        print(f"the old file was not valid and is replaced: {error}")
+        before = {}
+    atomic_write_text(params, render_params(chosen))
+    after = flatten(chosen)
+    changed = [key for key in after if before.get(key, ...) != after[key]]
+    removed = [key for key in before if key not in after]
+    if before:
+        for key in changed:
+            print(f"  {key}: {before.get(key, '(new)')} -> {after[key]}")
+        for key in removed:
+            print(f"  {key}: {before[key]} -> (gone)")
+    count = f"{len(changed)} changed, {len(removed)} gone" if before else f"{len(after)} parameters"
+    print(f"{params}: profile '{profile}', {count}")
+
+
+@app.command()
+def check(params: ParamsFile = Path("params.yaml")) -> None:
+    """Check every parameter; the exit code is 2 when one is wrong."""
+    from anomdino.config.params import flatten, load_params
+
+    print(f"{params}: {len(flatten(load_params(params)))} parameters, all valid")
+
+
+@app.command()
+def explain(
+    prefix: Annotated[str, typer.Argument(help="Show the parameters that start with this, for example adt")] = "",
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Print the parameters in force, one a line."""
+    from anomdino.config.params import flatten, load_params
+
+    for key, value in flatten(load_params(params)).items():
+        if key.startswith(prefix):
+            print(f"{key} = {value}")
