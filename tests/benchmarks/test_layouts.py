@@ -1,0 +1,317 @@
+"""Every layout is written to a temporary folder as its data set lies on disk, then read back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomdino.benchmarks import LAYOUTS, REGISTRY, LabelMap, open_benchmark, open_registered, open_set
+from anomdino.config.benchmark import BenchmarkSet
+from anomdino.errors import ConfigError, DataError
+
+
+def image(path, size=(6, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path)
+
+
+def label(path, values, size=(6, 8)):
+    """Write a label whose first pixels carry ``values`` and whose rest is the first of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = np.full(size, values[0], np.uint8)
+    raw.ravel()[: len(values)] = values
+    Image.fromarray(raw).save(path)
+
+
+def first_pixels(benchmark, index=0, count=3):
+    return benchmark.read_label(benchmark.samples[index]).ravel()[:count].tolist()
+
+
+def test_road_anomaly_original_and_labels(tmp_path):
+    for name in ("b", "a"):
+        image(tmp_path / f"original/{name}.jpg")
+        label(tmp_path / f"labels/{name}.png", [0, 1, 255])
+    benchmark = open_benchmark("road_anomaly", tmp_path)
+    assert [sample.key for sample in benchmark] == ["a", "b"]
+    assert first_pixels(benchmark) == [0, 1, 255]
+    assert benchmark.labelled
+    benchmark.check()
+
+
+def test_road_anomaly_frames_reads_two_as_anomaly(tmp_path):
+    image(tmp_path / "frames/cow01.jpg")
+    label(tmp_path / "frames/cow01.labels/labels_semantic.png", [0, 2, 1])
+    image(tmp_path / "frames/cow01.labels/labels_semantic_color.png")
+    benchmark = open_benchmark("road_anomaly_frames", tmp_path)
+    assert [sample.key for sample in benchmark] == ["cow01"]
+    assert first_pixels(benchmark) == [0, 1, 0]
+
+
+def test_road_anomaly_says_when_the_folder_has_the_other_form(tmp_path):
+    image(tmp_path / "frames/cow01.jpg")
+    with pytest.raises(DataError, match="road_anomaly_frames"):
+        open_benchmark("road_anomaly", tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "dataset_AnomalyTrack/"])
+def test_anomaly_track_validation(tmp_path, folder):
+    for index in range(10):
+        image(tmp_path / f"{folder}images/validation{index:04d}.jpg")
+        label(tmp_path / f"{folder}labels_masks/validation{index:04d}_labels_semantic.png", [0, 1, 255])
+        image(tmp_path / f"{folder}labels_masks/validation{index:04d}_labels_semantic_color.png")
+    benchmark = open_registered("AnomalyTrack", tmp_path)
+    assert len(benchmark) == 10
+    assert benchmark.samples[3].key == "validation0003"
+    assert (benchmark.limits.min_predicted, benchmark.limits.min_gt) == (500, 100)
+    assert benchmark.protocol == "smiyc"
+    assert first_pixels(benchmark) == [0, 1, 255]
+
+
+def test_anomaly_track_test_split_can_be_listed_but_not_scored(tmp_path):
+    image(tmp_path / "images/validation0000.jpg")
+    label(tmp_path / "labels_masks/validation0000_labels_semantic.png", [0, 1])
+    image(tmp_path / "images/zebra0001.jpg")
+    hidden = open_benchmark("smiyc_anomaly_track", tmp_path, "test")
+    assert [sample.key for sample in hidden] == ["zebra0001"]
+    assert not hidden.labelled
+    with pytest.raises(DataError, match="predicted but not scored"):
+        hidden.check()
+    with pytest.raises(DataError, match="no label"):
+        hidden.read_label(hidden.samples[0])
+    with pytest.raises(DataError, match="1 images without label: zebra0001"):
+        open_benchmark("smiyc_anomaly_track", tmp_path, "all")
+
+
+OBSTACLE_SCENES = {"curvy-street": 2, "driveway": 3, "snowstorm1": 1, "snowstorm2": 1}
+
+
+def obstacle_track(root, validation):
+    for scene, count in OBSTACLE_SCENES.items():
+        for index in range(count):
+            image(root / f"images/{scene}_{index}.webp")
+    for number in validation:
+        image(root / f"images/validation_{number}.webp")
+        label(root / f"labels_masks/validation_{number}_labels_semantic.png", [0, 1, 255])
+
+
+def test_obstacle_track_splits_by_scene(tmp_path):
+    obstacle_track(tmp_path, range(1, 41))
+    sizes = {
+        split: len(open_benchmark("smiyc_obstacle_track", tmp_path, split))
+        for split in ("night", "snowstorm", "test")
+    }
+    assert sizes == {"night": 3, "snowstorm": 2, "test": 2}
+    snow = open_benchmark("smiyc_obstacle_track", tmp_path, "snowstorm")
+    assert {sample.tags for sample in snow} == {("snowstorm1", "snowstorm"), ("snowstorm2", "snowstorm")}
+
+
+def test_obstacle_validation_leaves_out_ten_prefixes_of_forty(tmp_path):
+    obstacle_track(tmp_path, range(1, 41))
+    benchmark = open_registered("ObstacleTrack", tmp_path)
+    numbers = {int(sample.key.split("_")[1]) for sample in benchmark}
+    assert numbers == set(range(1, 41)) - {19, *range(21, 30)}
+    assert (benchmark.limits.min_predicted, benchmark.limits.min_gt) == (50, 10)
+
+
+def test_obstacle_validation_that_was_renumbered_keeps_its_thirty(tmp_path):
+    obstacle_track(tmp_path, range(1, 31))
+    assert len(open_registered("ObstacleTrack", tmp_path)) == 30
+
+
+def test_registered_set_with_frames_missing_is_refused(tmp_path):
+    image(tmp_path / "images/validation0000.jpg")
+    with pytest.raises(DataError, match="holds 1 frames in split 'validation', AnomalyTrack has 10"):
+        open_registered("AnomalyTrack", tmp_path)
+    assert len(open_registered("AnomalyTrack", tmp_path, expected_count=1)) == 1
+
+
+def lost_and_found(root, frames, split="test", kind="labelIds", values=(0, 1, 2, 200, 201)):
+    for frame in frames:
+        scene = "_".join(frame.split("_")[:-2])
+        image(root / f"leftImg8bit/{split}/{scene}/{frame}_leftImg8bit.png")
+        label(root / f"gtCoarse/{split}/{scene}/{frame}_gtCoarse_{kind}.png", list(values))
+
+
+def test_lost_and_found_label_ids(tmp_path):
+    lost_and_found(tmp_path, ["02_Hanns_Klemm_Str_44_000000_000010"])
+    benchmark = open_benchmark("lost_and_found", tmp_path, "test")
+    assert benchmark.samples[0].key == "02_Hanns_Klemm_Str_44/02_Hanns_Klemm_Str_44_000000_000010_leftImg8bit"
+    assert benchmark.samples[0].frame_id == "02_Hanns_Klemm_Str_44_000000_000010"
+    assert benchmark.samples[0].tags == ("02_Hanns_Klemm_Str_44",)
+    assert first_pixels(benchmark, count=5) == [255, 0, 1, 1, 255]
+
+
+def test_lost_and_found_train_ids_as_rpl_reads_them(tmp_path):
+    lost_and_found(
+        tmp_path, ["02_Hanns_Klemm_Str_44_000000_000010"], kind="labelTrainIds", values=(0, 1, 2, 255)
+    )
+    benchmark = open_benchmark("lost_and_found_train_ids", tmp_path, "test")
+    assert first_pixels(benchmark, count=4) == [255, 0, 1, 255]
+
+
+def test_lost_and_found_drops_invalid_frames_by_rank_and_known_objects_by_prefix(tmp_path):
+    frames = [f"02_Hanns_Klemm_Str_44_000000_{index:06d}" for index in range(20)]
+    known = ["15_Rechbergstr_Deckenpfronn_000000_000010", "10_Schlossberg_9_000004_000010"]
+    lost_and_found(tmp_path, [*frames, *known])
+    valid = open_benchmark("lost_and_found", tmp_path, "testValid")
+    assert {sample.frame_id for sample in valid} == {*frames, *known} - {frames[17]}
+    unknown = open_benchmark("lost_and_found", tmp_path, "testNoKnown")
+    assert {sample.frame_id for sample in unknown} == set(frames) - {frames[17]}
+
+
+def test_lost_and_found_roi_makes_the_whole_street_count(tmp_path):
+    lost_and_found(tmp_path, ["02_Hanns_Klemm_Str_44_000000_000010"])
+    label(tmp_path / "roi.png", [1, 1, 0, 1, 0])
+    benchmark = open_benchmark("lost_and_found", tmp_path, "test", roi=tmp_path / "roi.png")
+    assert first_pixels(benchmark, count=5) == [0, 0, 1, 1, 255]
+
+
+@pytest.mark.parametrize("prefix", ["Static/", ""])
+def test_fishyscapes(tmp_path, prefix):
+    for number in (0, 1, 2, 10):
+        image(tmp_path / f"{prefix}original/image_{number}.png")
+        label(tmp_path / f"{prefix}labels/image_{number}.png", [0, 1, 255])
+    benchmark = open_benchmark("fishyscapes", tmp_path, "Static")
+    assert [sample.key for sample in benchmark] == ["image_0", "image_1", "image_10", "image_2"]
+    assert benchmark.protocol == "fishyscapes"
+
+
+def test_fishyscapes_lost_and_found_takes_the_frames_that_have_labels(tmp_path):
+    frames = ["02_A_000000_000010", "02_A_000000_000020"]
+    lost_and_found(tmp_path / "dataset_LostAndFound", frames)
+    label(tmp_path / f"dataset_FishyLAF/labels/val/{frames[1]}_fishy-labels.png", [0, 1, 255])
+    benchmark = open_benchmark("fishyscapes_laf", tmp_path)
+    assert [sample.frame_id for sample in benchmark] == [frames[1]]
+    assert first_pixels(benchmark) == [0, 1, 255]
+
+
+def test_street_hazards(tmp_path):
+    image(tmp_path / "test/images/test/t5/300.png")
+    label(tmp_path / "test/annotations/test/t5/300.png", [1, 13, 14])
+    benchmark = open_benchmark("street_hazards", tmp_path)
+    assert benchmark.samples[0].key == "t5/300"
+    assert benchmark.samples[0].tags == ("t5",)
+    assert first_pixels(benchmark) == [0, 0, 1]
+
+
+def test_folder_with_declared_values_tags_and_instances(tmp_path):
+    image(tmp_path / "images/rain/one.png")
+    label(tmp_path / "masks/rain/one.png", [7, 255, 9])
+    label(tmp_path / "instances/rain/one.png", [0, 1])
+    (tmp_path / "tags.json").write_text(json.dumps({"rain/one": ["wet"]}))
+    settings = BenchmarkSet(root=tmp_path, layout="folder", labels={7: 0, 255: 1, 9: 255}, min_gt=3)
+    benchmark = open_set("mine", settings)
+    assert benchmark.name == "mine"
+    assert benchmark.limits.min_gt == 3
+    assert benchmark.samples[0].tags == ("rain", "wet")
+    assert benchmark.samples[0].instances == tmp_path / "instances/rain/one.png"
+    assert first_pixels(benchmark) == [0, 1, 255]
+
+
+def test_set_named_after_an_entry_takes_its_layout_split_and_count(tmp_path):
+    image(tmp_path / "images/validation0000.jpg")
+    with pytest.raises(DataError, match="has 10"):
+        open_set("track", BenchmarkSet(root=tmp_path, entry="AnomalyTrack"))
+
+
+def folder_with(tmp_path, write):
+    image(tmp_path / "images/one.png")
+    (tmp_path / "labels").mkdir()
+    write(tmp_path / "labels/one.png")
+    benchmark = open_benchmark("folder", tmp_path)
+    return benchmark, benchmark.samples[0]
+
+
+def test_unknown_values_are_listed_with_their_pixels(tmp_path):
+    benchmark, sample = folder_with(tmp_path, lambda path: label(path, [0, 2, 2, 38]))
+    with pytest.raises(DataError, match="2: 2 px, 38: 1 px"):
+        benchmark.read_label(sample)
+    with pytest.raises(DataError, match="1 of 1 labels are unusable"):
+        benchmark.check()
+
+
+def test_palette_indices_are_read_as_values_and_a_wrong_palette_is_explained(tmp_path):
+    def palette(path, index):
+        values = np.zeros((6, 8), np.uint8)
+        values[0, :2] = index, 255
+        picture = Image.fromarray(values).convert("P")
+        picture.putpalette([128, 0, 0] * 256)
+        picture.putdata(values.ravel().tolist())
+        picture.save(path)
+
+    benchmark, sample = folder_with(tmp_path, lambda path: palette(path, 1))
+    assert benchmark.read_label(sample).ravel()[:3].tolist() == [1, 255, 0]
+    palette(tmp_path / "labels/one.png", 5)
+    with pytest.raises(DataError, match="palette image"):
+        benchmark.read_label(sample)
+
+
+def test_colour_label_is_refused(tmp_path):
+    def colour(path):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)).save(path)
+
+    benchmark, sample = folder_with(tmp_path, colour)
+    with pytest.raises(DataError, match="colour image"):
+        benchmark.read_label(sample)
+
+
+def test_size_mismatch_names_both_sizes_and_the_exif_case(tmp_path):
+    benchmark, sample = folder_with(tmp_path, lambda path: label(path, [0, 1], size=(5, 8)))
+    with pytest.raises(DataError, match=r"is 5 x 8, its image one.png is 6 x 8"):
+        benchmark.read_label(sample)
+    label(tmp_path / "labels/one.png", [0, 1], size=(8, 6))
+    with pytest.raises(DataError, match="EXIF"):
+        benchmark.read_label(sample)
+
+
+def test_lone_labels_and_images_are_listed_on_both_sides(tmp_path):
+    image(tmp_path / "images/one.png")
+    image(tmp_path / "images/two.png")
+    label(tmp_path / "labels/one.png", [0, 1])
+    label(tmp_path / "labels/three.png", [0, 1])
+    with pytest.raises(DataError, match="1 images without label: two; 1 labels without image: three"):
+        open_benchmark("folder", tmp_path)
+
+
+def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'road_anomaly'"):
+        open_benchmark("road_anomly", tmp_path)
+    with pytest.raises(ConfigError, match="validation"):
+        open_benchmark("smiyc_anomaly_track", tmp_path, "val")
+    with pytest.raises(ConfigError, match="AnomalyTrack"):
+        open_registered("AnomalyTrak", tmp_path)
+
+
+def test_label_map_refuses_two_meanings():
+    with pytest.raises(ConfigError, match="twice"):
+        LabelMap.of([0], [0])
+    with pytest.raises(ConfigError, match="meanings"):
+        LabelMap.from_values({3: 2})
+
+
+def test_every_entry_is_complete_and_names_a_layout_and_a_split_that_exist():
+    for name, entry in REGISTRY.items():
+        layout = LAYOUTS[entry.layout]
+        assert entry.split in layout.splits, name
+        assert set(entry.counts) <= set(layout.splits), name
+        assert all([entry.roi, entry.resolution, entry.licence, entry.home.startswith("http")]), name
+
+
+@pytest.mark.parametrize(
+    ("entry", "counts"),
+    [
+        ("AnomalyTrack", {"all": 110, "validation": 10, "test": 100}),
+        ("ObstacleTrack", {"test": 327, "noNight": 382, "night": 30, "snowstorm": 55, "validation": 30}),
+        (
+            "LostAndFound",
+            {"train": 1036, "test": 1203, "trainValid": 1030, "testValid": 1186, "testNoKnown": 1043},
+        ),
+        ("FishyLAFAnomaly", {"val": 100}),
+        ("RoadAnomaly", {"all": 60}),
+    ],
+)
+def test_counts_of_the_reference(entry, counts):
+    assert REGISTRY[entry].counts == counts
