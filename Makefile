@@ -45,4 +45,4 @@ release: setup ## Train the released light model again (one GPU, minutes)
 
 clean: ## Remove the environment and all outputs of the pipeline
 	rm -rf $(VENV) build *.egg-info plots report metrics.json dvclive
-	find data -mindepth 1 ! -name .gitignore -delete
+	find data -mindepth 1 ! -name README.md -delete
