@@ -1,7 +1,7 @@
 """RPL's residual anomaly block, and what a scorer with a decoder offers to its training.
 
 Source: Liu et al., "Residual Pattern Learning for Pixel-wise Out-of-Distribution Detection in Semantic
-Segmentation", ICCV 2023. Letters such as a.4 are sections of the specification of the published code's behaviour.
+Segmentation", ICCV 2023. Sections such as a.4 are those of the specification of the published behaviour.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def initialise_residual(block: nn.Module) -> None:
 class DecoderScorer(Scorer):
     """A scorer whose decoder's head serves both paths: Z = head(d), Zr = head(d + r).
 
-    A subclass stores a :class:`ResidualBlock` as ``residual_block`` (or overrides :meth:`residual_module`) and
-    its encoder as ``encoder`` (or overrides :meth:`encoder_parameters`), and implements
+    A subclass stores a :class:`ResidualBlock` as ``residual_block`` (or overrides :meth:`residual_module`)
+    and its encoder as ``encoder`` (or overrides :meth:`encoder_parameters`), and implements
     :meth:`closed_set_features`, :meth:`head` and :meth:`closed_set_context`.
     """
 
