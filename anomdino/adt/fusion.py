@@ -1,0 +1,265 @@
+"""From a score map and boxes to the final score and the mask (method.md 3, "Final score" and "Mask")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from anomdino.adt.model import AdtNet, ramp_probability
+from anomdino.errors import ConfigError, DataError
+from anomdino.io.boxes import Boxes
+
+Output = Literal["raw", "hard", "soft", "boost", "fused"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+
+FloatMap = npt.NDArray[np.float32]
+BoolMap = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FusionRule:
+    """How the final score of an image is made; stored with the model.
+
+    Args:
+        output: ``raw`` is the score itself; ``hard`` keeps S~ inside boxes and floors the rest; ``soft`` is
+            S~ (k + (1 - k) P~); ``boost`` is S~ + b inside boxes; ``fused`` is soft + b * confidence of the
+            box.
+        k: Share of S~ that does not depend on the threshold, in [0, 1].
+        b: What boxes add, not negative.
+        box_score: Boxes with at least this confidence are kept.
+        min_component: Mask components with fewer pixels are removed (8-connected).
+    """
+
+    output: Output = "fused"
+    k: float = 0.6
+    b: float = 0.1
+    box_score: float = 0.3
+    min_component: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse rules that are not defined."""
+        if self.output not in OUTPUTS:
+            raise ConfigError("output", f"is '{self.output}'", f"use one of {', '.join(OUTPUTS)}")
+        if not (0 <= self.k <= 1 and self.b >= 0):
+            raise ConfigError("k, b", f"are {self.k}, {self.b}", "k lies in [0, 1] and b is not negative")
+
+
+@dataclass(frozen=True, eq=False)
+class AdtModel:
+    """A network with what is needed to use it.
+
+    Attributes:
+        net: The network.
+        rule: The rule of the final score that was chosen for it.
+        provenance: Where it comes from: parameters, seed, SHA-256 of the inputs, held-out measures.
+    """
+
+    net: AdtNet
+    rule: FusionRule = field(default_factory=FusionRule)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The final result for one image.
+
+    Attributes:
+        score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
+        mask: bool (H, W), P >= 0.5 without small components.
+        threshold: float32 (H, W) in (0.3, 0.8), the threshold of each pixel on the decision surface.
+        decision: float32 (H, W) in (0.3, 0.8), S_n.
+        boxes: The boxes that were kept, clipped to the image.
+    """
+
+    score: FloatMap
+    mask: BoolMap
+    threshold: FloatMap
+    decision: FloatMap
+    boxes: Boxes
+
+
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """What every output rule is made of, for one image: (H, W) float32 tensors on the model's device."""
+
+    raw: Tensor  # sign * S
+    unit: Tensor  # S~ in (0, 1)
+    decision: Tensor  # S_n
+    threshold: Tensor  # T_r
+    soft_probability: Tensor  # P~ in (0, 1)
+    coverage: Tensor  # confidence of the best box that covers the pixel, 0 outside
+    inside: Tensor  # bool
+    boxes: Boxes
+
+
+def fuse(
+    score: FloatMap,
+    boxes: Boxes,
+    model: AdtModel,
+    rule: FusionRule | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> Fused:
+    """Turn a score map and boxes into final score, mask and thresholds.
+
+    Args:
+        score: float32 (H, W) in the scale and sign that the model's statistics describe.
+        boxes: Boxes in pixels of the same image; none at all is fine, the order of the scores is then kept
+            exactly.
+        model: A trained ADT-Net (:func:`anomdino.adt.store.load_adt`).
+        rule: How the final score is made; the model's own rule if absent.
+        image_size: (H, W) of the image, checked against the map.
+
+    Raises:
+        DataError: The map is not (H, W), not of the image's size, holds NaN or is constant, or a box is not
+            finite.
+    """
+    rule = rule or model.rule
+    surfaces = compute_surfaces(score, boxes, model.net, rule.box_score, image_size=image_size)
+    return Fused(
+        score=final_score(surfaces, rule),
+        mask=final_mask(surfaces, model.net.architecture.ramp, rule.min_component),
+        threshold=surfaces.threshold.cpu().numpy(),
+        decision=surfaces.decision.cpu().numpy(),
+        boxes=surfaces.boxes,
+    )
+
+
+@torch.inference_mode()
+def compute_surfaces(
+    score: FloatMap,
+    boxes: Boxes,
+    net: AdtNet,
+    box_score: float,
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> Surfaces:
+    """Run the network once; every output rule is then cheap (see :func:`final_score`)."""
+    score = check_map(score, image_size)
+    kept = boxes.clipped((score.shape[0], score.shape[1])).kept(box_score)
+    device = net.mean.device
+    scores = torch.from_numpy(score).to(device)[None, None]
+    steepness = 2 / net.architecture.ramp
+    coverage = _coverage(kept, score.shape, device)
+    # confidence 0 still covers: with box_score 0 the union of the boxes counts, not its confidence
+    inside = coverage > -1
+    output = net(scores, inside[None, None])
+    return Surfaces(
+        raw=net.sign * scores[0, 0],
+        unit=net.unit_score(net.standardise(scores))[0, 0],
+        decision=output.decision[0, 0],
+        threshold=output.threshold[0, 0],
+        soft_probability=torch.sigmoid(steepness * (output.decision - output.threshold))[0, 0],
+        coverage=coverage.clamp_min(0),
+        inside=inside,
+        boxes=kept,
+    )
+
+
+def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
+    """Give the final score of an image by one of the output rules.
+
+    Returns:
+        float32 (H, W). ``hard`` is tied outside the boxes by definition. Without boxes ``soft``, ``boost``
+        and ``fused`` rank the pixels exactly as the score does, distinct values staying distinct.
+    """
+    score = _blend(surfaces, rule)
+    if rule.output in {"soft", "boost", "fused"} and not len(surfaces.boxes):
+        return order_preserving(surfaces.raw.cpu().numpy(), score.cpu().numpy())
+    return score.cpu().numpy()
+
+
+def final_mask(surfaces: Surfaces, ramp: float, min_component: int) -> BoolMap:
+    """Give the mask P >= 0.5, bool (H, W), without components smaller than ``min_component`` pixels."""
+    probability = ramp_probability(surfaces.decision, surfaces.threshold, ramp)
+    return remove_small_components((probability >= 0.5).cpu().numpy(), min_component)
+
+
+def remove_small_components(mask: BoolMap, min_component: int) -> BoolMap:
+    """Remove 8-connected components with fewer than ``min_component`` pixels from a bool (H, W) mask."""
+    if min_component <= 1 or not mask.any():
+        return mask
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    small = statistics[:, cv2.CC_STAT_AREA] < min_component
+    cleaned = mask.copy()
+    for component in np.flatnonzero(small[1:]) + 1:
+        left, top, width, height = statistics[component, :4]
+        window = np.s_[top : top + height, left : left + width]
+        cleaned[window][labels[window] == component] = False
+    return cleaned
+
+
+def order_preserving(reference: FloatMap, values: FloatMap) -> FloatMap:
+    """Nudge ``values`` by the fewest steps of float32 so that they are ordered exactly as ``reference``.
+
+    A strictly increasing function of float32 scores can tie or swap neighbours when it is evaluated in
+    float32. Here equal scores get equal values and larger scores larger values; what is ordered already does
+    not change.
+
+    Args:
+        reference: float32 (H, W), the scores.
+        values: float32 (H, W), not negative, an increasing function of the scores up to rounding.
+    """
+    order = np.argsort(reference, axis=None)
+    sorted_reference = reference.ravel()[order]
+    rank = np.concatenate([[0], np.cumsum(sorted_reference[1:] > sorted_reference[:-1])])
+    bits = np.maximum(values, 0).ravel()[order].view(np.int32).astype(np.int64)
+    strict = np.maximum.accumulate(bits - rank) + rank
+    result = np.empty(reference.size, np.float32)
+    result[order] = _equal_within_ties(strict, rank).astype(np.int32).view(np.float32)
+    return result.reshape(reference.shape)
+
+
+def check_map(score: FloatMap, image_size: tuple[int, int] | None = None) -> FloatMap:
+    """Check that a score map can be fused and give it as contiguous float32.
+
+    Raises:
+        DataError: It is not (H, W), not of the image's size, holds NaN or infinity, or is constant.
+    """
+    score = np.ascontiguousarray(score, dtype=np.float32)
+    if score.ndim != 2 or not score.size:
+        raise DataError("score map", f"has shape {score.shape}", "give one (H, W) map for each image")
+    if image_size is not None and score.shape != tuple(image_size):
+        raise DataError(
+            "score map",
+            f"is {score.shape[0]} x {score.shape[1]}, the image is {image_size[0]} x {image_size[1]} (H x W)",
+            "write the scores at the size of the image",
+        )
+    low, high = float(score.min()), float(score.max())
+    if not np.isfinite(low + high):
+        bad = int((~np.isfinite(score)).sum())
+        raise DataError("score map", f"holds {bad} NaN or infinite pixels", "fix the method that made it")
+    if low == high:
+        raise DataError("score map", f"is constant ({low:g})", "a map without contrast ranks nothing")
+    return score
+
+
+def _blend(surfaces: Surfaces, rule: FusionRule) -> Tensor:
+    if rule.output == "raw":
+        return surfaces.raw
+    if rule.output == "hard":
+        return surfaces.unit * surfaces.inside
+    if rule.output == "boost":
+        return surfaces.unit + rule.b * surfaces.inside
+    soft = surfaces.unit * (rule.k + (1 - rule.k) * surfaces.soft_probability)
+    return soft if rule.output == "soft" else soft + rule.b * surfaces.coverage
+
+
+def _coverage(boxes: Boxes, size: tuple[int, ...], device: torch.device) -> Tensor:
+    canvas = np.full(size, -1, np.float32)
+    limit = [size[1], size[0], size[1], size[0]]
+    for index in np.argsort(boxes.scores, kind="stable"):
+        x0, y0, x1, y1 = np.clip(np.ceil(boxes.xyxy[index] - 0.5), 0, limit).astype(int)
+        canvas[y0:y1, x0:x1] = boxes.scores[index]
+    return torch.from_numpy(canvas).to(device)
+
+
+def _equal_within_ties(strict: npt.NDArray[np.int64], rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    last = np.flatnonzero(np.diff(rank, append=rank[-1] + 1))
+    return strict[last][rank]

@@ -1,0 +1,72 @@
+"""The files of a trained ADT-Net: ``model.safetensors``, and ``config.json`` beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from anomdino.adt.fusion import AdtModel, FusionRule
+from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.errors import CheckpointError, ConfigError
+from anomdino.io.atomic import atomic_path, atomic_write_json
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = "anomdino-adt-1"
+
+
+def save_adt(model: AdtModel, folder: Path | str) -> None:
+    """Write a model into ``folder``, each file whole or not at all."""
+    folder = Path(folder)
+    net = model.net
+    config = {
+        "format": FORMAT,
+        "architecture": net.architecture.as_dict(),
+        "statistics": asdict(net.statistics),
+        "rule": asdict(model.rule),
+        "provenance": model.provenance,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    metadata = {"format": FORMAT, "config": json.dumps(config, sort_keys=True)}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    atomic_write_json(folder / CONFIG, config)
+
+
+def load_adt(folder: Path | str, device: str = "cpu") -> AdtModel:
+    """Read a model that :func:`save_adt` wrote. The weights carry their own copy of ``config.json``.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or of another architecture.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(path, "does not exist", "train one with `dvc repro train_adt`")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+        tensors = load_file(path, device=device)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            path, f"is no safetensors file or is damaged ({error})", "train again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            path, f"is no ADT-Net (format {metadata.get('format')})", "point to a folder of train_adt"
+        )
+    try:
+        config = json.loads(metadata["config"])
+        net = AdtNet(Architecture(**config["architecture"]), ScoreStatistics(**config["statistics"]))
+        rule = FusionRule(**config["rule"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(path, f"has metadata of another version ({error})", "train it again") from error
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            path, f"does not fit its own description ({error})", "train it again"
+        ) from error
+    return AdtModel(net.to(device).eval(), rule, config["provenance"])
