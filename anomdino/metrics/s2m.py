@@ -1,0 +1,70 @@
+"""S2M's mask metrics: IoU, AuIoU and mean F1 over 101 thresholds (reference c.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TAUS: npt.NDArray[np.float64] = np.arange(0, 1.01, 0.01)
+
+
+@dataclass
+class S2mState:
+    """Mergeable sums of per-image IoU and F1 at every threshold; void pixels count as background."""
+
+    iou_sum: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(TAUS)))
+    f1_sum: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(TAUS)))
+    images: int = 0
+
+    def update(self, confidence: npt.NDArray[np.floating], label: npt.NDArray[np.uint8]) -> None:
+        """Add an image.
+
+        Args:
+            confidence: (H, W) in [0, 1]; a pixel is predicted at tau where confidence > tau.
+            label: (H, W), 1 = anomaly; every other value, void too, is background.
+        """
+        if confidence.shape != label.shape:
+            raise ValueError(f"confidence has shape {confidence.shape}, label {label.shape}")
+        passed = np.searchsorted(TAUS, confidence.ravel().astype(np.float64), side="left")
+        anomaly = (label == 1).ravel()
+        predicted, hit = _above(passed), _above(passed[anomaly])
+        total = predicted + np.count_nonzero(anomaly)
+        union = total - hit
+        self.iou_sum += np.divide(hit, union, out=np.zeros(len(TAUS)), where=union > 0)
+        self.f1_sum += np.divide(2 * hit, total, out=np.zeros(len(TAUS)), where=union > 0)
+        self.images += 1
+
+    def merge(self, other: S2mState) -> None:
+        """Add the images of another state."""
+        self.iou_sum += other.iou_sum
+        self.f1_sum += other.f1_sum
+        self.images += other.images
+
+    def compute(self) -> dict[str, Any]:
+        """Give the entries of S2M's ``save.json``, ``area`` being AuIoU, and ``mean_f1``.
+
+        Raises:
+            ValueError: No image was added.
+        """
+        if not self.images:
+            raise ValueError("no image was added")
+        ious, f1 = self.iou_sum / self.images, self.f1_sum / self.images
+        best = int(np.argmax(ious))
+        return {
+            "ious": ious.tolist(),
+            "threshold_list": TAUS.tolist(),
+            "area": float(np.trapezoid(ious, TAUS)),
+            "Best_miou": float(ious[best]),
+            "Best_threshold": float(TAUS[best]),
+            "f1_scores": f1.tolist(),
+            "mean_f1": float(f1.mean()),
+        }
+
+
+def _above(passed: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    """Count, for each threshold, the pixels above it, given how many thresholds each pixel passes."""
+    histogram = np.bincount(passed, minlength=len(TAUS) + 1)
+    return histogram[::-1].cumsum()[::-1][1:].astype(np.int64)

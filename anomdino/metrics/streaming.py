@@ -1,0 +1,219 @@
+"""Pooled pixel metrics in bounded memory: a mergeable summary of fixed size with a computed error bound.
+
+The summary is a list of disjoint score intervals with the number of anomalous and of in-distribution pixels
+in each. As long as there are at most ``capacity`` distinct scores every interval is a single score and all
+metrics are exact. Beyond it, neighbours are joined so that each interval holds at most about 3 / capacity of
+the pixels of a class and changes the cumulative counts by a small factor. The order that *could* be hidden
+inside the intervals gives the error bounds that :meth:`StreamingPixels.compute` reports: they hold for every
+distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.metrics.curve import RECALL, Curve, Fpr95Rule
+from anomdino.metrics.results import PixelMetrics, undefined_pixels
+from anomdino.metrics.sorting import FloatArray, SortedScores, sort_scores
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+CAPACITY = 1 << 21
+_WEIGHTS = (0.35, 0.35, 0.15, 0.15)
+
+
+@dataclass(frozen=True, eq=False)
+class _Intervals:
+    """Disjoint closed intervals of scores, ascending, with the pixels in each."""
+
+    low: Float32
+    high: Float32
+    tp: Int64
+    fp: Int64
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    @staticmethod
+    def none() -> _Intervals:
+        return _Intervals(*(np.zeros(0, np.float32),) * 2, *(np.zeros(0, np.int64),) * 2)
+
+
+@dataclass
+class StreamingPixels:
+    """Mergeable state for pooled AUROC, AP, FPR95 and best F1.
+
+    Memory: about 24 bytes for each of the ``capacity`` intervals, four times that while pixels are added,
+    plus 4 bytes for each of the ``buffer`` pixels, whatever the number of frames.
+
+    Attributes:
+        capacity: Intervals that are kept at most.
+        buffer: Pixels that are collected before they are merged in.
+    """
+
+    capacity: int = CAPACITY
+    buffer: int = 1 << 21
+    _state: _Intervals = field(default_factory=_Intervals.none, repr=False)
+    _waiting: list[SortedScores] = field(default_factory=list, repr=False)
+
+    def update(self, score: FloatArray, label: npt.NDArray[np.integer]) -> None:
+        """Add a frame (see :func:`anomdino.metrics.sorting.sort_scores` for the arguments)."""
+        self.update_sorted(sort_scores(np.asarray(score, np.float32), label))
+
+    def update_sorted(self, scores: SortedScores) -> None:
+        """Add a frame whose scores are sorted already; they are kept as float32."""
+        self._waiting.append(scores)
+        if sum(part.positives.size + part.negatives.size for part in self._waiting) >= self.buffer:
+            self._flush()
+
+    def merge(self, other: StreamingPixels) -> None:
+        """Add everything that another state has seen; the other stays usable."""
+        other._flush()
+        self._flush()
+        self._state = _reduced(_joined(self._state, other._state), self.capacity)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every interval is still a single score."""
+        self._flush()
+        return bool((self._state.low == self._state.high).all())
+
+    def curve(self) -> Curve:
+        """Operating points at the lower ends of the intervals; each of them is exact."""
+        self._flush()
+        state = self._state
+        tp, fp = np.cumsum(state.tp[::-1]), np.cumsum(state.fp[::-1])
+        total = (int(tp[-1]), int(fp[-1])) if len(state) else (0, 0)
+        return Curve(state.low[::-1].astype(np.float64), tp, fp, *total)
+
+    def compute(self, rule: Fpr95Rule = "first") -> PixelMetrics:
+        """All pixel metrics with their error bounds (0 while the state is exact)."""
+        curve = self.curve()
+        if not (curve.positives and curve.negatives):
+            return undefined_pixels(curve.positives, curve.negatives)
+        exact = curve.metrics(rule)
+        if self.exact:
+            return exact
+        ap, ap_error = _average_precision(self._state)
+        fpr95, fpr95_error = _fpr_at_recall(self._state, rule)
+        return replace(exact, ap=ap, ap_error=ap_error, fpr95=fpr95, fpr95_error=fpr95_error)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        positives = _counted([part.positives for part in waiting])
+        negatives = _counted([part.negatives for part in waiting])
+        del waiting
+        zeros = np.zeros(0, np.int64)
+        new = _joined(
+            _Intervals(positives[0], positives[0], positives[1], zeros),
+            _Intervals(negatives[0], negatives[0], zeros, negatives[1]),
+        )
+        del positives, negatives
+        self._state = _reduced(_joined(self._state, new), self.capacity)
+
+
+def _counted(parts: list[FloatArray]) -> tuple[Float32, Int64]:
+    """Distinct values, ascending, with their counts; -0.0 counts as 0.0."""
+    values = np.concatenate(parts).astype(np.float32, copy=False) + np.float32(0.0)
+    if len(parts) > 1:
+        values.sort()
+    starts = _starts(values[1:] != values[:-1]) if values.size else np.zeros(0, np.intp)
+    return values[starts], np.diff(np.append(starts, values.size)).astype(np.int64)
+
+
+def _joined(first: _Intervals, second: _Intervals) -> _Intervals:
+    """Join two lists of intervals; those that overlap become one. A missing count array means zeros."""
+    if not len(first) and len(second.tp) == len(second.fp):
+        return second
+    low = np.concatenate([first.low, second.low])
+    order = np.argsort(low, kind="stable")
+    low = low[order]
+    high = np.concatenate([first.high, second.high])[order]
+    np.maximum.accumulate(high, out=high)
+    starts = _starts(low[1:] > high[:-1]) if low.size else np.zeros(0, np.intp)
+    ends = np.append(starts[1:], low.size) - 1
+
+    def summed(one: Int64, two: Int64) -> Int64:
+        counts = np.concatenate([_or_zeros(one, len(first)), _or_zeros(two, len(second))])[order]
+        return np.add.reduceat(counts, starts) if starts.size else counts
+
+    return _Intervals(low[starts], high[ends], summed(first.tp, second.tp), summed(first.fp, second.fp))
+
+
+def _starts(changes: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Where runs start, given where an element differs from the one before it."""
+    return np.flatnonzero(np.concatenate([[True], changes]))
+
+
+def _or_zeros(counts: Int64, length: int) -> Int64:
+    return counts if len(counts) == length else np.zeros(length, np.int64)
+
+
+def _reduced(state: _Intervals, capacity: int) -> _Intervals:
+    """Join neighbours until at most ``capacity`` intervals are left."""
+    if len(state) <= capacity:
+        return state
+    along = np.zeros(len(state))
+    tp, fp = np.cumsum(state.tp[::-1]), np.cumsum(state.fp[::-1])
+    for counts, (share, relative) in ((fp, (_WEIGHTS[0], _WEIGHTS[2])), (tp, (_WEIGHTS[1], _WEIGHTS[3]))):
+        total = max(int(counts[-1]), 1)
+        along += share / total * counts
+        along += relative / np.log1p(total) * np.log1p(counts)
+    cell = np.floor(along * (capacity - 1)).astype(np.int64)[::-1]
+    starts = _starts(cell[1:] != cell[:-1])
+    ends = np.append(starts[1:], len(state)) - 1
+    return _Intervals(
+        state.low[starts],
+        state.high[ends],
+        np.add.reduceat(state.tp, starts),
+        np.add.reduceat(state.fp, starts),
+    )
+
+
+def _average_precision(state: _Intervals) -> tuple[float, float]:
+    """AP if the pixels of an interval alternate evenly, and its largest distance to AP in any other order."""
+    p, n = state.tp[::-1].astype(np.float64), state.fp[::-1].astype(np.float64)
+    above_tp, above_fp = np.cumsum(p) - p, np.cumsum(n) - n
+    tie = (state.low == state.high)[::-1]
+    has = p > 0
+
+    def precision(tp: npt.NDArray[np.float64], fp: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp > 0)
+
+    def after(k: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return precision(above_tp + k, above_fp + n * k / (p + 1))
+
+    tied = precision(above_tp + p, above_fp + n)
+    even = (after(np.minimum(p, 1.0)) + 4 * after((p + 1) / 2) + after(p)) / 6
+    best, worst = precision(above_tp + p, above_fp), precision(above_tp + np.minimum(p, 1.0), above_fp + n)
+    total = p.sum()
+    value = float((np.where(tie, tied, even) * p)[has].sum() / total)
+    upper = float((np.where(tie, tied, best) * p)[has].sum() / total)
+    lower = float((np.where(tie, tied, worst) * p)[has].sum() / total)
+    return value, max(upper - value, value - lower, 0.0)
+
+
+def _fpr_at_recall(state: _Intervals, rule: Fpr95Rule) -> tuple[float, float]:
+    """FPR95, interpolated inside the interval where the recall is reached, and its largest error."""
+    p, n = state.tp[::-1], state.fp[::-1]
+    tp, fp = np.cumsum(p), np.cumsum(n)
+    positives, negatives = int(tp[-1]), int(fp[-1])
+    reach = int(np.searchsorted(tp / positives, RECALL))
+    tie = (state.low == state.high)[::-1]
+    if tie[reach] and rule == "closest":
+        before = Curve(np.zeros(len(tp)), tp, fp, positives, negatives).fpr_at_recall("closest")
+        neighbour = max(reach - 1, 0)
+        spread = 0.0 if tie[neighbour] else float(n[neighbour] / negatives)
+        return before, spread
+    if tie[reach]:
+        return float(fp[reach] / negatives), 0.0
+    needed = np.ceil(RECALL * positives) - (tp[reach] - p[reach])
+    start, share = float(fp[reach] - n[reach]), float(needed) / float(p[reach] + 1)
+    value = (start + n[reach] * share) / negatives
+    return float(value), float(max(share, 1 - share) * n[reach] / negatives)
