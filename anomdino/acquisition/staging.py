@@ -68,6 +68,17 @@ def staged_parts(root: Path, names: Iterable[str]) -> Iterator[Path]:
         remove_tree(staging)
 
 
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder for intermediate files that is removed when the block ends."""
+    remove_tree(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
+
+
 def remove_leftovers(target: Path) -> None:
     """Remove staging folders of ``target`` that a killed run left; call it while holding the run's lock."""
     for leftover in target.parent.glob(f".{target.name}.*.staging"):

@@ -47,6 +47,8 @@ class RegistryConfig(Block):
     """Folder with files that were downloaded by hand; they pass the same checks. Empty: nothing by hand."""
     downloads: str = "data/downloads"
     """Where downloaded archives are kept, so that nothing is downloaded twice."""
+    mirror: str = ""
+    """Address of an own copy of the files; `<mirror>/<file name>` is asked before all other sources."""
     offline: bool = False
     """true: never use the network; fail at once with the list of what is missing."""
     time_limit: float = Field(86400, gt=0)

@@ -1,0 +1,226 @@
+"""From the list of wanted items to the project's folders: plan, get, unpack, check, normalise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from anomdino.acquisition.archives import ArchiveLimits, unpack
+from anomdino.acquisition.locking import exclusive
+from anomdino.acquisition.normalise import NORMALISERS
+from anomdino.acquisition.registry import RegisteredFile, RegisteredItem, Registry, load_registry
+from anomdino.acquisition.report import missing_screen
+from anomdino.acquisition.sources import address_of, unreachable
+from anomdino.acquisition.staging import remove_tree, staged_folder
+from anomdino.acquisition.store import Store
+from anomdino.acquisition.transfer import Patience
+from anomdino.acquisition.tree import Tree, layout_faults
+from anomdino.config.acquisition import RegistryConfig
+from anomdino.errors import DataError
+
+log = logging.getLogger(__name__)
+
+State = Literal["here", "by hand", "online", "missing"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an item will be had.
+
+    Args:
+        name: The item.
+        item: Its registration.
+        bundle: Which of its sets of files is taken.
+        files: Ids of those files with their state.
+        unpacked: The folder that a person unpacked; then no file is needed.
+    """
+
+    name: str
+    item: RegisteredItem
+    bundle: int
+    files: dict[str, State]
+    unpacked: Path | None = None
+
+    @property
+    def possible(self) -> bool:
+        """Whether every file is here, was put in place by hand, or can be downloaded."""
+        return self.unpacked is not None or "missing" not in self.files.values()
+
+
+def store_of(config: RegistryConfig, given: dict[str, Path] | None = None) -> Store:
+    """Give the store that a ``data.registry`` block describes."""
+    by_hand = [Path(config.from_dir).expanduser()] if config.from_dir else []
+    if by_hand and not by_hand[0].is_dir():
+        raise DataError("data.registry.from_dir", f"{by_hand[0]} is not a folder", "correct the path")
+    return Store(
+        Path(config.downloads),
+        by_hand=by_hand,
+        given=given or {},
+        mirror=config.mirror,
+        patience=Patience(total=config.time_limit),
+    )
+
+
+def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None) -> dict[str, int]:
+    """Get all wanted items and lay them out below ``out``.
+
+    Nothing is downloaded before it is clear that every item can be had.
+
+    Args:
+        config: The checked ``data.registry`` block.
+        out: The folder that gets ``inlier``, ``outliers``, ``val`` and ``weights``.
+        registry: The registry; ``None`` takes the packaged one.
+
+    Returns:
+        Number of files by part.
+
+    Raises:
+        DataError: Items cannot be had; the message lists all of them with size, terms and what to do.
+        DiskError: There is no room.
+    """
+    registry = registry or load_registry()
+    store = store_of(config)
+    counts: dict[str, int] = {}
+    with exclusive(store.folder / ".lock"):
+        plans = plan(registry, config.items, store, config.offline)
+        require_possible(registry, plans, store)
+        for one in plans:
+            counts |= get_item(registry, one, store, out, config.keep_unpacked)
+    return counts
+
+
+def plan(registry: Registry, names: Iterable[str], store: Store, offline: bool = False) -> list[Plan]:
+    """Find out, without downloading anything, how each item can be had.
+
+    For an item with several bundles the first possible one is taken, and one that is here already before one
+    that has to be downloaded.
+
+    Args:
+        registry: The registry.
+        names: Items.
+        store: The downloaded files, and where files put in place by hand may be.
+        offline: Whether the network is not to be used.
+    """
+    items = {name: registry.item(name) for name in names}
+    wanted = {file for item in items.values() for bundle in item.bundles for file in bundle}
+    dead = _dead_addresses(registry, wanted, store, offline)
+    return [_plan_item(registry, name, item, store, dead) for name, item in items.items()]
+
+
+def require_possible(registry: Registry, plans: list[Plan], store: Store) -> None:
+    """Refuse plans that have a missing file, with one screen that says what is missing and what to do.
+
+    Raises:
+        DataError: Something is missing.
+    """
+    lacking = [one for one in plans if not one.possible]
+    if lacking:
+        ready = [one.name for one in plans if one.possible]
+        names = {
+            one.name: [file for file, state in one.files.items() if state == "missing"] for one in lacking
+        }
+        raise DataError(
+            "data.registry.items",
+            missing_screen(registry, names, ready, store),
+            "then run again (`anomdino data list` shows every item, `anomdino data get NAME` gets one)",
+        )
+
+
+def get_item(
+    registry: Registry, wanted: Plan, store: Store, out: Path, keep_unpacked: bool = False
+) -> dict[str, int]:
+    """Get one item and lay it out below ``out``.
+
+    Args:
+        registry: The registry.
+        wanted: How it is had.
+        store: The downloaded files.
+        out: The folder that gets the item's part (``inlier``, ``val``, ...).
+        keep_unpacked: Keep its archives unpacked beside the downloads.
+
+    Returns:
+        Number of files by part.
+
+    Raises:
+        DataError: A file cannot be had, an archive is refused, or the layout is not the expected one.
+    """
+    item = wanted.item
+    if item.note:
+        log.info("%s: %s", wanted.name, item.note)
+    with _tree(registry, wanted, store, keep_unpacked) as tree:
+        faults = layout_faults(tree, item.expectations(wanted.bundle))
+        if faults:
+            raise DataError(
+                wanted.unpacked or wanted.name,
+                "does not have the expected layout:\n  " + "\n  ".join(faults),
+                f"check that it is {item.title}; see {item.homepage}",
+            )
+        return NORMALISERS[item.normalise](tree, out)
+
+
+@contextmanager
+def _tree(registry: Registry, wanted: Plan, store: Store, keep: bool) -> Iterator[Tree]:
+    if wanted.unpacked is not None:
+        yield Tree((wanted.unpacked,), owned=False)
+        return
+    item = wanted.item
+    paths = {file: store.get(registry.files[file], wanted.name) for file in wanted.files}
+    with ExitStack() as cleanup:
+        roots = []
+        for file, path in paths.items():
+            if registry.files[file].archive and file not in item.pick:
+                folder = store.folder / f"{file}.unpacked"
+                unpacked_once(path, registry.files[file], folder)
+                roots.append(folder)
+                if not keep:
+                    cleanup.callback(remove_tree, folder)
+        yield Tree(tuple(roots), files=paths)
+
+
+def unpacked_once(path: Path, file: RegisteredFile, folder: Path) -> None:
+    """Unpack an archive to ``folder`` unless that was done before."""
+    if not folder.is_dir():
+        with staged_folder(folder) as staging:
+            unpack(path, staging, ArchiveLimits(file.members, file.unpacked))
+
+
+def _plan_item(registry: Registry, name: str, item: RegisteredItem, store: Store, dead: set[str]) -> Plan:
+    for root in store.by_hand:
+        folder = root / name
+        for bundle in range(len(item.bundles)):
+            expected = item.expectations(bundle)
+            if expected and folder.is_dir() and not layout_faults(Tree((folder,), owned=False), expected):
+                return Plan(name, item, bundle, {}, folder)
+    plans = [
+        Plan(name, item, number, {file: _state(registry.files[file], store, name, dead) for file in bundle})
+        for number, bundle in enumerate(item.bundles)
+    ]
+    order = {"here": 0, "by hand": 0, "online": 1, "missing": 2}
+    return min(plans, key=lambda one: max(order[state] for state in one.files.values()))
+
+
+def _state(file: RegisteredFile, store: Store, item: str, dead: set[str]) -> State:
+    if store.has(file):
+        return "here"
+    if store.found_by_hand(file, item) is not None:
+        return "by hand"
+    for source in store.sources(file):
+        local = source.path and Path(source.path).expanduser().is_file()
+        address = address_of(source)
+        if local or (address and address not in dead):
+            return "online"
+    return "missing"
+
+
+def _dead_addresses(registry: Registry, files: Iterable[str], store: Store, offline: bool) -> set[str]:
+    addresses = {
+        address_of(source)
+        for file in files
+        if not store.has(registry.files[file])
+        for source in store.sources(registry.files[file])
+    } - {""}
+    return addresses if offline else unreachable(addresses)

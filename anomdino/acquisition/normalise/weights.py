@@ -1,0 +1,76 @@
+"""Weight files as ``weights/``, unchanged: reading them safely is the business of those who load them."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from anomdino.acquisition.archives import list_members, unpack
+from anomdino.acquisition.staging import place, remove_tree
+from anomdino.acquisition.tree import Tree
+from anomdino.errors import DataError
+
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
+def files(tree: Tree, out: Path) -> dict[str, int]:
+    """Put every file of the item into ``weights/`` under its registered name."""
+    found = list(tree.files.values()) or [
+        path for root in tree.roots for path in root.iterdir() if path.is_file()
+    ]
+    return _placed(out / "weights", found, tree.owned)
+
+
+def bert(tree: Tree, out: Path) -> dict[str, int]:
+    """Put tokenizer, configuration and weights into ``weights/bert-base-uncased/`` as loaders name them."""
+    found = list(tree.files.values()) or [
+        path for root in tree.roots for path in root.iterdir() if path.is_file()
+    ]
+    target = out / "weights" / "bert-base-uncased"
+    for path in found:
+        place(path, target / path.name.removeprefix("bert-base-uncased."), tree.owned)
+    return {"weights/bert-base-uncased": len(found)}
+
+
+def seed(tree: Tree, out: Path) -> dict[str, int]:
+    """Put the checkpoint that the project's own Drive link holds into ``weights/rpl_seed.pth``.
+
+    The link names no file type: it may be a checkpoint itself or an archive with one inside.
+
+    Raises:
+        DataError: It is neither, or the archive has no checkpoint or several.
+    """
+    path = next(iter(tree.files.values()), None) or tree.need("*.pth")
+    if path.is_dir():
+        path = next(path.glob("*.pth"))
+    target = out / "weights" / "rpl_seed.pth"
+    if _is_checkpoint(path):
+        place(path, target, tree.owned)
+        return {"weights": 1}
+    inside = [member.name for member in list_members(path) if member.name.lower().endswith(CHECKPOINTS)]
+    if len(inside) != 1:
+        raise DataError(
+            path, f"holds {len(inside)} checkpoints: {', '.join(inside[:5])}", "choose one by hand"
+        )
+    work = out / ".seed"
+    work.mkdir()
+    (checkpoint,) = unpack(path, work, chosen=lambda name: name == inside[0])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.replace(target.with_suffix(checkpoint.suffix))
+    remove_tree(work)
+    return {"weights": 1}
+
+
+def _is_checkpoint(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if not zipfile.is_zipfile(path):
+        return head[:1] == b"\x80"
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
+
+
+def _placed(target: Path, found: list[Path], link: bool) -> dict[str, int]:
+    for path in found:
+        place(path, target / path.name, link)
+    return {"weights": len(found)}

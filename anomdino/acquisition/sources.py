@@ -1,0 +1,149 @@
+"""From a registered source to bytes: plain addresses, Google Drive, the Hugging Face hub, local paths."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from anomdino.acquisition.registry import RegisteredFile, Source
+from anomdino.acquisition.space import require_space
+from anomdino.acquisition.transfer import PageError, Patience, SourceError, part_of, transfer
+
+DRIVE_FILE = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
+DRIVE_FOLDER = "https://drive.google.com/drive/folders/{id}"
+PORTS = {"https": 443, "http": 80}
+
+
+def fetch(source: Source, file: RegisteredFile, target: Path, patience: Patience) -> bool:
+    """Bring a registered file from one source into ``<target>.part``; it is not verified here.
+
+    Args:
+        source: Where to get it.
+        file: What is expected.
+        target: The final file.
+        patience: Limits of time.
+
+    Returns:
+        Whether an earlier part was continued.
+
+    Raises:
+        SourceError: The source does not give the file; the message says why, in words for a person.
+        DiskError: There is no room.
+    """
+    if source.by_hand:
+        raise SourceError("must be opened by a person")
+    if source.path:
+        return _copy(Path(os.path.expandvars(source.path)).expanduser(), target)
+    if source.drive or source.drive_folder:
+        number = source.drive or find_in_drive_folder(source.drive_folder, file.name)
+        return _from_drive(number, file, target, patience)
+    return transfer(address_of(source), target, file.size, patience)
+
+
+def address_of(source: Source) -> str:
+    """Give the address that is asked for a file; empty for local paths and pages for persons."""
+    if source.drive:
+        return DRIVE_FILE.format(id=source.drive)
+    if source.drive_folder:
+        return DRIVE_FOLDER.format(id=source.drive_folder)
+    if source.hub:
+        return _hub_address(source.hub)
+    return source.url
+
+
+def find_in_drive_folder(folder: str, name: str) -> str:
+    """Give the id of the file ``name`` in a public Google Drive folder.
+
+    Raises:
+        SourceError: The folder cannot be listed or has no such file.
+    """
+    import gdown
+    import requests
+
+    try:
+        listed = gdown.download_folder(
+            id=folder, skip_download=True, quiet=True, use_cookies=False, timeout=30
+        )
+    except (gdown.exceptions.DownloadError, requests.RequestException, OSError) as error:
+        raise SourceError(f"the Drive folder cannot be listed ({type(error).__name__})") from error
+    found = [entry.id for entry in listed or [] if Path(entry.path).name == name]
+    if not found:
+        names = ", ".join(sorted(Path(entry.path).name for entry in listed)[:10]) or "nothing"
+        raise SourceError(f"the Drive folder has no {name} (it lists {names})")
+    return str(found[0])
+
+
+def unreachable(addresses: Iterable[str], wait: float = 3.0) -> set[str]:
+    """Give the addresses whose server (or whose proxy) takes no connection within ``wait`` seconds.
+
+    Each server is tried once, all at the same time, so that a machine without network learns it in seconds.
+    """
+    hosts = {address: _host(address) for address in addresses}
+    different = set(hosts.values())
+    if not different:
+        return set()
+    with ThreadPoolExecutor(max_workers=min(16, len(different))) as pool:
+        answers = dict(
+            zip(different, pool.map(lambda host: _connects(host[0], host[1], wait), different), strict=True)
+        )
+    return {address for address, host in hosts.items() if not answers[host]}
+
+
+def _from_drive(number: str, file: RegisteredFile, target: Path, patience: Patience) -> bool:
+    from gdown.download import get_url_from_gdrive_confirmation
+    from gdown.exceptions import FileURLRetrievalError
+
+    identity = f"drive:{number}"
+    try:
+        return transfer(DRIVE_FILE.format(id=number), target, file.size, patience, identity)
+    except PageError as page:
+        if "consent" not in str(page):
+            raise
+        try:
+            confirmed = get_url_from_gdrive_confirmation(page.text)
+        except FileURLRetrievalError as error:
+            raise SourceError(f"{page}; it could not be answered") from error
+        return transfer(confirmed, target, file.size, patience, identity)
+
+
+def _hub_address(text: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    repository, _, name = text.partition(":")
+    owner, _, revision = repository.partition("@")
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    return hf_hub_url(owner, name, revision=revision or None, endpoint=endpoint)
+
+
+def _copy(origin: Path, target: Path) -> bool:
+    if not origin.is_file():
+        raise SourceError(f"{origin} is not there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    require_space(target.parent, origin.stat().st_size, f"copying {origin.name}")
+    shutil.copyfile(origin, part_of(target))
+    return False
+
+
+def _host(address: str) -> tuple[str, int]:
+    parts = urllib.parse.urlsplit(address)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        if not re.match(r"\w+://", proxy):
+            proxy = f"http://{proxy}"
+        parts = urllib.parse.urlsplit(proxy)
+    return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 80)
+
+
+def _connects(host: str, port: int, wait: float) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=wait):
+            return True
+    except OSError:
+        return False

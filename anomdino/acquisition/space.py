@@ -1,0 +1,44 @@
+"""Is there room for what is about to be written?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from anomdino.errors import DiskError
+
+RESERVE = 256 << 20
+
+
+def require_space(folder: Path, needed: int, what: str, reserve: int = RESERVE) -> None:
+    """Check before writing that the file system of ``folder`` has ``needed`` bytes and a reserve.
+
+    Args:
+        folder: A folder on the file system; it need not exist yet.
+        needed: Bytes to be written.
+        what: What is to be written, for the message.
+        reserve: Bytes that stay free.
+
+    Raises:
+        DiskError: There is too little; nothing was written.
+    """
+    place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed + reserve > free:
+        raise DiskError(
+            folder,
+            f"{what} needs {in_words(needed)} and {in_words(reserve)} in reserve; free are {in_words(free)}",
+            "free some space, or set data.registry.downloads to another disk",
+        )
+
+
+def in_words(size: int | None) -> str:
+    """Write a number of bytes for a person: ``19.3 GB``; ``unknown`` for ``None``."""
+    if size is None:
+        return "unknown"
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit in {"B", "kB", "MB"} else f"{value:.1f} {unit}"
