@@ -20,6 +20,10 @@ $(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.setup-dev: pyproject.toml constraints.txt | $(VENV)/.setup
 	$(PIP) -c constraints.txt -e ".[detector,pipeline,light,dev]"
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	       && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; } \
+	  || echo "no Chromium: the browser test of the report will be skipped"
 	@touch $@ $(VENV)/.setup
 
 setup: $(VENV)/.setup ## Make .venv and install the pipeline

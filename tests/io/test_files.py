@@ -1,0 +1,188 @@
+"""Atomic files, listings, score maps, boxes."""
+
+import errno
+import json
+import os
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from anomdino.errors import DataError, DiskError
+from anomdino.io.atomic import atomic_path, atomic_write_json, atomic_write_text
+from anomdino.io.boxes import Boxes, image_id, read_box_results, write_box_results
+from anomdino.io.listing import list_images, pair_by_key
+from anomdino.io.scores import read_score, write_score
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+    target = tmp_path / "x.txt"
+    atomic_write_text(target, "old")
+    with pytest.raises(RuntimeError, match="half way"), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("half way")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_disk_errors_name_path_and_cure(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(DiskError) as caught:
+        atomic_write_text(tmp_path / "x.txt", "new")
+    assert "x.txt" in str(caught.value)
+    assert caught.value.cure
+    assert caught.value.exit_code != 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_replacing_a_read_only_file_works(tmp_path):
+    target = tmp_path / "x.txt"
+    atomic_write_text(target, "old")
+    target.chmod(0o444)
+    atomic_write_text(target, "new")
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_never_holds_nan(tmp_path, value):
+    with pytest.raises(ValueError, match=r"\$\.a\[1\]\.b"):
+        atomic_write_json(tmp_path / "m.json", {"a": [0, {"b": value}]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_listing_is_sorted_keyed_and_skips_hidden(tmp_path):
+    for name in ["b/x.jpg", "a/x.png", "z.webp", ".hidden/y.png", "a/notes.txt", "a/.z.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(list_images(tmp_path)) == ["a/x", "b/x", "z"]
+
+
+def test_same_key_twice_is_refused(tmp_path):
+    (tmp_path / "x.png").touch()
+    (tmp_path / "x.jpg").touch()
+    with pytest.raises(DataError, match="same key 'x'"):
+        list_images(tmp_path)
+
+
+def test_nfd_names_get_nfc_keys_and_collide_loudly(tmp_path):
+    nfd = unicodedata.normalize("NFD", "straße_ä")
+    (tmp_path / f"{nfd}.png").touch()
+    assert list(list_images(tmp_path)) == [unicodedata.normalize("NFC", nfd)]
+    (tmp_path / f"{unicodedata.normalize('NFC', nfd)}.png").touch()
+    with pytest.raises(DataError, match="same key"):
+        list_images(tmp_path)
+
+
+def test_pairs_list_both_sides(tmp_path):
+    paths = {name: tmp_path / name for name in "abcd"}
+    assert [p[0] for p in pair_by_key({k: paths[k] for k in "ba"}, {k: paths[k] for k in "ab"})] == ["a", "b"]
+    with pytest.raises(DataError, match=r"1 image without label: a; 2 label without image: c, d"):
+        pair_by_key({k: paths[k] for k in "ab"}, {k: paths[k] for k in "bcd"})
+
+
+def test_scores_round_trip_with_the_same_bytes(tmp_path):
+    score = np.random.default_rng(0).normal(size=(13, 17)).astype(np.float32) - 10
+    write_score(tmp_path / "a.npz", score)
+    write_score(tmp_path / "b.npz", score)
+    np.testing.assert_array_equal(read_score(tmp_path / "a.npz", (13, 17)), score)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with np.load(tmp_path / "a.npz") as stored:
+        assert stored["arr_0"].dtype == np.float32
+
+
+def test_bad_scores_are_refused(tmp_path):
+    score = np.zeros((4, 4), np.float32)
+    score[1, 1] = np.nan
+    with pytest.raises(DataError, match="1 NaN or infinite"):
+        write_score(tmp_path / "a.npz", score)
+    assert os.listdir(tmp_path) == []
+    write_score(tmp_path / "ok.npz", np.zeros((4, 4), np.float32))
+    with pytest.raises(DataError, match="4 x 4, the image is 5 x 4"):
+        read_score(tmp_path / "ok.npz", (5, 4))
+    whole = (tmp_path / "ok.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="damaged"):
+        read_score(tmp_path / "cut.npz")
+    np.savez(tmp_path / "other.npz", score=np.zeros((2, 2)))
+    with pytest.raises(DataError, match="no array 'arr_0'"):
+        read_score(tmp_path / "other.npz")
+    np.savez(tmp_path / "pickle.npz", np.array([{"a": 1}], dtype=object))
+    with pytest.raises(DataError, match="damaged|pickle"):
+        read_score(tmp_path / "pickle.npz")
+
+
+coordinates = st.floats(-50, 150, allow_nan=False, width=32)
+
+
+@given(st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates, st.floats(0, 1, width=32)), max_size=6))
+def test_clipped_boxes_lie_inside_and_cover_like_a_loop(rows):
+    boxes = Boxes(np.array([r[:4] for r in rows], np.float32), np.array([r[4] for r in rows], np.float32))
+    size = (40, 60)
+    clipped = boxes.clipped(size)
+    if len(clipped):
+        assert clipped.xyxy.min() >= 0
+        assert (clipped.xyxy[:, 2:] > clipped.xyxy[:, :2]).all()
+        assert (clipped.xyxy.max(axis=0) <= [60, 40, 60, 40]).all()
+    slow = np.zeros(size, np.float32)
+    for (x0, y0, x1, y1), score in zip(boxes.xyxy, boxes.scores, strict=True):
+        for y in range(size[0]):
+            for x in range(size[1]):
+                if x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1:
+                    slow[y, x] = max(slow[y, x], score)
+    np.testing.assert_array_equal(boxes.coverage(size), slow)
+
+
+def test_no_box_is_a_value_like_any_other(tmp_path):
+    empty = Boxes.empty()
+    assert empty.xyxy.shape == (0, 4)
+    assert not empty.mask((3, 4)).any()
+    assert len(empty.clipped((3, 4)).kept(0.5)) == 0
+    write_box_results(tmp_path / "b.json", {"x": empty}, {"x": (3, 4)})
+    assert json.loads((tmp_path / "b.json").read_text()) == []
+    assert len(read_box_results(tmp_path / "b.json", ["x"])["x"]) == 0
+
+
+def test_nan_boxes_are_refused():
+    with pytest.raises(DataError, match="NaN"):
+        Boxes(np.array([[0, 0, np.nan, 3]]), np.array([0.5])).clipped((9, 9))
+
+
+def test_box_files_read_back_and_by_pycocotools(tmp_path):
+    boxes = {
+        "a/x": Boxes(np.array([[1, 2, 11, 22], [0, 0, 5, 5]], np.float32), np.array([0.9, 0.25], np.float32)),
+        "b": Boxes.empty(),
+    }
+    sizes = {"a/x": (30, 40), "b": (30, 40)}
+    write_box_results(tmp_path / "boxes.json", boxes, sizes)
+    back = read_box_results(tmp_path / "boxes.json", ["a/x", "b"])
+    np.testing.assert_allclose(back["a/x"].xyxy, boxes["a/x"].xyxy)
+    np.testing.assert_allclose(back["a/x"].scores, boxes["a/x"].scores)
+    assert len(back["b"]) == 0
+    coco = COCO()
+    coco.dataset = {
+        "info": {},
+        "images": [{"id": image_id(k), "height": 30, "width": 40, "file_name": f"{k}.png"} for k in boxes],
+        "categories": [{"id": 1, "name": "ood-object"}],
+        "annotations": [],
+    }
+    coco.createIndex()
+    assert len(coco.loadRes(str(tmp_path / "boxes.json")).anns) == 2
+    import pandas as pd
+
+    table = pd.read_parquet(tmp_path / "boxes.parquet").set_index("image")
+    assert list(table.index) == ["a/x", "b"]
+    assert list(table.loc["b", "x0"]) == []
+    assert list(table.loc["a/x", "x1"]) == [11.0, 5.0]
+
+
+def test_boxes_of_unknown_images_are_refused(tmp_path):
+    write_box_results(tmp_path / "b.json", {"x": Boxes(np.ones((1, 4)), np.ones(1))}, {"x": (3, 4)})
+    with pytest.raises(DataError, match="unknown image_id"):
+        read_box_results(tmp_path / "b.json", ["y"])

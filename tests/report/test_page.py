@@ -1,0 +1,167 @@
+"""The report in a real browser: the slider repaints, sorting sorts, nothing is logged as an error."""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from anomdino.io.boxes import Boxes
+from anomdino.report.curves import Curve, curve_svg
+from anomdino.report.page import EMBEDDED_LIMIT, Column, ImageEntry, ReportWriter, Table
+from anomdino.report.published import published_for
+from anomdino.viz.overlay import ScoreRange
+
+HEIGHT, WIDTH = 24, 40
+
+
+def entries(count, clean=()):
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        truth = np.zeros((HEIGHT, WIDTH), np.uint8)
+        truth[:3] = 255
+        if index not in clean:
+            truth[10:16, 8:20] = 1
+        score = np.linspace(0, 1, WIDTH, dtype=np.float32)[None].repeat(HEIGHT, 0)
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        mask[12:14, 4 : 12 + index % 5] = True
+        yield ImageEntry(
+            benchmark=["track", "road"][index % 2],
+            key=f"</script><b>{index:03d}",
+            image=rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8),
+            score=score,
+            mask=mask,
+            truth=truth,
+            boxes=Boxes(np.array([[4, 4, 20, 20]]), np.array([0.75])),
+            span=ScoreRange(0, 1),
+            ap=None if index in clean else round(1 - 0.1 * index % 1, 3),
+            missed=index % 3,
+            false=index % 2,
+            components=0 if index in clean else 3,
+        )
+
+
+def write(folder, count, clean=()):
+    writer = ReportWriter(folder, count)
+    for entry in entries(count, clean):
+        writer.add(entry)
+    table = Table(
+        "track",
+        [Column("ap", "AP"), Column("fpr95", "FPR95", "low")],
+        {"raw": {"ap": 0.5, "fpr95": None}, "fused": {"ap": 0.75, "fpr95": 0.1}},
+        intervals={"fused": {"ap": (0.7, 0.8)}},
+        reasons={"raw": {"fpr95": "one class only"}},
+    )
+    svg = curve_svg("ROC", {"raw": Curve([0.1, 1], [0.5, 1])}, "FPR", "TPR", x_log=True)
+    return writer.finish("Demo", {"seed": 0}, [table], [svg], published_for({"smiyc_anomaly_track"}))
+
+
+def test_page_is_self_contained_and_the_same_twice(tmp_path):
+    first = write(tmp_path / "a", 3).read_bytes()
+    assert write(tmp_path / "b", 3).read_bytes() == first
+    page = first.decode()
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert "https://" not in page
+    assert 'class="best">75.00' in page
+    assert 'title="one class only"' in page
+    assert "94.75" in page
+
+
+def test_many_images_lie_beside_the_page(tmp_path):
+    page = write(tmp_path / "r", EMBEDDED_LIMIT + 1)
+    assert len(list((tmp_path / "r" / "images").glob("*.js"))) == EMBEDDED_LIMIT + 1
+    assert page.stat().st_size < 400_000
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium and chromedriver here; `apt-get install chromium chromium-driver` installs them")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage"
+        " --disable-background-networking --disable-component-update --disable-sync --window-size=1300,1000"
+    ).split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    session.set_page_load_timeout(60)
+    yield session
+    session.quit()
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the page did not get there in time"
+        time.sleep(0.05)
+
+
+def painted(browser, index=0):
+    return browser.execute_script(
+        "return document.querySelectorAll('.card canvas')[arguments[0]].dataset.painted", index
+    )
+
+
+def choose(browser, control, value):
+    browser.execute_script(
+        "const c = document.getElementById(arguments[0]); c.value = arguments[1];"
+        "c.dispatchEvent(new Event('change')); c.dispatchEvent(new Event('input'));",
+        control,
+        value,
+    )
+
+
+def keys(browser):
+    return [card.get_attribute("data-key") for card in browser.find_elements("css selector", ".card")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [6, EMBEDDED_LIMIT + 1])
+def test_in_a_browser(browser, tmp_path, count):
+    page = write(tmp_path / "r", count, clean={1})
+    everything = list(entries(count, clean={1}))
+    browser.get(page.as_uri())
+    wait_for(lambda: painted(browser) is not None)
+    valid = everything[0].truth != 255
+    assert int(painted(browser)) == int((everything[0].mask & valid).sum())
+
+    for level in (64, 200):
+        choose(browser, "threshold", level)
+        expected = int(((np.round(everything[0].score * 255) >= level) & valid).sum())
+        wait_for(lambda expected=expected: painted(browser) == str(expected))
+
+    choose(browser, "sort", "missed")
+    by_key = {entry.key: entry for entry in everything}
+    missed = [by_key[key].missed for key in keys(browser)]
+    assert len(missed) == count
+    assert missed == sorted(missed, reverse=True)
+    choose(browser, "sort", "ap")
+    ap = [by_key[key].ap if by_key[key].ap is not None else 2 for key in keys(browser)]
+    assert ap == sorted(ap)
+    choose(browser, "filter", "clean")
+    assert keys(browser) == [everything[1].key]
+    choose(browser, "filter", "")
+    choose(browser, "set", "road")
+    assert len(keys(browser)) == count // 2
+
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser.execute_script("document.activeElement.blur()")
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT, Keys.ENTER).perform()
+    wait_for(lambda: browser.execute_script("return document.getElementById('viewer').open"))
+    first = browser.find_element("id", "viewer-title").text
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    wait_for(lambda: browser.find_element("id", "viewer-title").text != first)
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    wait_for(lambda: not browser.execute_script("return document.getElementById('viewer').open"))
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
