@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from anomdino.config.adt import AdtConfig
@@ -166,10 +166,21 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, Block):
         return _commented(value, depth + 1)
     if isinstance(value, dict):
-        return CommentedMap({key: _plain(inner, depth + 1) for key, inner in value.items()})
+        return CommentedMap({key: _entry(inner, depth + 1) for key, inner in value.items()})
+    if isinstance(value, Path):
+        return value.as_posix()
     if isinstance(value, list | tuple):
-        return [_plain(inner, depth) for inner in value]
+        row = CommentedSeq([_plain(inner, depth) for inner in value])
+        if not any(isinstance(inner, Block | dict | list) for inner in value):
+            row.fa.set_flow_style()
+        return row
     return value
+
+
+def _entry(value: Any, depth: int) -> Any:
+    if isinstance(value, Block):
+        return _plain(value.model_dump(mode="json", exclude_defaults=True), depth)
+    return _plain(value, depth)
 
 
 def _explain(item: Any) -> str:

@@ -1,0 +1,143 @@
+"""The whole cascade on one image: scorer, detector, ADT-Net (method.md 1)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.adt.fusion import AdtModel, FusionRule, Output, fuse
+from anomdino.adt.store import load_adt
+from anomdino.errors import CheckpointError
+from anomdino.io.boxes import Boxes
+from anomdino.release import released_folder
+from anomdino.scorer.inference import ScoringEngine
+from anomdino.scorer.setup import engine_from
+from anomdino.uncertainty import UncertaintyMaps
+
+if TYPE_CHECKING:
+    import torch
+
+    from anomdino.config.params import Params
+
+log = logging.getLogger(__name__)
+
+
+class BoxDetector(Protocol):
+    """What the cascade asks of a detector."""
+
+    def detect(self, image: npt.NDArray[np.uint8], maps: UncertaintyMaps) -> Boxes:
+        """Find boxes in an image, uint8 (H, W, 3) RGB, with the maps of its score."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the cascade says of one image.
+
+    Attributes:
+        raw: S, the scorer's anomaly score, float32 (H, W).
+        score: The final score A, float32 (H, W), higher = more anomalous.
+        mask: bool (H, W), the anomaly.
+        boxes: The boxes that were kept.
+        threshold: float32 (H, W), ADT-Net's threshold of each pixel on its decision surface.
+    """
+
+    raw: npt.NDArray[np.float32]
+    score: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+    boxes: Boxes
+    threshold: npt.NDArray[np.float32]
+
+
+class Cascade:
+    """Scorer, detector and ADT-Net, loaded once and used for many images.
+
+    Args:
+        engine: The scorer.
+        detector: The detector, or ``None`` to go without boxes: the final score then keeps the score's order.
+        adt: ADT-Net with its rule.
+    """
+
+    def __init__(self, engine: ScoringEngine, detector: BoxDetector | None, adt: AdtModel) -> None:
+        self.engine, self.detector, self.adt = engine, detector, adt
+
+    @staticmethod
+    def load(models: Path, params: Params, device: torch.device, boxes: bool = True) -> Cascade:
+        """Load a trained pipeline.
+
+        Args:
+            models: Folder with ``rpl``, ``detector`` and ``adt``.
+            params: Its parameters; the block ``score`` says how images are scored.
+            device: Where the networks run.
+            boxes: Load the detector too.
+
+        Raises:
+            CheckpointError: A model is missing, damaged or of another architecture.
+            BackendMissing: The detector's packages are not installed.
+        """
+        engine, _ = engine_from(params.score, models / "rpl", device)
+        detector: BoxDetector | None = None
+        if boxes:
+            from anomdino.detector.infer import Detector
+
+            detector = Detector.load(models / "detector", device)
+        return Cascade(engine, detector, load_adt(models / "adt", str(device)))
+
+    def with_rule(self, output: Output | None = None, min_component: int | None = None) -> Cascade:
+        """The same cascade with another output rule or component limit."""
+        rule: FusionRule = self.adt.rule
+        if output is not None:
+            rule = replace(rule, output=output)
+        if min_component is not None:
+            rule = replace(rule, min_component=min_component)
+        return Cascade(self.engine, self.detector, replace(self.adt, rule=rule))
+
+    def predict(self, image: npt.NDArray[np.uint8], name: object = "image") -> Prediction:
+        """Find the anomalies of an image.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            name: What messages call the image.
+
+        Raises:
+            DataError: A score is NaN or infinite.
+        """
+        scored = self.engine.score(image, name)
+        boxes = Boxes.empty() if self.detector is None else self.detector.detect(image, scored.maps)
+        size = (image.shape[0], image.shape[1])
+        fused = fuse(scored.score, boxes, self.adt, image_size=size)
+        return Prediction(scored.score, fused.score, fused.mask, fused.boxes, fused.threshold)
+
+
+def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
+    """Find the trained pipeline to use: the one asked for, else ``data/models`` here, else the released model.
+
+    Args:
+        models: Folder with ``rpl``, ``detector`` and ``adt``, or a folder that holds ``models/`` and ``params.yaml``.
+        params: The parameter file that belongs to it.
+
+    Returns:
+        Folder of models, and parameter file.
+
+    Raises:
+        CheckpointError: There is no trained pipeline.
+    """
+    if models is not None:
+        inner = models / "models" if (models / "models").is_dir() else models
+        beside = [inner.parent / "params.yaml", Path("params.yaml")]
+        found = params or next((path for path in beside if path.is_file()), beside[-1])
+        return inner, found
+    here = Path("data/models")
+    if all((here / part / "config.json").is_file() for part in ("rpl", "adt")):
+        return here, params or Path("params.yaml")
+    released = released_folder()
+    if released is None:
+        raise CheckpointError(
+            "data/models", "holds no trained pipeline, and this installation has no released model", "run `dvc repro`"
+        )
+    log.info("no trained pipeline here: using the released model %s", released)
+    return released / "models", params or released / "params.yaml"

@@ -1,0 +1,57 @@
+"""``anomdino predict``: score map, mask, boxes and overlay for any photos."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class OutputRule(StrEnum):
+    """How the final score is made (method.md 3)."""
+
+    RAW = "raw"
+    HARD = "hard"
+    SOFT = "soft"
+    BOOST = "boost"
+    FUSED = "fused"
+
+
+def predict(
+    inputs: Annotated[list[str], typer.Argument(help="Photos: files, folders (their tree is kept) or quoted globs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
+    models: Annotated[
+        Path | None, typer.Option(help="Trained models; default: data/models, else the released model.")
+    ] = None,
+    params: Annotated[Path | None, typer.Option(help="Parameter file of the models.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")] = "auto",
+    output: Annotated[OutputRule | None, typer.Option(help="Rule of the final score; default: the model's.")] = None,
+    boxes: Annotated[bool, typer.Option(help="Run the detector; without it the score's order is kept.")] = True,
+    overlay: Annotated[bool, typer.Option(help="Write pictures.")] = True,
+    min_component: Annotated[
+        int | None, typer.Option(min=0, help="Remove mask components with fewer pixels; default: the model's.")
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
+    strict: Annotated[bool, typer.Option(help="Stop at the first photo that cannot be read.")] = False,
+) -> None:
+    """Find anomalies in photos: writes score/, mask/, boxes/ and overlay/ with one file a photo, and summary.json."""
+    from anomdino.cascade import Cascade, find_models
+    from anomdino.config.params import load_params
+    from anomdino.device import resolve_device
+    from anomdino.prediction import PredictionWriter, collect, predict_all
+
+    photos = collect(inputs)
+    folder, params_file = find_models(models, params)
+    chosen = resolve_device(device)
+    cascade = Cascade.load(folder, load_params(params_file, only=("score",)), chosen, boxes=boxes)
+    cascade = cascade.with_rule(output.value if output else None, min_component)
+    writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay)
+    summary = predict_all(cascade, photos, writer, max_pixels=max_pixels, strict=strict)
+    print(
+        f"predict: {summary.done} photos, {summary.with_anomaly} with an anomaly, "
+        f"{summary.skipped} skipped, {summary.rate:.2f} photos/s on {chosen} -> {out}"
+    )
+    if summary.skipped and not summary.done:
+        raise typer.Exit(2)
