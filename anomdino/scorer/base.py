@@ -234,6 +234,7 @@ def save_scorer(
     }
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary)
+        temporary.chmod(0o644)
     atomic_write_json(folder / CONFIG_FILE, config)
 
 

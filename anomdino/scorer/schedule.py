@@ -33,7 +33,7 @@ class PolySchedule:
     def rate(self, step: int, base: float) -> float:
         """Give the learning rate of step 0, 1, ... for a base rate."""
         iteration = min(max(step - self.lag, 0), self.total)
-        decayed = base * (1 - iteration / self.total) ** self.power
+        decayed = base * float((1 - iteration / self.total) ** self.power)
         ramp = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         return min(max(decayed, self.minimum), base) * ramp
 
@@ -46,16 +46,22 @@ class PolySchedule:
         return float(optimiser.param_groups[0]["lr"])
 
 
-def residual_groups(scorer: DecoderScorer, lr: float, final_factor: float = 10.0) -> list[dict[str, Any]]:
+def residual_groups(
+    scorer: DecoderScorer, lr: float, final_factor: float = 10.0, decay: float = 0.0
+) -> list[dict[str, Any]]:
     """Group the residual block's parameters in the published order (specification b.4).
 
     The final 1x1 convolution and an empty group at ``final_factor * lr``; then, for context, reduction and
-    projection, a group of convolution weights and one of biases and normalisations, at ``lr``.
+    projection, a group of convolution weights and one of biases and normalisations, at ``lr``. Weight decay,
+    which
+    the published training does not apply, is for convolution weights.
     """
     block = scorer.residual_module()
-    groups = [_group(part, lr, final_factor) for part in _split(block.get_submodule("atten_aspp_final"))]
-    for name in ("atten_aspp", "bot_atten_aspp", "proj_head"):
-        groups += [_group(part, lr, 1.0) for part in _split(block.get_submodule(name))]
+    groups = []
+    for name in ("atten_aspp_final", "atten_aspp", "bot_atten_aspp", "proj_head"):
+        factor = final_factor if name == "atten_aspp_final" else 1.0
+        weights, others = _split(block.get_submodule(name))
+        groups += [_group(weights, lr, factor, decay), _group(others, lr, factor)]
     return groups
 
 
@@ -86,7 +92,8 @@ def _group(parameters: list[nn.Parameter], lr: float, factor: float, decay: floa
 
 def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split a module's parameters into convolution weights, and biases with normalisations."""
-    weights, others = [], []
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             is_weight = isinstance(part, nn.Conv2d | nn.Linear) and name == "weight"

@@ -1,0 +1,143 @@
+"""Several training processes under torchrun that compute what one would: shared counts, shared batch
+statistics.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training: ``rank`` of this one, ``size`` of all, and the device of this one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and validates."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, value: float) -> float:
+        """Give every process the value of the first."""
+        if self.size == 1:
+            return value
+        holder = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(holder, 0)
+        return float(holder)
+
+    def average(self, value: Tensor) -> Tensor:
+        """Average a detached tensor over processes."""
+        return value.detach() if self.size == 1 else sum_over_processes(value.detach()) / self.size
+
+    def minimum(self, value: int) -> int:
+        """Give every process the smallest of their values."""
+        if self.size == 1:
+            return value
+        holder = torch.tensor(value, device=self.device)
+        dist.all_reduce(holder, dist.ReduceOp.MIN)
+        return int(holder)
+
+    def count(self, count: Tensor) -> Tensor:
+        """Turn a pixel count into a divisor; sums over it average, over processes, to the global mean."""
+        if self.size == 1:
+            return count.clamp(min=1)
+        return sum_over_processes(count.detach()).clamp(min=1) / self.size
+
+    def parallel(self, objective: nn.Module) -> nn.Module:
+        """Wrap an objective so that gradients are averaged over processes."""
+        if self.size == 1:
+            return objective
+        synchronise_batch_norm(objective)
+        return DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
+
+
+@contextmanager
+def joined_processes(device: torch.device) -> Iterator[World]:
+    """Join the processes that torchrun started (gloo on a CPU, nccl on GPUs); alone without torchrun."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce whose gradient is the all-reduce of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Sum a tensor over processes; gradients flow back to every one."""
+    total: Tensor = _SumOverProcesses.apply(tensor)  # type: ignore[no-untyped-call]
+    return total
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of all processes; torch's own version is for GPUs alone."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        if not self.training:
+            return super().forward(maps)
+        count = maps.new_tensor(float(maps.numel() // maps.shape[1]), dtype=torch.float32)
+        values = maps.float()
+        sums = torch.cat([values.sum((0, 2, 3)), count[None]])
+        sums = sum_over_processes(sums)
+        total = sums[-1].detach()
+        mean = sums[:-1] / total
+        centred = values - mean[None, :, None, None]
+        variance = sum_over_processes(centred.square().sum((0, 2, 3))) / total
+        self._update(mean.detach(), variance.detach() * total / (total - 1).clamp(min=1))
+        scaled = centred * torch.rsqrt(variance + self.eps)[None, :, None, None]
+        return (scaled * self.weight[:, None, None] + self.bias[:, None, None]).to(maps.dtype)
+
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+
+
+def synchronise_batch_norm(module: nn.Module) -> None:
+    """Turn every batch normalisation below a module into the synchronised one, in place, weights and names
+    kept.
+    """
+    for part in module.modules():
+        if type(part) is nn.BatchNorm2d:
+            part.__class__ = SynchronisedBatchNorm2d

@@ -1,0 +1,397 @@
+"""From labelled scenes and outlier objects to a trained scorer: closed-set training, then the residual
+block.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anomdino.errors import CheckpointError, ConfigError
+from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.protocol import refuse_evaluation_data
+from anomdino.scorer.base import (
+    Scorer,
+    ScorerSpec,
+    build_scorer,
+    load_scorer,
+    load_strictly,
+    save_scorer,
+)
+from anomdino.scorer.dataset import (
+    Batch,
+    ClosedSetCrops,
+    ImagePairs,
+    OutlierCrops,
+    Sample,
+    StepSampler,
+    load_batches,
+    split_outliers,
+)
+from anomdino.scorer.distributed import World, joined_processes
+from anomdino.scorer.live import Live, open_live
+from anomdino.scorer.losses import VOID
+from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
+from anomdino.scorer.residual import DecoderScorer
+from anomdino.scorer.schedule import PolySchedule
+from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, steps_of
+from anomdino.scorer.validation import ClosedSetQuality, closed_set_quality, composed_quality
+from anomdino.seeding import seed_everything
+
+if TYPE_CHECKING:
+    from anomdino.config.rpl import ClosedSetConfig, ResidualConfig, RplConfig
+
+log = logging.getLogger(__name__)
+
+CRITERIA = {"closed_set": ("validation_loss", False), "residual": ("ap", True)}
+"""Validation value that chooses the best weights of a phase, and whether higher is better."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of :func:`train_scorer`.
+
+    Attributes:
+        scorer: The scorer, in evaluation mode.
+        quality: Closed-set quality on the held-out scenes; ``None`` for a scorer without a decoder.
+        composed: AP of the residual and of the closed-set energy on composed held-out images.
+        history: Records of both phases.
+    """
+
+    scorer: Scorer
+    quality: ClosedSetQuality | None
+    composed: Mapping[str, float]
+    history: list[Record]
+
+
+def train_scorer(
+    config: RplConfig,
+    inlier: Path,
+    outliers: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    state: Path | None = None,
+) -> Trained:
+    """Train a scorer, or take one from a checkpoint, and write it to ``out``.
+
+    Writes ``model.safetensors``, ``config.json``, ``history.json`` and ``closed_set_miou.json``. A training
+    that was
+    killed goes on from its last resume point when called again with the same arguments.
+
+    Args:
+        config: The block ``rpl``.
+        inlier: Folder with ``train`` and ``val``, each with ``images`` and ``labels`` (train ids).
+        outliers: Folder with ``images`` and ``masks`` of foreign objects.
+        out: Folder of the result.
+        seed: Seed of weights, crops and order.
+        device: Where to train.
+        state: Folder of resume points, removed at the end; default: a hidden folder beside ``out``.
+
+    Raises:
+        ProtocolError: A folder is marked as evaluation data.
+        DataError: Scenes, labels or objects cannot be used.
+        ConfigError: The architecture has no decoder and so cannot be trained here.
+        TrainingError: The loss is not finite.
+    """
+    refuse_evaluation_data(inlier, outliers)
+    state = state or out.parent / f".{out.name}.training"
+    with joined_processes(torch.device(device)) as world:
+        _prepare(world.device, seed)
+        trainer = Trainer(config, inlier, outliers, seed=seed, world=world)
+        trained = trainer.from_checkpoint() if config.source == "checkpoint" else trainer.train(out, state)
+        if world.leads:
+            _write(trained, config, out, seed)
+            shutil.rmtree(state, ignore_errors=True)
+        world.wait()
+    return trained
+
+
+class Trainer:
+    """The two phases and what they share."""
+
+    def __init__(self, config: RplConfig, inlier: Path, outliers: Path, *, seed: int, world: World) -> None:
+        self.config, self.seed, self.world = config, seed, world
+        allowed = [*range(config.num_classes), VOID]
+        self.scenes = ImagePairs(inlier / "train", "labels", allowed, config.cache_mb)
+        self.held_out = ImagePairs(inlier / "val", "labels", allowed, config.cache_mb // 4)
+        self.outliers = ImagePairs(outliers, "masks", None, config.cache_mb // 2)
+
+    def from_checkpoint(self) -> Trained:
+        """Take a trained scorer as it is."""
+        scorer = open_checkpoint(Path(self.config.checkpoint), self._spec(), self.seed).to(self.world.device)
+        if not isinstance(scorer, DecoderScorer):
+            return Trained(scorer.eval(), None, {}, [])
+        quality = closed_set_quality(scorer, self.held_out, self.world.device)
+        return Trained(scorer.eval(), quality, self._composed(scorer), [])
+
+    def train(self, out: Path, state: Path) -> Trained:
+        """Train closed-set, then the residual block; curves go to ``out``, resume points to ``state``."""
+        scorer = self._new_scorer()
+        live = open_live(out / "live", self.config.live and self.world.leads)
+        history = [*self._train_closed_set(scorer, state / "closed_set", live)]
+        quality = closed_set_quality(scorer, self.held_out, self.world.device)
+        log.info("closed set: mIoU %.3f on %d held-out images", quality.miou, len(self.held_out))
+        history += self._train_residual(scorer, state / "residual", live)
+        composed = self._composed(scorer)
+        log.info(
+            "residual: AP %.3f on composed images (closed set: %.3f)", composed["ap"], composed["ap_closed"]
+        )
+        if live is not None:
+            live.close()
+        return Trained(scorer.eval(), quality, composed, history)
+
+    def _new_scorer(self) -> DecoderScorer:
+        config = self.config.closed_set
+        scorer = (
+            open_checkpoint(Path(config.checkpoint), self._spec(), self.seed)
+            if config.source == "checkpoint"
+            else build_scorer(self._spec())
+        )
+        if not isinstance(scorer, DecoderScorer):
+            raise ConfigError(
+                "rpl.architecture",
+                f"'{self.config.architecture}' has no decoder that a residual block could be trained on",
+                "set rpl.source: checkpoint for it, or choose small, efficientnet_lite0 or wide_resnet38",
+            )
+        if config.source == "train" and config.pretrained:
+            log.info("encoder starts from %s", scorer.load_pretrained_encoder())
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        scorer.to(self.world.device)
+        return scorer.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+    def _train_closed_set(self, scorer: DecoderScorer, folder: Path, live: Live | None) -> list[Record]:
+        config = self.config.closed_set
+        if config.source == "checkpoint":
+            return []
+        plan = self._plan("closed_set", config)
+        finished = _finished(folder, plan, scorer, self.world)
+        if finished is not None:
+            return finished
+        weights = class_weights(self.scenes, self.config.num_classes, config.class_balance)
+        objective = ClosedSetObjective(
+            scorer, self.world, config, weights.to(self.world.device) if config.class_balance else None
+        ).to(self.world.device)
+
+        def validate() -> dict[str, float]:
+            quality = closed_set_quality(scorer, self.held_out, self.world.device)
+            return {"validation_loss": quality.loss, "miou": quality.miou}
+
+        history = fit(
+            objective,
+            self._loader(
+                ClosedSetCrops(self.scenes, config.augment, self.seed), config.batch, plan, shuffle=True
+            ),
+            validate,
+            plan,
+            world=self.world,
+            folder=folder,
+            live=live,
+        )
+        _finish(folder, plan, scorer, history, self.world)
+        return history
+
+    def _train_residual(self, scorer: DecoderScorer, folder: Path, live: Live | None) -> list[Record]:
+        config = self.config.residual
+        torch.manual_seed(self.seed + 1)
+        scorer.start_residual(config.copy_context)
+        plan = self._plan("residual", config)
+        objective = ResidualObjective(scorer, self.world, config, self.seed)
+        chosen, _ = split_outliers(self.outliers, config.outlier_holdout, self.seed)
+        dataset = OutlierCrops(self.scenes, self.outliers, chosen, config, seed=self.seed)
+        return fit(
+            objective,
+            self._loader(
+                dataset,
+                config.batch,
+                plan,
+                shuffle=config.order == "shuffled",
+                outlier_probability=config.outlier_probability,
+            ),
+            lambda: self._composed(scorer),
+            plan,
+            world=self.world,
+            folder=folder,
+            live=live,
+        )
+
+    def _composed(self, scorer: DecoderScorer) -> dict[str, float]:
+        config = self.config.residual
+        _, held = split_outliers(self.outliers, config.outlier_holdout, self.seed)
+        dataset = OutlierCrops(
+            self.held_out, self.outliers, held, config, seed=self.seed, stream="validation"
+        )
+        batch = min(config.batch, config.validation_images)
+        sampler = StepSampler(len(self.held_out), batch, max(1, config.validation_images // batch), self.seed)
+        return composed_quality(scorer, load_batches(dataset, sampler, 0), self.world.device)
+
+    def _loader(
+        self,
+        dataset: Dataset[Sample],
+        batch: int,
+        plan: Plan,
+        *,
+        shuffle: bool,
+        outlier_probability: float = 1.0,
+    ) -> Loader:
+        if batch % self.world.size:
+            raise ConfigError(
+                "rpl batch", f"{batch} does not divide by {self.world.size} processes", "change one"
+            )
+
+        def load(start: int) -> Iterable[Batch]:
+            sampler = StepSampler(
+                len(self.scenes),
+                batch,
+                plan.schedule.total,
+                self.seed,
+                start=start,
+                rank=self.world.rank,
+                world=self.world.size,
+                shuffle=shuffle,
+                outlier_probability=outlier_probability,
+            )
+            return load_batches(dataset, sampler, self._workers(), pin=self.world.device.type == "cuda")
+
+        return load
+
+    def _plan(self, name: str, config: ClosedSetConfig | ResidualConfig) -> Plan:
+        schedule = config.schedule
+        total = steps_of(schedule.steps, schedule.epochs, len(self.scenes), config.batch)
+        criterion, higher = CRITERIA[name]
+        return Plan(
+            name=name,
+            schedule=PolySchedule(total, schedule.power, schedule.minimum, schedule.lag, schedule.warmup),
+            precision=self.config.precision,
+            clip=config.clip,
+            log_every=self.config.log_every,
+            validate_every=config.validate_every,
+            checkpoint_every=self.config.checkpoint_every,
+            criterion=criterion if config.keep == "best" else None,
+            higher_is_better=higher,
+            fingerprint=self._fingerprint(name),
+        )
+
+    def _fingerprint(self, phase: str) -> str:
+        relevant = _dump(self.config)
+        if phase == "closed_set":
+            relevant.pop("residual", None)
+        for irrelevant in ("workers", "cache_mb", "checkpoint_every", "live"):
+            relevant.pop(irrelevant, None)
+        files = [
+            (key, image.stat().st_size, plane.stat().st_size)
+            for pairs in (self.scenes, self.held_out, self.outliers)
+            for key, image, plane in pairs.files
+        ]
+        return fingerprint(phase=phase, config=relevant, files=files, seed=self.seed)
+
+    def _workers(self) -> int:
+        if self.config.workers >= 0:
+            return self.config.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // self.world.size) if self.world.device.type == "cuda" else 0
+
+    def _spec(self) -> ScorerSpec:
+        return ScorerSpec(self.config.architecture, self.config.num_classes, dict(self.config.options))
+
+
+def open_checkpoint(path: Path, spec: ScorerSpec, seed: int) -> Scorer:
+    """Open a scorer's folder, a published checkpoint of wide_resnet38, or a model directory of transformers.
+
+    Raises:
+        CheckpointError: There is no such file, or it does not fit.
+    """
+    if (
+        (path / "config.json").is_file()
+        and (path / "model.safetensors").is_file()
+        and spec.architecture != "transformers"
+    ):
+        return load_scorer(path)
+    if spec.architecture == "transformers":
+        return build_scorer(
+            ScorerSpec("transformers", spec.num_classes, {"model": str(path), **spec.options})
+        )
+    if spec.architecture == "wide_resnet38":
+        from anomdino.scorer.convert import rpl_state
+
+        scorer = build_scorer(spec)
+        state, _ = rpl_state(path, seed)
+        load_strictly(scorer, state, path)
+        return scorer
+    raise CheckpointError(
+        path, "is no scorer's folder", "give a folder with config.json and model.safetensors"
+    )
+
+
+def class_weights(scenes: ImagePairs, classes: int, balance: float) -> Tensor:
+    """Weigh classes by (median frequency / frequency) ^ balance, at most 10; classes that do not occur get 1.
+
+    Returns:
+        float32 (classes,).
+    """
+    counts = np.zeros(256, np.int64)
+    for index in range(len(scenes)):
+        counts += np.bincount(scenes[index][1].ravel(), minlength=256)
+    seen = counts[:classes].astype(np.float64)
+    occurring = seen > 0
+    weights = np.ones(classes)
+    if occurring.any():
+        weights[occurring] = np.minimum((np.median(seen[occurring]) / seen[occurring]) ** balance, 10)
+    return torch.from_numpy(weights).float()
+
+
+def _prepare(device: torch.device, seed: int) -> None:
+    seed_everything(seed, deterministic=device.type == "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def _finish(folder: Path, plan: Plan, scorer: DecoderScorer, history: list[Record], world: World) -> None:
+    """Note that a phase is over, so that a later kill does not cost it again."""
+    if world.leads:
+        content = {"fingerprint": plan.fingerprint, "scorer": scorer.state_dict(), "history": history}
+        with atomic_path(folder / "finished.pt") as temporary:
+            torch.save(content, temporary)
+    world.wait()
+
+
+def _finished(folder: Path, plan: Plan, scorer: DecoderScorer, world: World) -> list[Record] | None:
+    file = folder / "finished.pt"
+    if not file.is_file():
+        return None
+    content = torch.load(file, map_location=world.device, weights_only=True)
+    if content["fingerprint"] != plan.fingerprint:
+        return None
+    scorer.load_state_dict(content["scorer"])
+    log.info("%s is done already", plan.name)
+    return list(content["history"])
+
+
+def _write(trained: Trained, config: RplConfig, out: Path, seed: int) -> None:
+    details: dict[str, Any] = {"source": config.source, "seed": seed, "composed": dict(trained.composed)}
+    if trained.quality is not None:
+        details["closed_set_miou"] = trained.quality.miou
+        atomic_write_json(out / "closed_set_miou.json", trained.quality.report())
+    atomic_write_json(out / "history.json", trained.history)
+    save_scorer(trained.scorer, out, details)
+
+
+def _dump(config: Any) -> dict[str, Any]:
+    if hasattr(config, "model_dump"):
+        return dict(config.model_dump(mode="json"))
+    return {
+        name: _dump(value) if hasattr(value, "__dict__") else value for name, value in vars(config).items()
+    }

@@ -1,0 +1,331 @@
+"""The training loop of both phases: readable from top to bottom, resumable, stopped by the first loss that is
+not finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from anomdino.errors import TrainingError
+from anomdino.io.atomic import atomic_path
+from anomdino.progress import track
+from anomdino.scorer.dataset import Batch
+from anomdino.scorer.distributed import World
+from anomdino.scorer.live import Live
+from anomdino.scorer.objectives import Objective
+from anomdino.scorer.schedule import PolySchedule
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY = {"cpu": 1, "cuda": 20}
+"""Steps between looks at the loss; a look makes the CPU wait for the GPU."""
+
+Loader = Callable[[int], Iterable[Batch]]
+Validation = Callable[[], Mapping[str, float]]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a phase is trained.
+
+    Attributes:
+        name: Name of the phase in history and messages.
+        schedule: Learning rates; its total is the number of steps.
+        precision: ``float32``, ``bf16`` or ``fp16``; the last two on a GPU alone.
+        clip: Largest gradient norm, 0 for none.
+        log_every: Steps between records of the losses.
+        validate_every: Steps between validations, 0 for one at the end.
+        checkpoint_every: Steps between resume points.
+        criterion: Name of the validation value that chooses the best weights; ``None`` keeps the last.
+        higher_is_better: Direction of the criterion.
+        fingerprint: What a resume point must agree with; anything that changes the result.
+    """
+
+    name: str
+    schedule: PolySchedule
+    precision: str = "float32"
+    clip: float = 0.0
+    log_every: int = 20
+    validate_every: int = 0
+    checkpoint_every: int = 500
+    criterion: str | None = None
+    higher_is_better: bool = False
+    fingerprint: str = ""
+
+
+@dataclass
+class Progress:
+    """Where a training stands: steps done, the best validation value with its weights, and the history."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    history: list[Record] = field(default_factory=list)
+
+
+def fit(
+    objective: Objective,
+    load: Loader,
+    validate: Validation,
+    plan: Plan,
+    *,
+    world: World,
+    folder: Path,
+    live: Live | None = None,
+) -> list[Record]:
+    """Train until the schedule ends and leave the chosen weights in the objective's scorer.
+
+    A resume point in ``folder`` with the same fingerprint is taken up; on a CPU the result is then bit for
+    bit that of
+    an unbroken training. Resume points and best weights appear whole or not at all.
+
+    Args:
+        objective: Scorer and loss, on the world's device.
+        load: Gives the batches from a step on.
+        validate: Measures the scorer on held-out data.
+        plan: Length, schedule, precision and intervals.
+        world: Training processes.
+        folder: Where resume point and best weights lie; kept when training stops early.
+        live: Receives curves.
+
+    Returns:
+        History: records of losses and validations in order.
+
+    Raises:
+        TrainingError: The loss is not finite; the message has step, learning rate and images.
+    """
+    optimiser = objective.optimiser()
+    scaler = torch.amp.GradScaler(world.device.type, enabled=_low_precision(plan, world) == torch.float16)
+    keeper = Keeper(folder, objective.scorer, optimiser, scaler, plan=plan, world=world)
+    progress = keeper.resume()
+    runner = world.parallel(objective)
+    guard = FiniteGuard(plan.name, CHECK_EVERY.get(world.device.type, 1), keeper)
+    meter = Meter()
+    total = plan.schedule.total
+
+    for batch in track(load(progress.step), plan.name, total=total - progress.step, unit="step"):
+        step = progress.step
+        lr = plan.schedule.apply(optimiser, step)
+        objective.start_step()
+        hints = objective.hints(batch, step)
+        with _autocast(plan, world):
+            losses = runner(batch.to(world.device), **hints)
+        guard.look(losses["loss"], step, lr, batch.keys)
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(losses["loss"]).backward()
+        if plan.clip:
+            scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(_trained(optimiser), plan.clip)
+        scaler.step(optimiser)
+        scaler.update()
+        meter.add(losses)
+        progress.step = step + 1
+
+        if _due(progress.step, plan.log_every, total):
+            record = {"phase": plan.name, "step": progress.step, "lr": lr, **meter.average(world)}
+            progress.history.append(record)
+            _tell(live, record)
+        if _due(progress.step, plan.validate_every, total):
+            guard.check()
+            record = {"phase": plan.name, "step": progress.step, **_validated(validate, world)}
+            progress.history.append(record)
+            keeper.keep_if_best(record, progress)
+            _tell(live, record)
+        if progress.step % plan.checkpoint_every == 0 and progress.step < total:
+            guard.check()
+            keeper.save(progress)
+
+    keeper.restore_best(progress)
+    return progress.history
+
+
+class FiniteGuard:
+    """Stops a training at the first loss that is not finite."""
+
+    def __init__(self, phase: str, every: int, keeper: Keeper) -> None:
+        self.phase, self.every, self.keeper = phase, every, keeper
+        self._waiting: list[tuple[Tensor, int, float, list[str]]] = []
+
+    def look(self, loss: Tensor, step: int, lr: float, keys: list[str]) -> None:
+        """Note the loss of a step; look at the noted ones when enough have come together."""
+        self._waiting.append((loss.detach(), step, lr, keys))
+        if len(self._waiting) >= self.every:
+            self.check()
+
+    def check(self) -> None:
+        """Look at all noted losses.
+
+        Raises:
+            TrainingError: One is not finite.
+        """
+        if not self._waiting:
+            return
+        finite = torch.stack([loss for loss, *_ in self._waiting]).isfinite().tolist()
+        for good, (loss, step, lr, keys) in zip(finite, self._waiting, strict=True):
+            if not good:
+                raise TrainingError(
+                    f"{self.phase} step {step}",
+                    f"the loss is {float(loss)} (learning rate {lr:.3g}; images {', '.join(keys)})",
+                    f"lower the learning rate or look at these images; {self.keeper.last_good()}",
+                )
+        self._waiting.clear()
+
+
+class Keeper:
+    """Keeps resume points and the best weights in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        scorer: nn.Module,
+        optimiser: optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        *,
+        plan: Plan,
+        world: World,
+    ) -> None:
+        self.scorer, self.optimiser, self.scaler = scorer, optimiser, scaler
+        self.plan, self.world = plan, world
+        self.state_file, self.best_file = folder / "state.pt", folder / "best.pt"
+
+    def save(self, progress: Progress) -> None:
+        """Write a resume point: weights, optimiser, scaler, random state, progress."""
+        if not self.world.leads:
+            return
+        state = {
+            "fingerprint": self.plan.fingerprint,
+            "scorer": self.scorer.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.world.device.type == "cuda" else [],
+            "progress": dict(vars(progress)),
+        }
+        with atomic_path(self.state_file) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self) -> Progress:
+        """Take up the resume point, if there is one of the same fingerprint; else start afresh."""
+        if not self.state_file.is_file():
+            return Progress()
+        try:
+            state = torch.load(self.state_file, map_location=self.world.device, weights_only=True)
+        except Exception as error:  # damaged in ways that torch reports by many types
+            log.warning("%s cannot be read (%s): training starts afresh", self.state_file, error)
+            return Progress()
+        if state.get("fingerprint") != self.plan.fingerprint:
+            log.info("%s is of other parameters or data: training starts afresh", self.state_file)
+            return Progress()
+        self.scorer.load_state_dict(state["scorer"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all([item.cpu() for item in state["random_cuda"]])
+        progress = Progress(**state["progress"])
+        log.info("%s goes on from step %d", self.plan.name, progress.step)
+        return progress
+
+    def keep_if_best(self, record: Record, progress: Progress) -> None:
+        """Write the weights if the record's criterion is better than ever."""
+        if self.plan.criterion is None:
+            return
+        value = float(record[self.plan.criterion])
+        if progress.best is not None:
+            better = value > progress.best if self.plan.higher_is_better else value < progress.best
+            if not better:
+                return
+        progress.best, progress.best_step = value, int(record["step"])
+        if self.world.leads:
+            with atomic_path(self.best_file) as temporary:
+                torch.save(self.scorer.state_dict(), temporary)
+
+    def restore_best(self, progress: Progress) -> None:
+        """Load the best weights into the scorer, if there are any."""
+        self.world.wait()
+        if progress.best is not None and progress.best_step != progress.step:
+            weights = torch.load(self.best_file, map_location=self.world.device, weights_only=True)
+            self.scorer.load_state_dict(weights)
+
+    def last_good(self) -> str:
+        """Say, for a message, which weights were kept."""
+        kept = [str(path) for path in (self.state_file, self.best_file) if path.is_file()]
+        if not kept:
+            return "no checkpoint was due before"
+        return f"the last good checkpoint is kept: {', '.join(kept)}"
+
+
+class Meter:
+    """Averages scalars over steps without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the scalars of a step."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value.detach())) + value.detach()
+        self._count += 1
+
+    def average(self, world: World) -> dict[str, float]:
+        """Give the means over steps and processes since the last call."""
+        means = {name: float(world.average(total / self._count)) for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+
+def fingerprint(**parts: Any) -> str:
+    """Digest whatever changes the result of a training."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def steps_of(steps: int, epochs: float, images: int, batch: int) -> int:
+    """Give the steps of a training: ``steps``, or ``epochs`` of ``images // batch`` steps (at least one)."""
+    return steps or max(1, math.ceil(epochs * max(1, images // batch)))
+
+
+def _validated(validate: Validation, world: World) -> dict[str, float]:
+    measured = {name: float(value) for name, value in validate().items()} if world.leads else None
+    if world.size == 1:
+        return measured or {}
+    holder: list[Any] = [measured]
+    torch.distributed.broadcast_object_list(holder, 0)
+    return dict(holder[0])
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step == total or (every > 0 and step % every == 0)
+
+
+def _low_precision(plan: Plan, world: World) -> torch.dtype | None:
+    if world.device.type != "cuda":
+        return None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.precision)
+
+
+def _autocast(plan: Plan, world: World) -> AbstractContextManager[Any]:
+    dtype = _low_precision(plan, world)
+    return torch.autocast(world.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def _trained(optimiser: optim.Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimiser.param_groups:
+        yield from group["params"]
+
+
+def _tell(live: Live | None, record: Record) -> None:
+    if live is not None:
+        live.record(record)
