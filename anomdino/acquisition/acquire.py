@@ -15,7 +15,7 @@ from anomdino.acquisition.normalise import NORMALISERS
 from anomdino.acquisition.registry import RegisteredFile, RegisteredItem, Registry, load_registry
 from anomdino.acquisition.report import missing_screen
 from anomdino.acquisition.sources import address_of, unreachable
-from anomdino.acquisition.staging import remove_tree, staged_folder
+from anomdino.acquisition.staging import merge_tree, remove_tree, scratch_folder, staged_folder
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.tree import Tree, layout_faults
@@ -91,6 +91,61 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
         for one in plans:
             counts |= get_item(registry, one, store, out, config.keep_unpacked)
     return counts
+
+
+def fetch_items(
+    registry: Registry,
+    names: list[str],
+    config: RegistryConfig,
+    given: dict[str, Path] | None = None,
+    into: Path | None = None,
+) -> dict[str, int]:
+    """Get items into the store and, if ``into`` is given, lay them out below it beside what is there.
+
+    Args:
+        registry: The registry.
+        names: Items.
+        config: Where downloads are kept, and where files put in place by hand may be.
+        given: Files that a person named one by one, by registered name.
+        into: The folder to fill; files that are there already must be the same ones.
+
+    Returns:
+        Number of files by part; without ``into`` the number of stored files by item.
+
+    Raises:
+        DataError: Something cannot be had, or ``into`` holds other files under the same names.
+    """
+    store = store_of(config, given)
+    counts: dict[str, int] = {}
+    with exclusive(store.folder / ".lock"):
+        plans = plan(registry, names, store, config.offline)
+        require_possible(registry, plans, store)
+        for one in plans:
+            if into is None:
+                stored = [store.get(registry.files[file], one.name) for file in one.files]
+                counts[one.name] = len(stored)
+                continue
+            with scratch_folder(into / ".get") as work:
+                counts |= get_item(registry, one, store, work, config.keep_unpacked)
+                merge_tree(work, into)
+    return counts
+
+
+def verify_items(registry: Registry, names: list[str], store: Store) -> tuple[list[str], dict[str, str]]:
+    """Check the stored files of items in full.
+
+    Returns:
+        Names of the good files, and name and fault of the others; files that are not there are in neither.
+    """
+    good: list[str] = []
+    bad: dict[str, str] = {}
+    ids = dict.fromkeys(file for name in names for bundle in registry.item(name).bundles for file in bundle)
+    for file in (registry.files[one] for one in ids):
+        if store.path(file).is_file():
+            fault = store.verify(file)
+            good += [] if fault else [file.name]
+            bad |= {file.name: fault} if fault else {}
+    return good, bad
 
 
 def plan(registry: Registry, names: Iterable[str], store: Store, offline: bool = False) -> list[Plan]:

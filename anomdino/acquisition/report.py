@@ -76,3 +76,53 @@ def state_of(registry: Registry, item: RegisteredItem, store: Store) -> str:
     if any(best):
         return f"{sum(best)} of {len(best)} files"
     return "begun" if parts else "absent"
+
+
+def item_table(registry: Registry, names: Iterable[str], store: Store, wanted: set[str]) -> str:
+    """Write a table of items: name, state, size of the downloads, part, licence; ``*`` marks those in params.yaml."""
+    rows = [("item", "state", "size", "part", "licence")]
+    for name in names:
+        item = registry.item(name)
+        size, known = registry.sizes(item.bundles[0])
+        words = in_words(size) if known else f"> {in_words(size)}" if size else "unknown"
+        mark = "*" if name in wanted else ""
+        rows.append((name + mark, state_of(registry, item, store), words, item.part, item.licence))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
+    return "\n".join(
+        [*lines, "", "* in data.registry.items. `anomdino data list NAME` shows terms and addresses."]
+    )
+
+
+def item_details(registry: Registry, name: str, store: Store) -> str:
+    """Write everything that is known about an item."""
+    item = registry.item(name)
+    lines = [f"{name}: {item.title} ({state_of(registry, item, store)})"]
+    facts = {
+        "for": item.purpose,
+        "licence": f"{item.licence} {item.terms}",
+        "by hand": item.agreement,
+        "note": item.note,
+        "home": item.homepage,
+        "cite": item.cite,
+    }
+    for key, text in facts.items():
+        lines += _wrapped(f"{key}: {text}") if text else []
+    for number, bundle in enumerate(item.bundles):
+        lines += ["    or:"] if number else []
+        for file in bundle:
+            entry = store.recorded.completed(registry.files[file])
+            about = "about " if entry.size is None and entry.about else ""
+            digest = (
+                f"sha256 {entry.sha256}"
+                if entry.sha256
+                else f"md5 {entry.md5}"
+                if entry.md5
+                else "no digest known"
+            )
+            lines.append(f"    {entry.name}  {about}{in_words(entry.expected_size)}  {digest}")
+            lines += [f"      {source.page}" for source in store.sources(entry)]
+    return "\n".join(lines)

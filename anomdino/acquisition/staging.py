@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import secrets
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anomdino.errors import DiskError
+from anomdino.errors import DataError, DiskError
 
 
 @contextmanager
@@ -77,6 +78,25 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         remove_tree(folder)
+
+
+def merge_tree(source: Path, target: Path) -> None:
+    """Move all files below ``source`` to the same places below ``target``.
+
+    Raises:
+        DataError: ``target`` holds another file at one of the places; then nothing was moved.
+    """
+    files = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+    taken = [one for one in files if (target / one).exists()]
+    other = [one for one in taken if not filecmp.cmp(source / one, target / one, shallow=False)]
+    if other:
+        listed = ", ".join(str(one) for one in other[:5])
+        raise DataError(
+            target, f"holds {len(other)} other files under the same names: {listed}", "choose another folder"
+        )
+    for one in files:
+        (target / one).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / one, target / one)
 
 
 def remove_leftovers(target: Path) -> None:

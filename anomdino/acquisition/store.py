@@ -69,7 +69,7 @@ class Store:
         return verdict.fault
 
     def found_by_hand(self, file: RegisteredFile, folder: str = "") -> Path | None:
-        """Give the path where a person put a file: as named, ``<dir>/<name>`` or ``<dir>/<folder>/<name>``."""
+        """Give the path where a person put a file: as named, or in a folder or its sub-folder ``folder``."""
         places = [self.given[file.name]] if file.name in self.given else []
         names = (
             file.name,
@@ -145,7 +145,7 @@ class Store:
         """Say how a person gets the file by hand and where to put it."""
         return (
             f"open {_pages(file)} in a browser, save the file as {file.name} in a folder, "
-            f"set data.registry.from_dir to that folder (or `anomdino data get ... --from-dir FOLDER`), run again"
+            f"set data.registry.from_dir to that folder (or `anomdino data get ... --from-dir FOLDER`)"
         )
 
     def _get_from(self, source: Source, file: RegisteredFile) -> Path:

@@ -9,7 +9,7 @@ from anomdino.acquisition.normalise import benchmarks, inlier, outliers, s2m, we
 from anomdino.acquisition.tree import Tree
 
 Normaliser = Callable[[Tree, Path], dict[str, int]]
-"""Writes a tree's files below a folder (``inlier/``, ``val/<benchmark>/``, ...); gives their number by part."""
+"""Writes a tree's files below a folder (``inlier/``, ``val/<benchmark>/``, ...); gives their number."""
 
 NORMALISERS: Mapping[str, Normaliser] = {
     "cityscapes": inlier.cityscapes,

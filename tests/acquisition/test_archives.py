@@ -1,0 +1,295 @@
+"""Archives with every attack: refused before anything is written."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anomdino.acquisition.archives import ArchiveLimits, is_archive, list_members, unpack
+from anomdino.errors import DataError, DiskError
+
+
+def make_zip(path: Path, members: dict[str, bytes], **options) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def make_tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def special_tar(path: Path, kind: bytes, name: str = "bad", target: str = "/etc/passwd") -> Path:
+    with tarfile.open(path, "w") as archive:
+        good = tarfile.TarInfo("good.txt")
+        good.size = 2
+        archive.addfile(good, io.BytesIO(b"ok"))
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = kind, target
+        archive.addfile(entry)
+    return path
+
+
+def refused(path: Path, tmp_path: Path, match: str, limits: ArchiveLimits | None = None) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=match):
+        unpack(path, target, limits)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+GOOD = {"a/b.txt": b"hello", "a/c/d.bin": bytes(range(256)) * 100, "ünï/名.txt": b"x", "empty": b""}
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_good_archives_unpack_to_the_same_bytes(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "zip":
+        make_zip(path, GOOD)
+    else:
+        make_tar(path, GOOD, "w:" + suffix.removeprefix("tar").removeprefix("."))
+    target = tmp_path / "out"
+    target.mkdir()
+    written = unpack(path, target)
+    assert {p.relative_to(target).as_posix(): p.read_bytes() for p in written} == GOOD
+    assert is_archive(path)
+
+
+def test_chosen_members_alone_are_written(tmp_path):
+    path = make_zip(tmp_path / "a.zip", GOOD)
+    target = tmp_path / "out"
+    target.mkdir()
+    assert unpack(path, target, chosen=lambda name: name.endswith(".txt") and name.startswith("a/")) == [
+        target / "a" / "b.txt"
+    ]
+    assert [p.name for p in target.rglob("*") if p.is_file()] == ["b.txt"]
+
+
+NAMES = {
+    "../evil": "leaves the folder",
+    "a/../../evil": "leaves the folder",
+    "/etc/evil": "absolute",
+    "C:/evil": "absolute",
+    "a\\..\\evil": "backslash",
+    "a//b": "empty part",
+    "a\nb": "control characters",
+    "x" * 300: "over-long",
+    "/".join(["d" * 100] * 12): "over-long",
+}
+
+
+@pytest.mark.parametrize(("name", "match"), NAMES.items(), ids=range(len(NAMES)))
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_leave_the_folder_or_are_no_names(tmp_path, kind, name, match):
+    members = {"good.txt": b"ok", name: b"evil"}
+    path = make_zip(tmp_path / "a.zip", members) if kind == "zip" else make_tar(tmp_path / "a.tar", members, "w")
+    refused(path, tmp_path, match)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        (tarfile.SYMTYPE, "symbolic link"),
+        (tarfile.LNKTYPE, "hard link"),
+        (tarfile.CHRTYPE, "device"),
+        (tarfile.BLKTYPE, "device"),
+        (tarfile.FIFOTYPE, "pipe"),
+    ],
+)
+def test_links_and_devices_in_tar(tmp_path, kind, match):
+    refused(special_tar(tmp_path / "a.tar", kind), tmp_path, match)
+
+
+def test_a_link_inside_the_folder_is_refused_as_well(tmp_path):
+    refused(special_tar(tmp_path / "a.tar", tarfile.SYMTYPE, target="good.txt"), tmp_path, "symbolic link")
+
+
+def test_symlink_in_zip(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        entry = zipfile.ZipInfo("link")
+        entry.external_attr = 0o120777 << 16
+        archive.writestr(entry, "/etc/passwd")
+    refused(path, tmp_path, "symbolic link")
+
+
+def test_device_in_zip(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        entry = zipfile.ZipInfo("dev")
+        entry.external_attr = 0o020666 << 16
+        archive.writestr(entry, b"")
+    refused(path, tmp_path, "device")
+
+
+def test_encrypted_zip(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"a": b"secret"})
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= 1
+    path.write_bytes(content)
+    refused(path, tmp_path, "encrypted")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"a.txt": b"1", "A.TXT": b"2"},
+        {"d/a": b"1", "D/b": b"2", "D": b"3"},
+        {"\u00e9.txt": b"1", "e\u0301.txt": b"2"},
+        {"a": b"1", "a/b": b"2"},
+        {"stra\u00dfe": b"1", "STRASSE": b"2"},
+    ],
+)
+def test_names_that_collide_where_case_or_form_do_not_count(tmp_path, members):
+    refused(make_zip(tmp_path / "a.zip", members), tmp_path, "collides")
+
+
+def test_the_same_name_twice(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for content in (b"one", b"two"):
+            entry = tarfile.TarInfo("a")
+            entry.size = 3
+            archive.addfile(entry, io.BytesIO(content))
+    refused(path, tmp_path, "collides")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_too_many_members(tmp_path, kind):
+    members = {f"{number}": b"" for number in range(20)}
+    path = make_zip(tmp_path / "a.zip", members) if kind == "zip" else make_tar(tmp_path / "a.tgz", members)
+    refused(path, tmp_path, "more than 10 members", ArchiveLimits(members=10))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_too_many_bytes(tmp_path, kind):
+    members = {"a": bytes(2000), "b": bytes(2000)}
+    path = make_zip(tmp_path / "a.zip", members) if kind == "zip" else make_tar(tmp_path / "a.tgz", members)
+    refused(path, tmp_path, "unpacks to more than 3,000 bytes", ArchiveLimits(unpacked=3000))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_bomb_is_seen_by_its_ratio(tmp_path, kind):
+    bomb = bytes(80 << 20)
+    path = make_zip(tmp_path / "a.zip", {"bomb": bomb}) if kind == "zip" else make_tar(tmp_path / "a.tgz", {"b": bomb})
+    refused(path, tmp_path, "times its")
+
+
+def test_a_zip_member_larger_than_declared_is_not_unpacked(tmp_path):
+    """The declared size in the central directory is made smaller than what the data inflate to."""
+    path = make_zip(tmp_path / "a.zip", {"a": b"y" * 5000})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02") + 24
+    content[place : place + 4] = struct.pack("<I", 10)
+    path.write_bytes(content)
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(DataError):
+        unpack(path, target)
+    assert sum(p.stat().st_size for p in target.rglob("*") if p.is_file()) <= 10
+
+
+def test_damaged_content_is_found_by_the_archives_own_checksum(tmp_path):
+    payload = os.urandom(50_000)
+    path = make_zip(tmp_path / "a.zip", {"a": payload})
+    content = bytearray(path.read_bytes())
+    content[20_000] ^= 0xFF
+    path.write_bytes(content)
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(DataError, match="damaged archive"):
+        unpack(path, target)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz", "tar.bz2", "tar"])
+def test_a_truncated_archive(tmp_path, kind):
+    members = {f"f{number}": os.urandom(5000) for number in range(10)}
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        make_zip(path, members)
+    else:
+        make_tar(path, members, "w:" + kind.removeprefix("tar").removeprefix("."))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(DataError, match="damaged archive|refused"):
+        unpack(path, target)
+
+
+def test_no_archive_at_all(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"<html>quota</html>")
+    with pytest.raises(DataError, match="damaged archive"):
+        list_members(path)
+
+
+def test_an_archive_without_files(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        entry = tarfile.TarInfo("folder")
+        entry.type = tarfile.DIRTYPE
+        archive.addfile(entry)
+    refused(path, tmp_path, "holds no file")
+
+
+def test_space_is_checked_before_anything_is_written(tmp_path, monkeypatch):
+    import shutil
+
+    path = make_zip(tmp_path / "a.zip", {"a": bytes(1_000_000)})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(DiskError, match="1 MB"):
+        unpack(path, target)
+    assert not list(target.iterdir())
+
+
+def test_special_permissions_are_not_taken_over(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        entry = tarfile.TarInfo("script")
+        entry.size, entry.mode = 2, 0o4777
+        archive.addfile(entry, io.BytesIO(b"ok"))
+    target = tmp_path / "out"
+    target.mkdir()
+    (file,) = unpack(path, target)
+    assert file.stat().st_mode & 0o7111 == 0
+
+
+part = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\:"), min_size=1, max_size=20)
+name = st.lists(part.filter(lambda one: one not in {".", ".."}), min_size=1, max_size=4).map("/".join)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(name, min_size=1, max_size=6, unique=True), content=st.binary(max_size=200))
+def test_whatever_unpacks_stays_inside_and_keeps_its_bytes(tmp_path_factory, names, content):
+    root = tmp_path_factory.mktemp("archive")
+    path = make_tar(root / "a.tar", dict.fromkeys(names, content), "w")
+    target = root / "deep" / "out"
+    target.mkdir(parents=True)
+    try:
+        written = unpack(path, target)
+    except DataError as error:
+        assert "collides" in error.cause or "over-long" in error.cause or "holds no file" in error.cause
+        return
+    assert len(written) == len(names)
+    for file in written:
+        assert file.resolve().is_relative_to(target.resolve())
+        assert file.read_bytes() == content
