@@ -1,0 +1,54 @@
+"""Parameters of the stage ``score``: which score, at which sizes, how fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from anomdino.config.base import Block
+
+
+class ScoreConfig(Block):
+    """Stage score: anomaly scores and the uncertainty maps that the detector reads."""
+
+    source: Literal["scorer", "transformers", "maps"] = "scorer"
+    """scorer: the network of train_rpl; transformers: a published segmentation network; maps: another method's
+    score maps take the place of the score (the uncertainty maps still come from the network of train_rpl)."""
+    transformers: str = ""
+    """With source transformers: a local folder or a hub name; closed-set scores alone."""
+    maps: dict[str, Path] = Field(default_factory=dict)
+    """With source maps: the folder of score maps of `train` and of every benchmark, by name."""
+    kind: Literal["energy", "entropy", "max_softmax", "max_logit"] = "energy"
+    """The score: energy is RPL's."""
+    logits: Literal["residual", "closed"] = "residual"
+    """Logits that are scored: residual is RPL, closed the baseline of the closed-set network."""
+    blur: Literal["auto", "on", "off"] = "auto"
+    """RPL's 7 x 7 Gaussian; auto: for energy and entropy, as RPL does."""
+    widths: list[int] = Field(default_factory=list)
+    """Widths in pixels at which every image is scored; the scores are averaged. Empty: its own width alone."""
+    semantic: Literal["probabilities", "onehot"] = "probabilities"
+    """The semantic map U_S."""
+    distance: Literal["margin1", "one_minus_p1", "margin"] = "margin1"
+    """The distance map U_D: 1 - (p1 - p2), 1 - p1, or p1 - p2."""
+    map_stride: int = Field(default=4, ge=1, le=32)
+    """Uncertainty maps are stored area-pooled by this factor."""
+    max_pixels: int = Field(default=4_000_000, ge=65_536)
+    """Larger inputs of the network are cut into tiles that overlap; below it nothing is cut."""
+    tile_overlap: int = Field(default=256, ge=0, le=1024)
+    """Pixels by which neighbouring tiles overlap; scores are blended across them."""
+    batch: int = Field(default=1, ge=1, le=64)
+    """Images of one size that go through the network together."""
+    precision: Literal["auto", "fp32", "fp16"] = "auto"
+    """auto: fp16 on CUDA, fp32 elsewhere."""
+    compile: bool = False
+    """Compile the network (CUDA): worth it for many images of few sizes."""
+    workers: int = Field(default=4, ge=1, le=64)
+    """Threads that read images, and as many that write results, beside the network."""
+    max_image_pixels: int = Field(default=64_000_000, ge=1)
+    """Images with more pixels are refused before they are decoded."""
+    on_bad_input: Literal["fail", "skip"] = "fail"
+    """An unreadable image stops the stage, or is listed in skipped.json."""
+    max_bad: int = Field(default=0, ge=0)
+    """With skip: more bad images than this still stop the stage."""

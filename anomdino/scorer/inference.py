@@ -1,0 +1,326 @@
+"""Fast scoring of images: one forward pass a width yields the anomaly score and the uncertainty maps."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomdino.errors import BackendMissing, DataError
+from anomdino.scorer.base import (
+    LogitsKind,
+    ScoreKind,
+    Scorer,
+    ScorerOutput,
+    gaussian_blur,
+    normalise,
+    pixel_score,
+)
+from anomdino.scorer.folding import fold_batch_norms
+from anomdino.scorer.tiling import Tile, blend_weights, tiles
+from anomdino.uncertainty import DistanceKind, SemanticKind, UncertaintyMaps, uncertainty_maps
+
+log = logging.getLogger(__name__)
+
+STRIP_PIXELS = 1 << 18
+HALVINGS = 2
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How images are scored; everything here but ``batch`` and ``compile`` can change the result.
+
+    Attributes:
+        kind: Which score (see :func:`anomdino.scorer.base.anomaly_score`).
+        logits: Logits that are scored.
+        blur: Smooth by RPL's Gaussian; ``None``: for energy and entropy alone, as RPL does.
+        widths: Widths in pixels at which an image is scored; the scores are averaged. Empty: its own width.
+        semantic: Kind of U_S.
+        distance: Kind of U_D.
+        map_stride: Uncertainty maps are area-pooled by this factor.
+        max_pixels: Inputs with more pixels are cut into tiles.
+        tile_overlap: Pixels that neighbouring tiles share.
+        precision: ``fp32``, ``fp16``, or ``auto``: fp16 on CUDA, fp32 elsewhere.
+        compile: Compile the network.
+        batch: Images of one size that go through the network together.
+    """
+
+    kind: ScoreKind = "energy"
+    logits: LogitsKind = "residual"
+    blur: bool | None = None
+    widths: tuple[int, ...] = ()
+    semantic: SemanticKind = "probabilities"
+    distance: DistanceKind = "margin1"
+    map_stride: int = 4
+    max_pixels: int = 4_000_000
+    tile_overlap: int = 256
+    precision: Literal["auto", "fp32", "fp16"] = "auto"
+    compile: bool = False
+    batch: int = 1
+
+    @property
+    def blurs(self) -> bool:
+        """Whether scores are smoothed."""
+        return self.kind in {"energy", "entropy"} if self.blur is None else self.blur
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Result for one image.
+
+    Attributes:
+        score: S, float32 (H, W), higher = more anomalous.
+        maps: Uncertainty maps of the closed-set prediction.
+    """
+
+    score: npt.NDArray[np.float32]
+    maps: UncertaintyMaps
+
+    def with_score(self, score: npt.NDArray[np.float32], stride: int) -> Scored:
+        """Put another method's score map (H, W) in place of the scorer's."""
+        pooled = _pooled(torch.from_numpy(score)[None, None], stride)[0, 0].numpy()
+        return Scored(score, replace(self.maps, score=pooled))
+
+
+class Fields(NamedTuple):
+    """What a batch (B, 3, h, w) yields at its own size: score (B, h, w), pooled maps (B, C + 2, gh, gw)."""
+
+    score: Tensor
+    maps: Tensor
+
+
+class ScoringEngine:
+    """A scorer made ready for many images.
+
+    Batch normalisations are folded, memory is laid out channels-last, and on CUDA the network runs in half
+    precision.
+
+    Args:
+        scorer: Any scorer.
+        options: How images are scored.
+        device: Where the network runs.
+        consume: Change the scorer itself instead of a copy, which saves the memory of one.
+
+    Raises:
+        BackendMissing: fp16 was asked for on a CPU.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        options: ScoringOptions | None = None,
+        device: torch.device | str = "cpu",
+        consume: bool = False,
+    ) -> None:
+        self.options = options or ScoringOptions()
+        self.device = torch.device(device)
+        self.dtype = self._dtype()
+        self.network = prepared(scorer if consume else copy.deepcopy(scorer), self.device, self.dtype)
+        self._forward: Callable[[Tensor], ScorerOutput] = self.network
+        if self.options.compile:
+            self._forward = torch.compile(self.network, dynamic=False)
+        self.max_pixels = self.options.max_pixels
+
+    def score(self, image: npt.NDArray[np.uint8], name: object = "image") -> Scored:
+        """Score one image, uint8 (H, W, 3) RGB (see :meth:`score_batch`)."""
+        return self.score_batch([image], [name])[0]
+
+    def score_batch(
+        self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object] = ()
+    ) -> list[Scored]:
+        """Score images of one size.
+
+        When memory runs out, the batch is halved, then the tiles, twice at most.
+
+        Args:
+            images: uint8 (H, W, 3), RGB.
+            names: What messages call the images, usually their paths.
+
+        Raises:
+            DataError: A score is NaN or infinite; the message names the image.
+            BackendMissing: Memory does not suffice even for small tiles.
+        """
+        names = list(names) or [f"image {index}" for index in range(len(images))]
+        halvings = 0
+        while True:
+            try:
+                results = self._score(images)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(images) > 1:
+                half = len(images) // 2
+                log.warning("out of memory with %d images at once: going on with %d", len(images), half)
+                parts = ((images[:half], names[:half]), (images[half:], names[half:]))
+                return [scored for part, named in parts for scored in self.score_batch(part, named)]
+            if halvings == HALVINGS:
+                raise BackendMissing(
+                    names[0],
+                    f"does not fit in the memory of {self.device}, not even in tiles of {self.max_pixels} px",
+                    "lower score.max_pixels or score.widths, or use device: cpu",
+                )
+            halvings += 1
+            self.max_pixels = min(self.max_pixels, _largest(images[0], self.options.widths)) // 2
+            log.warning("out of memory on %s: going on with tiles of %d pixels", names[0], self.max_pixels)
+        for name, scored in zip(names, results, strict=True):
+            refuse_non_finite(scored.score, name)
+        return results
+
+    @torch.inference_mode()
+    def _score(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Scored]:
+        height, width = images[0].shape[:2]
+        stacked = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
+        inputs = normalise(stacked)
+        grid = (-(-height // self.options.map_stride), -(-width // self.options.map_stride))
+        widths = self.options.widths or (width,)
+        score: Tensor | None = None
+        maps: Tensor | None = None
+        for target in widths:
+            fields = self._at_width(inputs, target)
+            resized = _resize(fields.score[:, None], (height, width))[:, 0]
+            pooled = _resize(fields.maps, grid)
+            score = resized if score is None else score + resized
+            maps = pooled if maps is None else maps + pooled
+        assert score is not None
+        assert maps is not None
+        score, maps = score / len(widths), maps / len(widths)
+        return self._results(score, maps, (height, width))
+
+    def _results(self, score: Tensor, maps: Tensor, size: tuple[int, int]) -> list[Scored]:
+        pooled_score = _pooled(score[:, None], self.options.map_stride)[:, 0].cpu().numpy()
+        scores = score.cpu().numpy()
+        halves = maps.half().cpu().numpy()
+        return [
+            Scored(
+                scores[index],
+                UncertaintyMaps(
+                    semantic=halves[index, :-2],
+                    entropy=halves[index, -2],
+                    distance=halves[index, -1],
+                    score=pooled_score[index],
+                    image_size=size,
+                ),
+            )
+            for index in range(len(scores))
+        ]
+
+    def _at_width(self, inputs: Tensor, target: int) -> Fields:
+        height, width = inputs.shape[-2:]
+        if target != width:
+            size = (max(1, round(height * target / width)), target)
+            inputs = F.interpolate(inputs, size=size, mode="bilinear", align_corners=False, antialias=True)
+        stride = max(1, round(self.options.map_stride * target / width))
+        fields = self._tiled(inputs, stride)
+        return Fields(gaussian_blur(fields.score) if self.options.blurs else fields.score, fields.maps)
+
+    def _tiled(self, inputs: Tensor, stride: int) -> Fields:
+        height, width = inputs.shape[-2:]
+        overlap = self.options.tile_overlap
+        parts = tiles(height, width, self.max_pixels, overlap, align=8 * stride)
+        if len(parts) == 1:
+            return self._fields(inputs, stride)
+        score = inputs.new_zeros(inputs.shape[0], height, width)
+        weight = inputs.new_zeros(height, width)
+        grid = Tile(0, 0, height, width).shrunk(stride)
+        maps: Tensor | None = None
+        grid_weight = inputs.new_zeros(grid.bottom, grid.right)
+        for tile in parts:
+            fields = self._fields(inputs[..., tile.rows, tile.columns], stride)
+            share = blend_weights(tile, height, width, overlap).to(self.device)
+            score[:, tile.rows, tile.columns] += fields.score * share
+            weight[tile.rows, tile.columns] += share
+            cells, pooled_share = tile.shrunk(stride), _pooled(share[None, None], stride)[0, 0]
+            if maps is None:
+                maps = inputs.new_zeros(*fields.maps.shape[:2], grid.bottom, grid.right)
+            maps[..., cells.rows, cells.columns] += fields.maps * pooled_share
+            grid_weight[cells.rows, cells.columns] += pooled_share
+        assert maps is not None
+        return Fields(score / weight, maps / grid_weight)
+
+    def _fields(self, inputs: Tensor, stride: int) -> Fields:
+        layout = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        output = self._forward(layout)
+        scored = output.residual_logits if self.options.logits == "residual" else output.logits
+        height, width = inputs.shape[-2:]
+        rows = height
+        if self.device.type == "cpu":
+            rows = max(1, STRIP_PIXELS // (width * stride)) * stride
+        scores, maps = [], []
+        for top in range(0, height, rows):
+            strip = slice(top, top + rows)
+            scores.append(pixel_score(scored[..., strip, :], self.options.kind))
+            semantic, entropy, distance = uncertainty_maps(
+                output.logits[..., strip, :], self.options.semantic, self.options.distance
+            )
+            maps.append(_pooled(torch.cat([semantic, entropy[:, None], distance[:, None]], dim=1), stride))
+        return Fields(torch.cat(scores, dim=1), torch.cat(maps, dim=2))
+
+    def _dtype(self) -> torch.dtype:
+        if self.options.precision == "fp16" and self.device.type == "cpu":
+            raise BackendMissing(
+                "score.precision", "fp16 is not available on the CPU", "use precision: auto or fp32"
+            )
+        half = self.device.type == "cuda" and self.options.precision in {"auto", "fp16"}
+        return torch.float16 if half else torch.float32
+
+
+def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> Scorer:
+    """Make a scorer fast in place: batch normalisations folded, channels-last, in half precision on CUDA."""
+    network = scorer.requires_grad_(False).eval()
+    fold_batch_norms(network)
+    network = network.to(device=device, dtype=dtype)
+    for tensor in network.state_dict().values():
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def refuse_non_finite(score: npt.NDArray[np.float32], name: object) -> None:
+    """Stop at a score map with NaN or infinity.
+
+    Raises:
+        DataError: It has some; the message names the image, counts them and gives the range of the others.
+    """
+    finite = np.isfinite(score)
+    if finite.all():
+        return
+    good = score[finite]
+    span = f"finite values {good.min():.4g} .. {good.max():.4g}" if good.size else "no finite value"
+    raise DataError(
+        name,
+        f"its score has {int((~finite).sum())} NaN or infinite pixels of {score.size} ({span})",
+        "check the scorer's weights; in half precision try score.precision: fp32",
+    )
+
+
+def _pooled(maps: Tensor, stride: int) -> Tensor:
+    if stride == 1:
+        return maps
+    return F.avg_pool2d(maps, stride, ceil_mode=True, count_include_pad=False)
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _largest(image: npt.NDArray[np.uint8], widths: Sequence[int]) -> int:
+    height, width = image.shape[:2]
+    target = max(widths, default=width)
+    return int(max(1, round(height * target / width)) * target)

@@ -1,0 +1,103 @@
+"""From the parameters of the stage ``score`` to an engine, a source of maps and the settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomdino.errors import ConfigError
+from anomdino.scorer.base import WEIGHTS_FILE, load_scorer
+from anomdino.scorer.inference import ScoringEngine, ScoringOptions
+from anomdino.scorer.maps_source import MapsSource
+from anomdino.scorer.run import RunOptions, content_digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from anomdino.config.score import ScoreConfig
+
+BLUR = {"auto": None, "on": True, "off": False}
+
+
+def scoring_options(config: ScoreConfig) -> ScoringOptions:
+    """Give the options of the engine."""
+    return ScoringOptions(
+        kind=config.kind,
+        logits=config.logits,
+        blur=BLUR[config.blur],
+        widths=tuple(config.widths),
+        semantic=config.semantic,
+        distance=config.distance,
+        map_stride=config.map_stride,
+        max_pixels=config.max_pixels,
+        tile_overlap=config.tile_overlap,
+        precision=config.precision,
+        compile=config.compile,
+        batch=config.batch,
+    )
+
+
+def run_options(config: ScoreConfig) -> RunOptions:
+    """Give the settings of a run over a set."""
+    return RunOptions(
+        workers=config.workers,
+        max_image_pixels=config.max_image_pixels,
+        skip_bad=config.on_bad_input == "skip",
+        max_bad=config.max_bad,
+    )
+
+
+def engine_from(
+    config: ScoreConfig, trained: Path | str, device: torch.device | str = "cpu"
+) -> tuple[ScoringEngine, str]:
+    """Load the scorer that the parameters name.
+
+    Args:
+        config: Block ``score``.
+        trained: Folder of the trained scorer, used unless ``source`` is ``transformers``.
+        device: Where it runs.
+
+    Returns:
+        The engine, and the digest of all that its results depend on besides the image.
+
+    Raises:
+        CheckpointError: The scorer is missing, damaged or does not fit.
+        ConfigError: ``source`` is ``transformers`` without a name, or with residual logits.
+    """
+    options = scoring_options(config)
+    if config.source != "transformers":
+        scorer = load_scorer(trained)
+        digest = content_digest(options, Path(trained) / WEIGHTS_FILE, config.source)
+        return ScoringEngine(scorer, options, device, consume=True), digest
+    if not config.transformers:
+        raise ConfigError("score.transformers", "is empty", "give a local folder or a hub name")
+    from anomdino.scorer.transformers_scorer import load_transformers
+
+    network = load_transformers(config.transformers)
+    digest = content_digest(options, None, config.source, config.transformers, network.fingerprint())
+    return ScoringEngine(network, options, device, consume=True), digest
+
+
+def maps_from(config: ScoreConfig, name: str, keys: Iterable[str]) -> MapsSource | None:
+    """Open the folder of score maps of a set, where the parameters ask for maps.
+
+    Args:
+        config: Block ``score``.
+        name: ``train`` or the name of a benchmark.
+        keys: Keys of the images.
+
+    Raises:
+        ConfigError: There is no folder for this set.
+        DataError: Maps and images are not one to one.
+    """
+    if config.source != "maps":
+        return None
+    if name not in config.maps:
+        known = ", ".join(config.maps) or "nothing"
+        raise ConfigError(
+            f"score.maps.{name}",
+            f"is not given, only {known}",
+            f"give the folder of score maps: `-S score.maps.{name}=<folder>`",
+        )
+    return MapsSource(config.maps[name], keys)

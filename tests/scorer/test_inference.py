@@ -1,0 +1,485 @@
+"""The engine against the plain path, tiles, widths, resumption after a kill, and what goes wrong."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from anomdino.config.score import ScoreConfig
+from anomdino.errors import BackendMissing, CheckpointError, DataError
+from anomdino.io.images import write_png
+from anomdino.io.scores import read_score
+from anomdino.scorer.base import (
+    Scorer,
+    ScorerOutput,
+    ScorerSpec,
+    anomaly_score,
+    build_scorer,
+    save_scorer,
+    to_input,
+)
+from anomdino.scorer.folding import fold_batch_norms
+from anomdino.scorer.inference import ScoringEngine, ScoringOptions
+from anomdino.scorer.maps_source import MapsSource
+from anomdino.scorer.run import DONE_FOLDER, SKIPPED_FILE, Outputs, RunOptions, SetScorer, content_digest
+from anomdino.scorer.setup import engine_from
+from anomdino.scorer.tiling import blend_weights, tiles
+from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
+from anomdino.uncertainty import UncertaintyMaps, uncertainty_maps
+
+
+def with_statistics(network, seed=0):
+    """Give every batch norm parameters and statistics that are not the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.6, 1.4),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.6, 1.5),
+            ):
+                tensor.data.uniform_(low, high, generator=generator)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def wide():
+    torch.manual_seed(0)
+    return with_statistics(WideResNet38Scorer(channel_divisor=16))
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return with_statistics(build_scorer(ScorerSpec("small")))
+
+
+def photo(height=60, width=84, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    return np.ascontiguousarray(coarse[rows][:, columns])
+
+
+class PixelScorer(Scorer):
+    """Logits that depend on their own pixel alone, so that tiling must change nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.spec = ScorerSpec("pixel", 3)
+        self.mix = nn.Conv2d(3, 3, 1)
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(tuple(images.shape))
+        logits = self.mix(images)
+        return ScorerOutput(logits, 2 * logits + 1)
+
+
+@pytest.fixture
+def pixel():
+    torch.manual_seed(3)
+    return PixelScorer().eval()
+
+
+@pytest.mark.parametrize("size", [(60, 84), (33, 47), (1, 1), (7, 200)])
+@pytest.mark.parametrize("name", ["wide", "small"])
+def test_engine_equals_the_plain_path(request, name, size):
+    scorer = request.getfixturevalue(name)
+    image = photo(*size)
+    with torch.inference_mode():
+        output = scorer(to_input(image))
+        expected = anomaly_score(output)[0].numpy()
+        semantic, entropy, distance = uncertainty_maps(output.logits)
+    scored = ScoringEngine(scorer).score(image)
+    assert scored.score.dtype == np.float32
+    assert scored.score.shape == size
+    np.testing.assert_allclose(scored.score, expected, rtol=1e-4, atol=1e-4)
+    assert scored.maps.image_size == size
+    grid = (-(-size[0] // 4), -(-size[1] // 4))
+    assert scored.maps.semantic.shape == (19, *grid)
+    for ours, full in (
+        (scored.maps.semantic, semantic[0].numpy()),
+        (scored.maps.entropy, entropy.numpy()),
+        (scored.maps.distance, distance.numpy()),
+        (scored.maps.score, expected[None]),
+    ):
+        cell = full[:, :4, :4].mean((1, 2))
+        np.testing.assert_allclose(np.atleast_3d(ours.T).T[:, 0, 0], cell, rtol=2e-3, atol=2e-3)
+        last = full[:, 4 * (grid[0] - 1) :, 4 * (grid[1] - 1) :].mean((1, 2))
+        np.testing.assert_allclose(np.atleast_3d(ours.T).T[:, -1, -1], last, rtol=2e-3, atol=2e-3)
+
+
+def test_engine_leaves_the_scorer_alone_unless_told_to_consume_it(wide):
+    before = {name: value.clone() for name, value in wide.state_dict().items()}
+    engine = ScoringEngine(wide)
+    engine.score(photo())
+    assert all(torch.equal(before[name], value) for name, value in wide.state_dict().items())
+    assert engine.network is not wide
+    copy = WideResNet38Scorer(channel_divisor=16).eval()
+    assert ScoringEngine(copy, consume=True).network is copy
+
+
+def test_one_forward_pass_per_width(pixel):
+    engine = ScoringEngine(pixel, ScoringOptions(widths=(40, 84, 168)), consume=True)
+    engine.score(photo())
+    assert pixel.sizes == [(1, 3, 29, 40), (1, 3, 60, 84), (1, 3, 120, 168)]
+
+
+@pytest.mark.parametrize("name", ["wide", "small"])
+def test_folding_keeps_the_function_and_removes_the_norms(request, name):
+    scorer = request.getfixturevalue(name)
+    import copy
+
+    folded = copy.deepcopy(scorer)
+    count = fold_batch_norms(folded)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in scorer.modules())
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert count == norms - left
+    assert count > 0
+    if name == "wide":
+        assert left == 17, "only the pre-activations of the 17 blocks cannot be folded"
+    images = torch.randn(1, 3, 41, 57, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        before, after = scorer(images), folded(images)
+    for a, b in zip(before[:2], after[:2], strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
+
+
+def test_folding_refuses_training_mode():
+    with pytest.raises(ValueError, match="evaluation mode"):
+        fold_batch_norms(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
+
+
+def test_folding_leaves_norms_that_follow_no_convolution():
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.BatchNorm2d(2)).eval()
+    assert fold_batch_norms(network) == 0
+
+
+def test_scores_of_widths_are_averaged(small):
+    image = photo(64, 96)
+    expected = []
+    for width in (48, 96):
+        inputs = F.interpolate(
+            to_input(image), (64 * width // 96, width), mode="bilinear", align_corners=False, antialias=True
+        )
+        with torch.inference_mode():
+            score = anomaly_score(small(inputs))[:, None]
+        expected.append(F.interpolate(score, (64, 96), mode="bilinear", align_corners=False, antialias=True))
+    scored = ScoringEngine(small, ScoringOptions(widths=(48, 96))).score(image)
+    np.testing.assert_allclose(
+        scored.score, torch.stack(expected).mean(0)[0, 0].numpy(), rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(scored.maps.semantic.astype(np.float32).sum(0), 1, atol=5e-3)
+
+
+def test_kinds_and_logits_are_those_of_the_parameters(wide):
+    image = photo()
+    with torch.inference_mode():
+        output = wide(to_input(image))
+    for kind in ("energy", "entropy", "max_softmax", "max_logit"):
+        for logits in ("residual", "closed"):
+            for blur in (None, True, False):
+                scored = ScoringEngine(wide, ScoringOptions(kind=kind, logits=logits, blur=blur)).score(image)
+                expected = anomaly_score(output, kind, logits, blur)[0].numpy()
+                scale = max(1.0, float(np.abs(expected).max()))
+                np.testing.assert_allclose(scored.score, expected, atol=1e-4 * scale)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(400, 200_000), st.integers(0, 80))
+def test_tiles_cover_within_the_limit_and_overlap(height, width, limit, overlap):
+    parts = tiles(height, width, limit, overlap, align=8)
+    cover = np.zeros((height, width), int)
+    for part in parts:
+        cover[part.rows, part.columns] += 1
+        assert part.top % 8 == part.left % 8 == 0
+        assert 0 <= part.top < part.bottom <= height
+        assert 0 <= part.left < part.right <= width
+        assert (blend_weights(part, height, width, overlap) > 0).all()
+    assert cover.min() >= 1
+    if height * width <= limit:
+        assert len(parts) == 1
+    else:
+        assert max(part.pixels for part in parts) <= max(limit, 32**2)
+
+
+@pytest.mark.parametrize("overlap", [0, 16, 64])
+def test_tiled_equals_untiled_where_pixels_are_independent(pixel, overlap):
+    image = photo(203, 317)
+    whole = ScoringEngine(pixel, ScoringOptions(blur=True)).score(image)
+    engine = ScoringEngine(
+        pixel, ScoringOptions(blur=True, max_pixels=9_000, tile_overlap=overlap), consume=True
+    )
+    pixel.sizes.clear()
+    cut = engine.score(image)
+    assert len(pixel.sizes) > 6
+    np.testing.assert_allclose(cut.score, whole.score, atol=1e-4)
+    for name in ("semantic", "entropy", "distance"):
+        np.testing.assert_allclose(
+            getattr(cut.maps, name).astype(np.float32),
+            getattr(whole.maps, name).astype(np.float32),
+            atol=2e-3,
+        )
+
+
+def test_below_the_limit_nothing_is_cut(wide):
+    image = photo(64, 96)
+    exact = ScoringEngine(wide, ScoringOptions(max_pixels=64 * 96)).score(image)
+    large = ScoringEngine(wide, ScoringOptions(max_pixels=10**9)).score(image)
+    assert np.array_equal(exact.score, large.score)
+
+
+def test_batch_gives_what_single_images_give(wide):
+    images = [photo(seed=seed) for seed in range(3)]
+    engine = ScoringEngine(wide, ScoringOptions(batch=3))
+    together = engine.score_batch(images)
+    for image, scored in zip(images, together, strict=True):
+        np.testing.assert_allclose(scored.score, engine.score(image).score, rtol=1e-4, atol=1e-4)
+
+
+class Hungry(PixelScorer):
+    """Runs out of memory above a number of pixels in a batch."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, images):
+        if images.shape[0] * images.shape[2] * images.shape[3] > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+        return super().forward(images)
+
+
+def test_out_of_memory_halves_the_batch_then_the_tiles(caplog):
+    images = [photo(200, 300, seed) for seed in range(4)]
+    engine = ScoringEngine(Hungry(60_000), ScoringOptions(tile_overlap=16), consume=True)
+    assert len(engine.score_batch(images)) == 4
+    assert "2 images" in caplog.text.replace("with 2:", "2 images")
+    engine = ScoringEngine(Hungry(40_000), ScoringOptions(tile_overlap=16), consume=True)
+    assert engine.score(images[0]).score.shape == (200, 300)
+    assert engine.max_pixels == 30_000
+    assert "tiles of 30000 pixels" in caplog.text
+    with pytest.raises(BackendMissing, match="does not fit in the memory"):
+        ScoringEngine(Hungry(500), ScoringOptions(tile_overlap=16), consume=True).score(images[0], "x.png")
+
+
+def test_other_errors_are_not_taken_for_memory(pixel):
+    pixel.mix = nn.Conv2d(4, 3, 1)
+    with pytest.raises(RuntimeError, match="channels"):
+        ScoringEngine(pixel).score(photo())
+
+
+def test_half_precision_on_a_cpu_is_refused(pixel):
+    with pytest.raises(BackendMissing, match="fp16"):
+        ScoringEngine(pixel, ScoringOptions(precision="fp16"))
+
+
+def test_nan_stops_with_the_name_of_the_image(pixel):
+    pixel.mix.weight.data[0, 0] = float("nan")
+    with pytest.raises(DataError, match=r"street\.png.*5040 NaN or infinite pixels of 5040"):
+        ScoringEngine(pixel).score(photo(), "street.png")
+
+
+def tree_digest(*folders):
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "images"
+    images = {}
+    for index in range(6):
+        key = f"set {index % 2}/bild_{index}"
+        images[key] = folder / f"{key}.png"
+        write_png(images[key], photo(40 + 4 * (index % 3), 60, index))
+    return images
+
+
+def scorer_for(pixel, root, digest="d", **options):
+    engine = ScoringEngine(pixel, ScoringOptions(batch=2))
+    return SetScorer(engine, Outputs(root / "score", root / "maps"), digest, RunOptions(workers=2, **options))
+
+
+def test_a_set_is_scored_into_the_same_tree(pixel, photos, tmp_path):
+    report = scorer_for(pixel, tmp_path).run(photos)
+    assert (report.scored, report.reused, report.skipped) == (6, 0, {})
+    engine = ScoringEngine(pixel)
+    for key in photos:
+        index = int(key[-1])
+        image = photo(40 + 4 * (index % 3), 60, index)
+        score = read_score(tmp_path / "score" / f"{key}.npz", image.shape[:2])
+        np.testing.assert_allclose(score, engine.score(image).score, atol=1e-5)
+        maps = UncertaintyMaps.load(tmp_path / "maps" / f"{key}.npz")
+        assert maps.image_size == image.shape[:2]
+        assert maps.score.shape == maps.entropy.shape == maps.semantic.shape[1:]
+
+
+def test_a_second_run_keeps_what_is_finished_and_repairs_the_rest(pixel, photos, tmp_path, caplog):
+    scorer_for(pixel, tmp_path).run(photos)
+    before = tree_digest(tmp_path / "score", tmp_path / "maps")
+    keys = list(photos)
+    (tmp_path / "score" / f"{keys[0]}.npz").write_bytes(b"PK damaged")
+    (tmp_path / "maps" / f"{keys[1]}.npz").unlink()
+    (tmp_path / "maps" / DONE_FOLDER / f"{keys[2]}.json").write_text("{")
+    report = scorer_for(pixel, tmp_path).run(photos)
+    assert (report.scored, report.reused) == (3, 3)
+    assert "changed or damaged" in caplog.text
+    assert tree_digest(tmp_path / "score", tmp_path / "maps") == before
+
+
+def test_other_parameters_or_images_are_computed_again_and_strangers_removed(pixel, photos, tmp_path):
+    scorer_for(pixel, tmp_path).run(photos)
+    assert scorer_for(pixel, tmp_path, digest="other").run(photos).scored == 6
+    key, path = next(iter(photos.items()))
+    write_png(path, photo(40, 60, 99))
+    rest = dict(list(photos.items())[:4])
+    report = scorer_for(pixel, tmp_path, digest="other").run(rest)
+    assert (report.scored, report.reused) == (1, 3)
+    left = {
+        p.relative_to(tmp_path / "score").with_suffix("").as_posix()
+        for p in (tmp_path / "score").rglob("*.npz")
+    }
+    assert left == set(rest)
+    assert key in left
+
+
+def test_digest_covers_options_and_weights_but_not_speed(tmp_path):
+    weights = tmp_path / "w"
+    weights.write_bytes(b"1")
+    base = content_digest(ScoringOptions(), weights, "x")
+    assert base == content_digest(ScoringOptions(batch=8, compile=True), weights, "x")
+    assert base != content_digest(ScoringOptions(kind="entropy"), weights, "x")
+    assert base != content_digest(ScoringOptions(), weights, "y")
+    weights.write_bytes(b"2")
+    assert base != content_digest(ScoringOptions(), weights, "x")
+
+
+def test_a_bad_image_fails_or_is_listed(pixel, photos, tmp_path):
+    bad = list(photos)[3]
+    photos[bad].write_bytes(photos[bad].read_bytes()[:40])
+    with pytest.raises(DataError, match="bild_3"):
+        scorer_for(pixel, tmp_path).run(photos)
+    report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=1).run(photos)
+    assert list(report.skipped) == [bad]
+    assert list(json.loads((tmp_path / "maps" / SKIPPED_FILE).read_text())) == [bad]
+    assert not (tmp_path / "score" / f"{bad}.npz").exists()
+    with pytest.raises(DataError, match="max_bad"):
+        scorer_for(pixel, tmp_path, skip_bad=True).run(photos)
+
+
+def test_nan_leaves_no_file_of_the_image(pixel, photos, tmp_path):
+    pixel.mix.weight.data[0, 0] = float("nan")
+    with pytest.raises(DataError, match="bild_0"):
+        scorer_for(pixel, tmp_path).run(photos)
+    assert not list(tmp_path.glob("score/**/*.npz"))
+
+
+def test_maps_of_another_method_take_the_place_of_the_score(pixel, photos, tmp_path):
+    for key in photos:
+        height = 40 + 4 * (int(key[-1]) % 3)
+        path = tmp_path / "rba" / f"{key}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.random.default_rng(int(key[-1])).normal(size=(height, 60)))
+    source = MapsSource(tmp_path / "rba", photos)
+    engine = ScoringEngine(pixel)
+    outputs = Outputs(tmp_path / "score", tmp_path / "maps")
+    SetScorer(engine, outputs, "d", source=source).run(photos)
+    for key in photos:
+        given_map = np.load(tmp_path / "rba" / f"{key}.npy").astype(np.float32)
+        np.testing.assert_array_equal(read_score(outputs.of(key)[0]), given_map)
+        maps = UncertaintyMaps.load(outputs.of(key)[1])
+        np.testing.assert_allclose(maps.score[0, 0], given_map[:4, :4].mean(), atol=1e-6)
+    np.save(tmp_path / "rba" / f"{next(iter(photos))}.npy", np.zeros((2, 2)))
+    with pytest.raises(DataError, match="2 x 2"):
+        SetScorer(engine, outputs, "new", source=source).run(photos)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import anomdino.scorer.run as run
+from anomdino.io.listing import list_images
+from anomdino.scorer.inference import ScoringEngine
+from anomdino.scorer.base import load_scorer
+root = Path(sys.argv[1])
+slow = run.write_score
+def write(path, score):
+    slow(path, score)
+    print(path, flush=True)
+    time.sleep(float(sys.argv[2]))
+run.write_score = write
+engine = ScoringEngine(load_scorer(root / "rpl"))
+outputs = run.Outputs(root / "score", root / "maps")
+run.SetScorer(engine, outputs, "d", run.RunOptions(workers=1)).run(list_images(root / "images"))
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_byte_for_byte_the_same(small, photos, tmp_path):
+    save_scorer(small, tmp_path / "rpl")
+    engine = ScoringEngine(small)
+    whole = Outputs(tmp_path / "whole" / "score", tmp_path / "whole" / "maps")
+    SetScorer(engine, whole, "d").run(photos)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), "0.3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stdout is not None
+    for _ in range(2):
+        process.stdout.readline()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = list((tmp_path / "maps" / DONE_FOLDER).rglob("*.json"))
+    assert 1 <= len(finished) < 6
+    report = SetScorer(engine, Outputs(tmp_path / "score", tmp_path / "maps"), "d").run(photos)
+    assert report.reused >= 1
+    assert report.scored + report.reused == 6
+    assert tree_digest(tmp_path / "score") == tree_digest(whole.scores)
+    assert tree_digest(tmp_path / "maps") == tree_digest(whole.maps)
+
+
+def test_engine_from_parameters(small, tmp_path):
+    save_scorer(small, tmp_path)
+    engine, digest = engine_from(ScoreConfig(widths=[32, 64], blur="off"), tmp_path)
+    assert engine.options.widths == (32, 64)
+    assert not engine.options.blurs
+    assert digest != engine_from(ScoreConfig(), tmp_path)[1]
+    with pytest.raises(CheckpointError, match="does not exist"):
+        engine_from(ScoreConfig(), tmp_path / "none")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_half_precision_on_cuda_is_close(wide):
+    image = photo(128, 256)
+    plain = ScoringEngine(wide).score(image)
+    half = ScoringEngine(wide, device="cuda").score(image)
+    scale = float(np.abs(plain.score).max())
+    np.testing.assert_allclose(half.score, plain.score, atol=5e-3 * scale)
+
+
+@pytest.mark.parametrize("overlap", [0, 16, 64, 256])
+def test_neighbouring_tiles_share_the_overlap(overlap):
+    parts = tiles(1024, 2048, 400_000, overlap, align=32)
+    columns = sorted({(part.left, part.right) for part in parts})
+    rows = sorted({(part.top, part.bottom) for part in parts})
+    assert len(parts) == len(columns) * len(rows) > 4
+    for spans in (rows, columns):
+        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+            assert end - start >= overlap
