@@ -1,6 +1,7 @@
 """The engine against the plain path, tiles, widths, resumption after a kill, and what goes wrong."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -481,5 +482,5 @@ def test_neighbouring_tiles_share_the_overlap(overlap):
     rows = sorted({(part.top, part.bottom) for part in parts})
     assert len(parts) == len(columns) * len(rows) > 4
     for spans in (rows, columns):
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(spans):
             assert end - start >= overlap
