@@ -1,0 +1,97 @@
+"""Overlays: what is drawn where."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anomdino.io.boxes import Boxes
+from anomdino.viz.overlay import (
+    BOX_COLOUR,
+    FOOTER,
+    MASK_COLOUR,
+    TRUTH_COLOUR,
+    ScoreRange,
+    colour_table,
+    draw_overlay,
+    heat_overlay,
+)
+from anomdino.viz.score_views import common_range
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=30), st.floats(-10, 10), st.floats(0.01, 10))
+def test_unit_is_monotone_and_bounded(values, low, width):
+    score = np.sort(np.array(values, np.float32))[None]
+    unit = ScoreRange(low, low + width).unit(score)
+    assert unit.min() >= 0
+    assert unit.max() <= 1
+    assert (np.diff(unit[0]) >= 0).all()
+
+
+def test_a_range_without_width_is_black():
+    assert (ScoreRange(3, 3).unit(np.full((2, 2), 3, np.float32)) == 0).all()
+
+
+def test_heat_at_the_ends_follows_the_formula():
+    image = np.full((1, 2, 3), 100, np.uint8)
+    got = heat_overlay(image, np.array([[0, 1]], np.float32), ScoreRange(0, 1), blend=0.6)
+    table = colour_table("inferno").astype(float)
+    expected = [100 * 0.85 + table[0] * 0.15, 100 * 0.4 + table[255] * 0.6]
+    np.testing.assert_allclose(got[0], expected, atol=1)
+
+
+def changed_region(with_it, without):
+    rows, columns = np.nonzero((with_it != without).any(axis=2)[:-FOOTER])
+    return rows.min(), rows.max(), columns.min(), columns.max()
+
+
+@pytest.mark.parametrize(
+    ("element", "colour"), [("mask", MASK_COLOUR), ("truth", TRUTH_COLOUR), ("boxes", BOX_COLOUR)]
+)
+def test_elements_are_drawn_where_they_are(element, colour):
+    image = np.full((200, 400, 3), 60, np.uint8)
+    score, span = np.zeros((200, 400), np.float32), ScoreRange(0, 1)
+    region = np.zeros((200, 400), np.uint8)
+    region[60:120, 40:100] = 1
+    value = {"mask": region > 0, "truth": region, "boxes": Boxes(np.array([[40, 60, 100, 120]]), np.array([0.5]))}
+    bare = draw_overlay(image, score, span)
+    drawn = draw_overlay(image, score, span, **{element: value[element]})
+    assert drawn.shape == (200 + FOOTER, 400, 3)
+    top, bottom, left, right = changed_region(drawn, bare)
+    label = 20 if element == "boxes" else 0
+    assert 60 - 3 - label <= top <= 62
+    assert 117 <= bottom <= 122
+    assert 37 <= left <= 42
+    assert 97 <= right <= 102
+    towards = np.abs(drawn.astype(int) - colour).sum(axis=2) < np.abs(bare.astype(int) - colour).sum(axis=2)
+    assert towards[60:120, 38:43].sum() > 50
+
+
+def test_void_is_darkened():
+    truth = np.zeros((50, 60), np.uint8)
+    truth[:20] = 255
+    picture = draw_overlay(
+        np.full((50, 60, 3), 120, np.uint8), np.zeros((50, 60), np.float32), ScoreRange(0, 1), truth=truth
+    )
+    assert picture[:20].mean() < 0.6 * picture[20:50].mean()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 700), (700, 3), (2000, 3000)])
+def test_any_size_is_drawn(size):
+    picture = draw_overlay(
+        np.zeros((*size, 3), np.uint8),
+        np.zeros(size, np.float32),
+        ScoreRange(0, 1),
+        boxes=Boxes(np.array([[0, 0, size[1], size[0]]]), np.ones(1)),
+        mask=np.ones(size, bool),
+        max_side=640,
+    )
+    assert max(picture.shape[0] - FOOTER, picture.shape[1]) <= 640
+
+
+def test_common_range_is_that_of_the_whole_set():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(size=(50, 60)).astype(np.float32) for _ in range(5)]
+    span = common_range(iter(maps), 2, 98)
+    low, high = np.percentile(np.stack(maps).astype(np.float64), [2, 98])
+    assert (span.low, span.high) == pytest.approx((low, high))
