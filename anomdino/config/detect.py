@@ -25,9 +25,9 @@ class DetectConfig(Block):
 
     folds: int = Field(default=1, ge=1, le=10)
     """The training set is split by source image into this many folds, and each fold's boxes come from a detector that
-    did not see it; 1 holds out one part, trains on the rest and predicts the held-out part alone."""
+    did not see it; 1 trains on the part `train` of ood.json and predicts the part `val` alone."""
     holdout: float = Field(default=0.4, gt=0, lt=1)
-    """With folds = 1: the share of source images that is held out of the detector's training."""
+    """With folds = 1 and no split in ood.json: the share of source images held out of the detector's training."""
     min_score: float = Field(default=0.05, ge=0, lt=1)
     """Boxes below this score are not written."""
     max_boxes: int = Field(default=50, ge=1)

@@ -19,10 +19,6 @@ class FusionConfig(Block):
     """Uncertainty maps that are fused, always in this order; fewer for an ablation, none switches the fusion off."""
     score_map: bool = True
     """Fuse the residual anomaly score as a further map."""
-    semantic: Literal["probabilities", "onehot"] = "probabilities"
-    """What the semantic map holds: class probabilities, or the one-hot argmax of them."""
-    distance: Literal["margin1", "one_minus_p1", "margin"] = "margin1"
-    """The distance map: 1 - (p1 - p2), 1 - p1, or the raw margin p1 - p2."""
     orth: Literal["cosine", "hadamard", "none"] = "cosine"
     """Form of the orthogonality loss between the increments of the fusion stages."""
     orth_l1: float = Field(default=0.1, ge=0)
@@ -33,8 +29,8 @@ class FusionConfig(Block):
     """Start of the gates. 0 leaves a pretrained detector as it is; networks from scratch start better at 1."""
     heads: int = Field(default=8, ge=1)
     """Heads of the cross-attention of the distance stage."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of that attention."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of that attention, and of the attention between image and text."""
     key_pool: int = Field(default=4, ge=1)
     """Keys and values of the finest level are average-pooled by this factor a side."""
     map_stride: Literal[4, 8] = 8
@@ -133,7 +129,9 @@ class DetectorConfig(Block):
             if width % self.heads:
                 raise ValueError(f"{name} = {width} is no multiple of heads = {self.heads}")
         if self.embed_dims % self.fusion.heads:
-            raise ValueError(f"embed_dims = {self.embed_dims} is no multiple of fusion.heads = {self.fusion.heads}")
+            raise ValueError(
+                f"embed_dims = {self.embed_dims} is no multiple of fusion.heads = {self.fusion.heads}"
+            )
         if self.backbone == "none" and not (self.fusion.maps or self.fusion.score_map):
             raise ValueError("backbone 'none' needs at least one map in fusion.maps, or fusion.score_map")
         if min(self.short_sides) < 32:

@@ -1,0 +1,171 @@
+"""The composed set as an mmengine data set, and the transforms of training and testing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from anomdino.config.detector import DetectorConfig
+from anomdino.detector.maps import stack_maps, warp_maps
+from anomdino.detector.mmdet_parts import DATASETS, TRANSFORMS, BaseDetDataset, BaseTransform
+from anomdino.detector.records import Record
+from anomdino.io.boxes import CATEGORY_NAME, image_id
+from anomdino.io.images import read_image
+from anomdino.uncertainty import UncertaintyMaps
+
+META_KEYS = ("img_id", "key", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction", "text")
+
+
+@TRANSFORMS.register_module()
+class LoadComposed(BaseTransform):  # type: ignore[misc]
+    """Load the image, uint8 (H, W, 3) RGB, and its stacked maps."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add ``img``, ``img_shape``, ``ori_shape`` and ``maps`` (float32 (C + 3, h, w))."""
+        image = results["img"] if "img" in results else read_image(results["img_path"])
+        maps = results["maps"] if "maps" in results else UncertaintyMaps.load(results["maps_path"])
+        results["img"] = image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        results["maps"] = stack_maps(maps)
+        return results
+
+
+@TRANSFORMS.register_module()
+class JitterScore(BaseTransform):  # type: ignore[misc]
+    """Shift and scale the score map at random, so that no absolute score is learned by heart.
+
+    Args:
+        sigma: Standard deviation of the offset, and half of it that of the log gain, in units of the set's spread.
+        spread: Standard deviation of the scores of the training set.
+    """
+
+    def __init__(self, sigma: float, spread: float) -> None:
+        self.sigma, self.spread = sigma, spread
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Change the last map in place."""
+        if self.sigma:
+            offset, log_gain = np.random.normal(0, self.sigma), np.random.normal(0, self.sigma / 2)
+            score = results["maps"][-1]
+            results["maps"][-1] = (
+                (score - score.mean()) * np.exp(log_gain) + score.mean() + offset * self.spread
+            )
+        return results
+
+
+@TRANSFORMS.register_module()
+class WarpMaps(BaseTransform):  # type: ignore[misc]
+    """Bring the maps onto the grid of the transformed image, by the homography that the transforms recorded.
+
+    Args:
+        stride: Pixels of the transformed image a cell covers.
+    """
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Replace ``maps`` by float32 (C + 3, ceil(H / stride), ceil(W / stride))."""
+        homography = results.get("homography_matrix")
+        results["maps"] = warp_maps(
+            results["maps"],
+            results["ori_shape"],
+            np.eye(3) if homography is None else homography,
+            results["img"].shape[:2],
+            self.stride,
+        )
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackComposed(BaseTransform):  # type: ignore[misc]
+    """Pack image and sample with mmdet's ``PackDetInputs`` and hang the maps on the sample."""
+
+    def __init__(self) -> None:
+        self.pack = TRANSFORMS.build({"type": "PackDetInputs", "meta_keys": META_KEYS})
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Give ``inputs`` (uint8 (3, H, W)) and ``data_samples``."""
+        packed: dict[str, Any] = self.pack(results)
+        packed["data_samples"].maps = torch.from_numpy(results["maps"])
+        return packed
+
+
+@DATASETS.register_module()
+class ComposedDataset(BaseDetDataset):  # type: ignore[misc]
+    """The records of a fold.
+
+    Args:
+        records: The images.
+        text: The prompt, or several.
+        **kwargs: Arguments of mmdet's BaseDetDataset, such as ``pipeline``.
+    """
+
+    METAINFO = {"classes": (CATEGORY_NAME,)}  # noqa: RUF012
+
+    def __init__(self, records: Sequence[Record], text: str | Sequence[str], **kwargs: Any) -> None:
+        self.records, self.text = list(records), text
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Describe every image: id, key, files, size and instances."""
+        return [
+            {
+                "img_id": image_id(record.key),
+                "key": record.key,
+                "img_path": str(record.image),
+                "maps_path": str(record.maps),
+                "height": record.size[0],
+                "width": record.size[1],
+                "text": self.text,
+                "instances": [
+                    {"bbox": box.tolist(), "bbox_label": 0, "ignore_flag": 0} for box in record.boxes
+                ],
+            }
+            for record in self.records
+        ]
+
+
+def train_transforms(config: DetectorConfig, score_std: float) -> list[dict[str, Any]]:
+    """List the transforms of training: flip, resize (and DETR's crop branch), maps after them."""
+    resize = _choice_resize([(side, config.long_side) for side in config.short_sides])
+    if not config.crop:
+        geometry = [resize]
+    else:
+        low = min(config.short_sides)
+        steps = [round(low * factor) for factor in (0.83, 1.04, 1.25)]
+        crop = {
+            "type": "RandomCrop",
+            "crop_type": "absolute_range",
+            "crop_size": (round(low * 0.8), round(low * 1.25)),
+            "allow_negative_crop": True,
+        }
+        branch = [_choice_resize([(side, 4 * config.long_side) for side in steps]), crop, resize]
+        geometry = [{"type": "RandomChoice", "transforms": [[resize], branch]}]
+    return [
+        {"type": "LoadComposed"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "JitterScore", "sigma": config.map_noise, "spread": score_std},
+        {"type": "RandomFlip", "prob": config.flip},
+        *geometry,
+        {"type": "FilterAnnotations", "min_gt_bbox_wh": (1e-2, 1e-2), "keep_empty": False},
+        {"type": "WarpMaps", "stride": config.fusion.map_stride},
+        {"type": "PackComposed"},
+    ]
+
+
+def test_transforms(config: DetectorConfig) -> list[dict[str, Any]]:
+    """List the transforms of testing: resize to the test size, maps after it."""
+    return [
+        {"type": "LoadComposed"},
+        {"type": "Resize", "scale": (config.test_short_side, config.long_side), "keep_ratio": True},
+        {"type": "WarpMaps", "stride": config.fusion.map_stride},
+        {"type": "PackComposed"},
+    ]
+
+
+def _choice_resize(scales: list[tuple[int, int]]) -> dict[str, Any]:
+    return {"type": "RandomChoiceResize", "resize_type": "mmdet.Resize", "scales": scales, "keep_ratio": True}

@@ -1,0 +1,156 @@
+"""Boxes from a trained detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from anomdino.config.detect import DetectConfig, NegativesConfig
+from anomdino.config.detector import DetectorConfig
+from anomdino.errors import CheckpointError
+from anomdino.io.boxes import Boxes
+from anomdino.uncertainty import UncertaintyMaps
+
+
+class Detector:
+    """A trained detector.
+
+    Args:
+        network: The network in evaluation mode.
+        config: Its parameters.
+        classes: C, channels of the semantic map it expects.
+        detect: How boxes are kept.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: DetectorConfig, classes: int, detect: DetectConfig | None = None
+    ) -> None:
+        from anomdino.detector.dataset import test_transforms
+        from anomdino.detector.mmdet_parts import Chain
+
+        self.network = network.eval()
+        self.config, self.classes, self.detect_config = config, classes, detect or DetectConfig()
+        self.pipeline = Chain(test_transforms(config))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str = "cpu",
+        detect: DetectConfig | None = None,
+        scorer_folder: Path | str | None = None,
+    ) -> Detector:
+        """Load a detector.
+
+        Args:
+            folder: A folder that the stage train_detector wrote.
+            device: Where it runs.
+            detect: How boxes are kept; the defaults of the stage detect when left out.
+            scorer_folder: The scorer, for ``backbone: scorer``; ``rpl`` beside ``folder`` when left out.
+
+        Raises:
+            CheckpointError: The folder holds no detector, or a damaged one.
+        """
+        from anomdino.detector.weights import load_detector
+
+        network, config, content = load_detector(folder, scorer_folder)
+        return cls(network.to(device), config, int(content["classes"]), detect)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return next(self.network.parameters()).device
+
+    @torch.inference_mode()
+    def detect(self, image: npt.NDArray[np.uint8], maps: UncertaintyMaps) -> Boxes:
+        """Find the anomalous objects of an image.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            maps: Its uncertainty maps.
+
+        Returns:
+            Boxes in pixels of ``image``, clipped to it, none without area, best first.
+
+        Raises:
+            CheckpointError: The maps have another number of classes than the detector was trained with.
+            DataError: The network gives numbers that are not finite.
+        """
+        if len(maps.semantic) != self.classes:
+            raise CheckpointError(
+                "uncertainty maps",
+                f"have {len(maps.semantic)} classes, the detector was trained with {self.classes}",
+                "score the images with the scorer that the detector was trained with",
+            )
+        negatives = self.detect_config.negatives
+        prompts = [self.config.prompt, *negatives.names]
+        packed = self.pipeline({"img": image, "maps": maps, "text": prompts, "img_id": 0, "key": ""})
+        batch = self.network.data_preprocessor(  # type: ignore[operator,union-attr]
+            {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, False
+        )
+        instances = self.network.predict(batch["inputs"], batch["data_samples"])[0].pred_instances  # type: ignore[operator]
+        labels = instances.labels.cpu().numpy()
+        found = Boxes(instances.bboxes.float().cpu().numpy(), instances.scores.float().cpu().numpy())
+        size = (image.shape[0], image.shape[1])
+        objects = _subset(found, labels == 0).clipped(size)
+        objects = suppress_covered(objects, _subset(found, labels > 0).clipped(size), negatives)
+        return best_boxes(objects, self.detect_config)
+
+
+def best_boxes(boxes: Boxes, config: DetectConfig) -> Boxes:
+    """Keep boxes by score, non-maximum suppression and number; best first."""
+    kept = boxes.kept(config.min_score)
+    kept = _subset(kept, np.argsort(-kept.scores, kind="stable"))
+    if config.nms_iou < 1 and len(kept) > 1:
+        kept = non_maximum_suppression(kept, config.nms_iou)
+    return Boxes(kept.xyxy[: config.max_boxes], kept.scores[: config.max_boxes])
+
+
+def non_maximum_suppression(boxes: Boxes, iou: float) -> Boxes:
+    """Drop every box that overlaps a better one by more than ``iou``; order by falling score."""
+    order = np.argsort(-boxes.scores, kind="stable")
+    sorted_boxes = _subset(boxes, order)
+    x, y = sorted_boxes.xyxy[:, :2], sorted_boxes.xyxy[:, 2:]
+    lower = np.maximum(x[:, None], x[None])
+    upper = np.minimum(y[:, None], y[None])
+    shared = np.clip(upper - lower, 0, None).prod(-1)
+    area = np.clip(y - x, 0, None).prod(-1)
+    overlap = shared / np.maximum(area[:, None] + area[None] - shared, 1e-9)
+    keep = np.ones(len(order), bool)
+    for index in range(len(order)):
+        if keep[index]:
+            keep[index + 1 :] &= overlap[index, index + 1 :] <= iou
+    return _subset(sorted_boxes, keep)
+
+
+def suppress_covered(objects: Boxes, known: Boxes, config: NegativesConfig) -> Boxes:
+    """Drop object boxes that a box of a known class covers with a clearly higher score.
+
+    Args:
+        objects: Boxes of anomalous objects.
+        known: Boxes of the class names in ``config.names``.
+        config: The rule's thresholds.
+    """
+    known = known.kept(config.score)
+    if not (len(objects) and len(known)):
+        return objects
+    lower = np.maximum(objects.xyxy[:, None, :2], known.xyxy[None, :, :2])
+    upper = np.minimum(objects.xyxy[:, None, 2:], known.xyxy[None, :, 2:])
+    shared = np.clip(upper - lower, 0, None).prod(-1)
+    area = (objects.xyxy[:, 2:] - objects.xyxy[:, :2]).prod(-1)
+    covers = shared >= config.cover * area[:, None]
+    better = known.scores[None] >= objects.scores[:, None] + config.margin
+    return _subset(objects, ~(covers & better).any(1))
+
+
+def _subset(boxes: Boxes, index: npt.NDArray[Any] | Sequence[int]) -> Boxes:
+    return Boxes(boxes.xyxy[index], boxes.scores[index])
+
+
+__all__ = ["Detector", "best_boxes", "non_maximum_suppression", "suppress_covered"]

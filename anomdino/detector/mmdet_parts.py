@@ -1,0 +1,61 @@
+"""The parts of mmdet that the detector builds on, imported once the compiled operators are provided.
+
+Importing this module imports mmdet (seconds). Nothing else in the package imports mmdet directly.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from anomdino.detector.compiled_ops import provide_compiled_ops
+
+provide_compiled_ops()
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from mmcv.transforms import BaseTransform
+    from mmdet.datasets import BaseDetDataset
+    from mmdet.datasets import transforms as _transforms  # noqa: F401
+    from mmdet.models import DetDataPreprocessor, GroundingDINO
+    from mmdet.models.language_models.bert import generate_masks_with_special_tokens_and_transfer_map
+    from mmdet.models.layers.transformer.utils import MLP, get_text_sine_pos_embed
+    from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+    from mmdet.structures import DetDataSample
+    from mmengine.config import ConfigDict
+    from mmengine.logging import MMLogger
+
+__all__ = [
+    "DATASETS",
+    "METRICS",
+    "MLP",
+    "MODELS",
+    "TRANSFORMS",
+    "BaseDetDataset",
+    "BaseTransform",
+    "Chain",
+    "ConfigDict",
+    "DetDataPreprocessor",
+    "DetDataSample",
+    "GroundingDINO",
+    "MMLogger",
+    "generate_masks_with_special_tokens_and_transfer_map",
+    "get_text_sine_pos_embed",
+]
+
+
+class Chain:
+    """Transforms one after the other.
+
+    Args:
+        transforms: Their descriptions, as mmdet's registry reads them.
+    """
+
+    def __init__(self, transforms: list[dict[str, Any]]) -> None:
+        self.transforms = [TRANSFORMS.build(transform) for transform in transforms]
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Run all transforms on ``results``."""
+        for transform in self.transforms:
+            results = transform(results)
+        return results

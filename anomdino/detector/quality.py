@@ -1,0 +1,201 @@
+"""How good boxes are: average recall and AP50 by the COCO protocol, and how much of the anomalies they cover."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.io.boxes import Boxes
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(20))
+COVERED = 0.5
+ANOMALY = 1
+
+
+@dataclass(frozen=True)
+class BoxMetrics:
+    """COCO metrics of boxes in [0, 1]; ``None`` where there is no ground-truth box.
+
+    Attributes:
+        ar: Average recall over IoU 0.5:0.95 with at most 1, 10 and 100 boxes an image.
+        ap50: Average precision at IoU 0.5.
+    """
+
+    ar: dict[int, float | None]
+    ap50: float | None
+
+
+def coco_metrics(
+    predicted: Mapping[str, Boxes],
+    truth: Mapping[str, npt.NDArray[np.float32]],
+    limits: Sequence[int] = (1, 10, 100),
+) -> BoxMetrics:
+    """Evaluate boxes by pycocotools.
+
+    Args:
+        predicted: Boxes of every image by key.
+        truth: float32 (N, 4) xyxy of the objects of every image by key; the images are those of ``truth``.
+        limits: The numbers of boxes an image for average recall.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    keys = sorted(truth)
+    images: list[dict[str, Any]] = [{"id": index} for index in range(len(keys))]
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for index, key in enumerate(keys):
+        for x0, y0, x1, y1 in truth[key].tolist():
+            area = (x1 - x0) * (y1 - y0)
+            entry = {
+                "image_id": index,
+                "category_id": 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": area,
+                "iscrowd": 0,
+            }
+            annotations.append({**entry, "id": len(annotations) + 1})
+        boxes = predicted.get(key, Boxes.empty())
+        for (x0, y0, x1, y1), score in zip(boxes.xyxy.tolist(), boxes.scores.tolist(), strict=True):
+            results.append(
+                {"image_id": index, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+            )
+    if not annotations:
+        return BoxMetrics(dict.fromkeys(limits), None)
+    if not results:
+        return BoxMetrics(dict.fromkeys(limits, 0.0), 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "ood-object"}],
+        }
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation.params.maxDets = sorted(limits)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall = evaluation.eval["recall"][:, 0, 0, :]  # (IoU thresholds, limits)
+    precision = evaluation.eval["precision"][0, :, 0, 0, -1]  # IoU 0.5, all areas, the largest limit
+    return BoxMetrics(
+        {limit: float(recall[:, index].mean()) for index, limit in enumerate(sorted(limits))},
+        float(precision.mean()),
+    )
+
+
+@dataclass
+class Coverage:
+    """What boxes cover, as a function of the score threshold; add images one by one, merge shards with ``+``.
+
+    Attributes:
+        thresholds: Boxes with a score of at least this are kept.
+        pixels: Anomalous pixels.
+        covered_pixels: Those inside a kept box, by threshold.
+        components: Anomaly components (8-connected).
+        covered_components: Those with more than half of their pixels inside kept boxes, by threshold.
+        images: Images.
+        boxes: Kept boxes, by threshold.
+        clean_images: Images without an anomalous pixel.
+        clean_boxes: Kept boxes on them, by threshold.
+        needed: For every component the highest score threshold at which it is still covered, 0 for never.
+    """
+
+    thresholds: tuple[float, ...] = THRESHOLDS
+    pixels: int = 0
+    covered_pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
+    components: int = 0
+    covered_components: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64)
+    )
+    images: int = 0
+    boxes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
+    clean_images: int = 0
+    clean_boxes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
+    needed: list[float] = field(default_factory=list)
+
+    def add(self, boxes: Boxes, label: npt.NDArray[np.uint8]) -> None:
+        """Add an image.
+
+        Args:
+            boxes: Its boxes.
+            label: uint8 (H, W), 0 normal, 1 anomaly, 255 void.
+        """
+        anomaly = label == ANOMALY
+        kept = np.array([(boxes.scores >= threshold).sum() for threshold in self.thresholds], np.int64)
+        self.images += 1
+        self.boxes = self.boxes + kept
+        if not anomaly.any():
+            self.clean_images += 1
+            self.clean_boxes = self.clean_boxes + kept
+            return
+        confidence = boxes.coverage((label.shape[0], label.shape[1]))
+        inside = confidence[anomaly]
+        levels = np.array(self.thresholds, np.float32)
+        reached = (inside[:, None] >= np.maximum(levels, 1e-9)).sum(0)
+        self.pixels += int(anomaly.sum())
+        self.covered_pixels = self.covered_pixels + reached
+        count, numbers = cv2.connectedComponents(anomaly.astype(np.uint8), connectivity=8)
+        for number in range(1, count):
+            values = np.sort(confidence[numbers == number])[::-1]
+            needed = float(values[int(COVERED * len(values))])
+            self.needed.append(needed)
+            self.components += 1
+            self.covered_components = self.covered_components + (needed >= np.maximum(levels, 1e-9))
+
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(
+            self.thresholds,
+            self.pixels + other.pixels,
+            self.covered_pixels + other.covered_pixels,
+            self.components + other.components,
+            self.covered_components + other.covered_components,
+            self.images + other.images,
+            self.boxes + other.boxes,
+            self.clean_images + other.clean_images,
+            self.clean_boxes + other.clean_boxes,
+            self.needed + other.needed,
+        )
+
+    def curve(self) -> list[dict[str, float | None]]:
+        """Give one row a threshold: shares of pixels and components covered, boxes an image and a clean image."""
+        return [
+            {
+                "threshold": threshold,
+                "pixels_inside": _share(self.covered_pixels[i], self.pixels),
+                "components_inside": _share(self.covered_components[i], self.components),
+                "boxes_per_image": _share(self.boxes[i], self.images),
+                "boxes_per_clean_image": _share(self.clean_boxes[i], self.clean_images),
+            }
+            for i, threshold in enumerate(self.thresholds)
+        ]
+
+    def at(self, threshold: float) -> dict[str, float | None]:
+        """Give the row of the largest listed threshold that is at most ``threshold``."""
+        rows = [row for row in self.curve() if (row["threshold"] or 0.0) <= threshold + 1e-9]
+        return rows[-1]
+
+    def suggest_threshold(self, target: float) -> float | None:
+        """Give the highest score threshold that still covers a share ``target`` of the components.
+
+        When even all boxes cover fewer, it is the lowest score at which one is covered: keep every useful box.
+
+        Returns:
+            A score in (0, 1], or ``None`` when no component is covered by any box.
+        """
+        scores = sorted((value for value in self.needed if value > 0), reverse=True)
+        if not scores:
+            return None
+        wanted = int(np.ceil(target * self.components - 1e-9))
+        return scores[min(wanted, len(scores)) - 1]
+
+
+def _share(part: np.int64 | int, whole: int) -> float | None:
+    return float(part) / whole if whole else None

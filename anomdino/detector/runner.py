@@ -1,0 +1,311 @@
+"""The glue between the detector and mmengine's Runner: loaders, metric, hooks, optimiser."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch import nn
+
+from anomdino.config.detector import DetectorConfig
+from anomdino.detector.dataset import ComposedDataset, test_transforms, train_transforms
+from anomdino.detector.mmdet_parts import Chain
+from anomdino.detector.quality import coco_metrics
+from anomdino.detector.records import Fold, Record
+from anomdino.detector.weights import read_checkpoint
+from anomdino.errors import TrainingError
+from anomdino.io.boxes import Boxes
+
+log = logging.getLogger("anomdino.detector")
+CHOSEN_BY = "anomdino/ar100"
+
+
+class BoxRecall(BaseMetric):  # type: ignore[misc]
+    """AR at 1, 10 and 100 boxes and AP50 of the held-out images.
+
+    Args:
+        records: The held-out images.
+    """
+
+    default_prefix = "anomdino"
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        super().__init__()
+        self.truth = {record.key: record.boxes for record in records}
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep the boxes of a batch of samples."""
+        for sample in data_samples:
+            instances = sample["pred_instances"]
+            wanted = instances["labels"] == 0
+            boxes = (
+                instances["bboxes"][wanted].float().cpu().numpy(),
+                instances["scores"][wanted].float().cpu().numpy(),
+            )
+            self.results.append((sample["key"], *boxes))
+
+    def compute_metrics(self, results: list[tuple[str, Any, Any]]) -> dict[str, float]:
+        """Evaluate all kept boxes."""
+        predicted = {key: Boxes(xyxy, scores) for key, xyxy, scores in results}
+        metrics = coco_metrics(predicted, self.truth)
+        return {
+            **{f"ar{limit}": value or 0.0 for limit, value in metrics.ar.items()},
+            "ap50": metrics.ap50 or 0.0,
+        }
+
+
+class History(Hook):  # type: ignore[misc]
+    """Log losses and speed, keep both for ``history.json``, and stop at a loss that is not finite.
+
+    Attributes:
+        losses: One entry every ``interval`` steps: the means since the last.
+        evaluations: One entry an evaluation.
+        images_per_second: Training speed without evaluations, of this process.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, interval: int, batch_size: int, steps: int) -> None:
+        self.interval, self.batch_size, self.steps = interval, batch_size, steps
+        self.losses: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.images_per_second = 0.0
+        self._sums: dict[str, torch.Tensor] = {}
+        self._images, self._seconds, self._started = 0, 0.0, 0.0
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Start the clock of a step."""
+        self._started = self._started or time.perf_counter()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Sum the losses; every ``interval`` steps log their means and the speed."""
+        for name, value in (outputs or {}).items():
+            if name.startswith("loss"):
+                self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+        self._images += self.batch_size
+        step = runner.iter + 1
+        if step % self.interval and step != self.steps:
+            return
+        self._pause()
+        count = self.interval if step % self.interval == 0 else step % self.interval
+        means = {name: round(float(value) / count, 6) for name, value in self._sums.items()}
+        self._sums = {}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise TrainingError(
+                "detector", f"the loss is not finite at step {step}: {means}", "lower detector.lr"
+            )
+        self.losses.append({"step": step, **means})
+        log.info("step %d/%d: %s, %.1f images/s", step, self.steps, _words(means), self.images_per_second)
+
+    def before_val(self, runner: Runner) -> None:
+        """Stop the clock: evaluations do not count as training time."""
+        self._pause()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keep an evaluation."""
+        row = {name.removeprefix("anomdino/"): round(value, 6) for name, value in (metrics or {}).items()}
+        self.evaluations.append({"step": runner.iter, **row})
+        log.info("step %d/%d: held-out %s", runner.iter, self.steps, _words(row))
+        self._started = 0.0
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep the checkpoint free of configuration text, which mmengine would execute when it resumes."""
+        checkpoint["meta"] = {
+            name: value
+            for name, value in checkpoint["meta"].items()
+            if name in {"epoch", "iter", "seed", "time"}
+        }
+        checkpoint["anomdino"] = {"losses": self.losses, "evaluations": self.evaluations}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Continue the history of the run that is resumed."""
+        kept = checkpoint.get("anomdino", {})
+        self.losses, self.evaluations = list(kept.get("losses", [])), list(kept.get("evaluations", []))
+        checkpoint["meta"].pop("config", None)
+
+    def _pause(self) -> None:
+        if self._started:
+            self._seconds += time.perf_counter() - self._started
+        self._started = time.perf_counter()
+        self.images_per_second = self._images / max(self._seconds, 1e-9)
+
+
+class SafeRunner(Runner):  # type: ignore[misc]
+    """mmengine's Runner that reads checkpoints weights-only."""
+
+    def load_checkpoint(self, filename: str, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
+        """Load a checkpoint of this training into the model and return it."""
+        checkpoint = read_checkpoint(filename)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        _unwrapped(self.model).load_state_dict(checkpoint["state_dict"])
+        self._has_loaded = True
+        return checkpoint
+
+
+def build_runner(
+    detector: nn.Module,
+    config: DetectorConfig,
+    fold: Fold,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    score_std: float,
+    resume_from: Path | None,
+) -> tuple[SafeRunner, History]:
+    """Build the Runner of a fold, and the hook that keeps its history.
+
+    Args:
+        detector: The network to train.
+        config: The detector's parameters.
+        fold: What it learns from and is chosen by.
+        work: The Runner's folder.
+        seed: Seed of the Runner's random numbers.
+        device: Where to train; several processes each take their own CUDA device.
+        score_std: Standard deviation of the scores, for their jitter.
+        resume_from: A checkpoint of an interrupted training.
+    """
+    history = History(config.log_interval, config.batch_size, config.steps)
+    chosen = fold.val[: config.val_images]
+    train_set = ComposedDataset(
+        fold.train, config.prompt, pipeline=[Chain(train_transforms(config, score_std))]
+    )
+    val_set = ComposedDataset(
+        chosen, config.prompt, pipeline=[Chain(test_transforms(config))], test_mode=True
+    )
+    MMLogger.get_instance("mmengine", log_level="ERROR")
+    runner = SafeRunner(
+        model=detector.to(device),
+        work_dir=str(work),
+        train_dataloader=_loader(train_set, config.batch_size, config.workers, True),
+        val_dataloader=_loader(val_set, 1, min(config.workers, 2), False),
+        val_evaluator=Evaluator(BoxRecall(chosen)),
+        train_cfg={
+            "type": "IterBasedTrainLoop",
+            "max_iters": config.steps,
+            "val_interval": _interval(config),
+        },
+        val_cfg={"type": "ValLoop"},
+        optim_wrapper=_optimiser(config),
+        param_scheduler=_schedule(config),
+        default_hooks=_hooks(config),
+        custom_hooks=[history],
+        launcher=config.launcher,
+        env_cfg={"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
+        log_level="ERROR",
+        log_processor={"type": "LogProcessor", "by_epoch": False, "window_size": config.log_interval},
+        load_from=str(resume_from) if resume_from else None,
+        resume=resume_from is not None,
+        randomness={"seed": seed},
+        default_scope="mmdet",
+        experiment_name=fold.name,
+    )
+    return runner, history
+
+
+def resumable(work: Path, config: DetectorConfig) -> Path | None:
+    """Give the last checkpoint of an interrupted training in ``work``, if it may be resumed."""
+    pointer = work / "last_checkpoint"
+    if not (config.resume and pointer.is_file()):
+        return None
+    path = Path(pointer.read_text().strip())
+    if not path.is_file():
+        return None
+    log.info("resuming from %s", path)
+    return path
+
+
+def _loader(dataset: ComposedDataset, batch_size: int, workers: int, train: bool) -> dict[str, Any]:
+    return {
+        "dataset": dataset,
+        "batch_size": batch_size,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "sampler": {"type": InfiniteSampler if train else DefaultSampler, "shuffle": train},
+        "collate_fn": {"type": pseudo_collate},
+        "pin_memory": torch.cuda.is_available(),
+    }
+
+
+def _interval(config: DetectorConfig) -> int:
+    return min(config.val_interval, config.steps)
+
+
+def _optimiser(config: DetectorConfig) -> dict[str, Any]:
+    plain = {"decay_mult": 0.0}
+    wrapper: dict[str, Any] = {
+        "type": "OptimWrapper",
+        "optimizer": {"type": "AdamW", "lr": config.lr, "weight_decay": config.weight_decay},
+        "clip_grad": {"max_norm": config.clip, "norm_type": 2},
+        "paramwise_cfg": {
+            "norm_decay_mult": 0.0,
+            "custom_keys": {
+                "absolute_pos_embed": plain,
+                "ouafs.gates": {"lr_mult": config.fusion_lr_factor, **plain},
+                "ouafs": {"lr_mult": config.fusion_lr_factor},
+                "backbone": {"lr_mult": config.backbone_lr_factor},
+            },
+        },
+    }
+    if config.amp:
+        wrapper |= {"type": "AmpOptimWrapper", "dtype": "bfloat16", "loss_scale": 1.0}
+    return wrapper
+
+
+def _schedule(config: DetectorConfig) -> list[dict[str, Any]]:
+    warmup = min(config.warmup, config.steps - 1)
+    main: dict[str, Any] = {"type": "MultiStepLR", "milestones": [round(0.8 * config.steps)], "gamma": 0.1}
+    if config.schedule == "cosine":
+        main = {
+            "type": "CosineAnnealingLR",
+            "T_max": config.steps - warmup,
+            "begin": warmup,
+            "eta_min_ratio": 0.01,
+        }
+    start = (
+        [{"type": "LinearLR", "start_factor": 0.05, "by_epoch": False, "begin": 0, "end": warmup}]
+        if warmup
+        else []
+    )
+    return [*start, {**main, "by_epoch": False, "end": config.steps}]
+
+
+def _hooks(config: DetectorConfig) -> dict[str, Any]:
+    return {
+        "logger": None,
+        "timer": None,
+        "runtime_info": {"type": "RuntimeInfoHook"},
+        "param_scheduler": {"type": "ParamSchedulerHook"},
+        "sampler_seed": {"type": "DistSamplerSeedHook"},
+        "checkpoint": {
+            "type": "CheckpointHook",
+            "by_epoch": False,
+            "interval": _interval(config),
+            "max_keep_ckpts": 1,
+            "save_best": CHOSEN_BY,
+            "rule": "greater",
+        },
+    }
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "module", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _words(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+__all__ = ["BoxRecall", "History", "SafeRunner", "build_runner", "resumable"]

@@ -1,0 +1,205 @@
+"""Training of the detector by mmengine's Runner."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from anomdino.config.detector import DetectorConfig
+from anomdino.detector.records import Fold, Record
+from anomdino.detector.weights import load_pretrained, read_checkpoint, save_detector
+from anomdino.errors import DataError, TrainingError
+from anomdino.io.atomic import atomic_write_json
+from anomdino.uncertainty import UncertaintyMaps
+
+log = logging.getLogger(__name__)
+
+STATISTICS_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        folder: The detector's folder.
+        steps: Training steps.
+        best_ar100: AR with at most 100 boxes on the held-out part, of the weights that were kept.
+        images_per_second: Training speed, without evaluations.
+    """
+
+    folder: Path
+    steps: int
+    best_ar100: float
+    images_per_second: float
+
+
+def train_detector(
+    config: DetectorConfig,
+    fold: Fold,
+    folder: Path | str,
+    work: Path | str,
+    seed: int,
+    device: torch.device,
+    scorer_folder: Path | str | None = None,
+) -> Trained:
+    """Train one detector and write it to ``folder``.
+
+    ``model.safetensors`` holds the weights with the best AR at 100 boxes on ``fold.val``, ``split.json`` the keys that
+    it learned from, was chosen by and may predict honestly, ``history.json`` losses and evaluations.
+
+    Args:
+        config: The detector's parameters.
+        fold: What it learns from, is chosen by, and predicts.
+        folder: Where the trained detector goes.
+        work: Folder of the Runner's own files (checkpoints to resume from, logs); removed in the end.
+        seed: Seed of all random numbers.
+        device: Where to train.
+        scorer_folder: The trained scorer, for ``backbone: scorer``.
+
+    Raises:
+        DataError: Maps are missing, or differ in their number of classes.
+        TrainingError: The loss is not finite.
+    """
+    from anomdino.detector.runner import build_runner, resumable
+    from anomdino.seeding import derive_seed, seed_everything
+
+    classes, mean, std = map_statistics(fold.train)
+    number = derive_seed(seed, "detector", fold.name) % 2**31
+    seed_everything(number)
+    detector = new_detector(config, classes, mean, std, scorer_folder)
+    work = Path(work) / _fingerprint(config, fold, seed)
+    started = time.perf_counter()
+    runner, history = build_runner(detector, config, fold, work, number, device, std, resumable(work, config))
+    runner.train()
+    best_file, best = _best(work, history.evaluations)
+    detector.load_state_dict(read_checkpoint(best_file)["state_dict"])
+    if runner.rank == 0:
+        extra = {
+            "fold": fold.name,
+            "seed": number,
+            "score": {"mean": mean, "std": std},
+            "selected": {"ar100": best, "images": min(len(fold.val), config.val_images)},
+        }
+        save_detector(detector, config, classes, folder, extra)
+        atomic_write_json(Path(folder) / "split.json", split_of(fold))
+        atomic_write_json(
+            Path(folder) / "history.json", {"losses": history.losses, "evaluations": history.evaluations}
+        )
+        shutil.rmtree(work)
+    log.info(
+        "detector %s: %d steps in %.0f s (%.1f images/s), AR@100 %.3f on %d held-out images",
+        fold.name,
+        config.steps,
+        time.perf_counter() - started,
+        history.images_per_second,
+        best,
+        min(len(fold.val), config.val_images),
+    )
+    return Trained(Path(folder), config.steps, best, history.images_per_second)
+
+
+def new_detector(
+    config: DetectorConfig, classes: int, mean: float, std: float, scorer_folder: Path | str | None = None
+) -> nn.Module:
+    """Build the detector that training starts from: fresh, or on published weights, with the score's statistics."""
+    from anomdino.detector.architecture import build_detector
+    from anomdino.detector.model import freeze
+
+    detector = build_detector(config, classes, scorer_folder)
+    if config.pretrained_backbone:
+        load_backbone(detector, config.pretrained_backbone)
+    if config.init_checkpoint:
+        load_pretrained(detector, config.init_checkpoint)
+    detector.ouafs.score_mean.fill_(mean)  # type: ignore[union-attr,operator]
+    detector.ouafs.score_std.fill_(std)  # type: ignore[union-attr,operator]
+    if config.freeze_backbone:
+        freeze(detector.backbone)  # type: ignore[arg-type]
+    return detector
+
+
+def load_backbone(detector: nn.Module, path: Path | str) -> None:
+    """Load backbone weights; the classifier's keys of an ImageNet checkpoint are left out.
+
+    Raises:
+        CheckpointError: The file is unsafe or damaged, or lacks weights of the backbone.
+    """
+    from anomdino.errors import CheckpointError
+
+    state = {
+        name.removeprefix("backbone."): value for name, value in read_checkpoint(path)["state_dict"].items()
+    }
+    own = detector.backbone.state_dict()  # type: ignore[union-attr,operator]
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise CheckpointError(
+            path, f"lacks {len(missing)} weights of the backbone: {', '.join(missing[:10])}", ""
+        )
+    detector.backbone.load_state_dict({name: state.get(name, own[name]) for name in own})  # type: ignore[union-attr,operator]
+
+
+def map_statistics(records: Sequence[Record]) -> tuple[int, float, float]:
+    """Give the number of classes of the maps, and mean and standard deviation of their scores.
+
+    At most 200 images, evenly spread over ``records``, are read.
+
+    Raises:
+        DataError: Maps are missing, or differ in their number of classes.
+    """
+    step = max(1, -(-len(records) // STATISTICS_IMAGES))
+    classes, count, total, squares = 0, 0, 0.0, 0.0
+    for record in records[::step]:
+        maps = UncertaintyMaps.load(record.maps)
+        if classes and len(maps.semantic) != classes:
+            raise DataError(
+                record.maps, f"has {len(maps.semantic)} classes, others have {classes}", "score all again"
+            )
+        classes = len(maps.semantic)
+        score = maps.score.astype(np.float64)
+        count, total, squares = count + score.size, total + score.sum(), squares + np.square(score).sum()
+    mean = total / count
+    return classes, float(mean), float(max(squares / count - mean**2, 1e-12) ** 0.5)
+
+
+def split_of(fold: Fold) -> dict[str, Any]:
+    """Give the keys of a fold's three parts, for ``split.json``."""
+    return {
+        "fold": fold.name,
+        "train": [record.key for record in fold.train],
+        "val": [record.key for record in fold.val],
+        "predict": [record.key for record in fold.predict],
+    }
+
+
+def _fingerprint(config: DetectorConfig, fold: Fold, seed: int) -> str:
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+        "fold": split_of(fold),
+        "files": [[record.key, record.image.stat().st_size, record.boxes.tolist()] for record in fold.train],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _best(work: Path, evaluations: Sequence[dict[str, Any]]) -> tuple[Path, float]:
+    files = sorted(work.glob("best_*.pth"))
+    if not files:
+        raise TrainingError(
+            "detector.val_interval", "no evaluation happened in training", "make it at most detector.steps"
+        )
+    scores = [float(entry["ar100"]) for entry in evaluations if entry.get("ar100") is not None]
+    return files[-1], max(scores, default=0.0)
+
+
+__all__ = ["Trained", "map_statistics", "new_detector", "split_of", "train_detector"]

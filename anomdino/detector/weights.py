@@ -1,0 +1,198 @@
+"""Detector weights: safe loading of mmengine checkpoints, strict matching, and the detector's own folder."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomdino.config.detector import DetectorConfig
+from anomdino.errors import CheckpointError
+from anomdino.io.atomic import atomic_path, atomic_write_json
+
+FORMAT = 1
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+NEW_PREFIX = "ouafs."
+_OBSOLETE = ("embeddings.position_ids",)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint without executing anything that it holds.
+
+    ``.safetensors`` files give their tensors. Others are unpickled with torch's weights-only reader, which here also
+    admits mmengine's history buffers and numpy's arrays; anything else is refused.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or holds an object that is not allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            path, "does not exist", "check the path, or fetch it with `anomdino data weights`"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return {"state_dict": load_file(path)}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(path, f"is damaged ({error})", "copy or download it again") from error
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            path,
+            f"holds objects that may run code, or is damaged: {str(error).splitlines()[0]}",
+            "if you trust its source, load it once with torch.load(weights_only=False) and save its state_dict alone",
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError) as error:
+        raise CheckpointError(
+            path, f"is no checkpoint or is damaged ({error})", "copy or download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, f"holds {type(content).__name__}, expected a dictionary of weights", "")
+    return content if "state_dict" in content else {"state_dict": content.get("model", content)}
+
+
+def _allowed() -> list[Any]:
+    import numpy as np
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
+    rebuild = np._core.multiarray._reconstruct if hasattr(np, "_core") else np.core.multiarray._reconstruct
+    kinds = [np.dtype(kind) for kind in ("float64", "float32", "int64", "int32", "bool", "uint32", "uint8")]
+    aliases = [(scalar, "numpy.core.multiarray.scalar"), (rebuild, "numpy.core.multiarray._reconstruct")]
+    statistics = [HistoryBuffer.min, HistoryBuffer.max, HistoryBuffer.mean, HistoryBuffer.current]
+    return [
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        scalar,
+        rebuild,
+        *aliases,
+        *{type(kind) for kind in kinds},
+        getattr,
+        *statistics,
+    ]
+
+
+def load_pretrained(detector: nn.Module, path: Path | str) -> None:
+    """Put a published (MM-)Grounding-DINO checkpoint into a detector: every key must find its place.
+
+    OUAFS alone may be missing from the checkpoint. A ``module.`` prefix is stripped.
+
+    Raises:
+        CheckpointError: Keys are left over or missing, or shapes differ; the message lists the first ten of each.
+    """
+    state = {
+        name.removeprefix("module."): value
+        for name, value in read_checkpoint(path)["state_dict"].items()
+        if not name.endswith(_OBSOLETE)
+    }
+    _match(detector, state, path, may_miss=NEW_PREFIX)
+
+
+def _match(detector: nn.Module, state: Mapping[str, Tensor], path: Path | str, may_miss: str = "\0") -> None:
+    own = detector.state_dict()
+    missing = [name for name in own if name not in state and not name.startswith(may_miss)]
+    extra = [name for name in state if name not in own]
+    shapes = [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} here"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    parts = [
+        f"{len(names)} keys {what}: {', '.join(names[:10])}"
+        for names, what in ((missing, "missing"), (extra, "unexpected"), (shapes, "of another shape"))
+        if names
+    ]
+    if parts:
+        raise CheckpointError(
+            path, "; ".join(parts), "use the detector's parameters that belong to this checkpoint"
+        )
+    detector.load_state_dict({**own, **state})
+
+
+def save_detector(
+    detector: nn.Module, config: DetectorConfig, classes: int, folder: Path | str, extra: Mapping[str, Any]
+) -> None:
+    """Write ``model.safetensors`` and ``config.json`` to ``folder``.
+
+    Args:
+        detector: The trained network.
+        config: Its parameters.
+        classes: C, channels of its semantic map.
+        folder: The detector's folder.
+        extra: Further facts for ``config.json``.
+    """
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
+    with atomic_path(Path(folder) / WEIGHTS_FILE) as temporary:
+        save_file(_without_aliases(state), temporary)
+    content = {"format": FORMAT, "classes": classes, "detector": config.model_dump(mode="json"), **extra}
+    atomic_write_json(Path(folder) / CONFIG_FILE, content)
+
+
+def load_detector(
+    folder: Path | str, scorer_folder: Path | str | None = None
+) -> tuple[nn.Module, DetectorConfig, dict[str, Any]]:
+    """Build the detector of a folder and load its weights.
+
+    Args:
+        folder: A folder written by :func:`save_detector`.
+        scorer_folder: The scorer, for ``backbone: scorer``; the folder ``rpl`` beside ``folder`` when left out.
+
+    Returns:
+        The network in evaluation mode, its parameters, and the content of ``config.json``.
+
+    Raises:
+        CheckpointError: The folder holds no detector, or its files are damaged or do not fit each other.
+    """
+    from anomdino.detector.architecture import build_detector
+
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = DetectorConfig.model_validate(content["detector"])
+        classes = int(content["classes"])
+    except FileNotFoundError as error:
+        raise CheckpointError(folder, "holds no detector", "train one: `dvc repro train_detector`") from error
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            folder / CONFIG_FILE, f"is damaged or of another version ({error})", "train again"
+        ) from error
+    detector = build_detector(
+        config.model_copy(update={"init_checkpoint": "", "pretrained_backbone": ""}),
+        classes,
+        scorer_folder or folder.parent / "rpl",
+    )
+    state = read_checkpoint(folder / WEIGHTS_FILE)["state_dict"]
+    own = detector.state_dict()
+    state = {**state, **{name: state[first] for name, first in _aliases(own).items() if first in state}}
+    _match(detector, state, folder / WEIGHTS_FILE)
+    return detector.eval(), config, content
+
+
+def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    aliases = {}
+    for name, value in state.items():
+        place = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+    return aliases
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    aliases = _aliases(state)
+    return {name: value for name, value in state.items() if name not in aliases}
