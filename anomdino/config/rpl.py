@@ -25,6 +25,13 @@ class AugmentConfig(Block):
     """Probability of a Gaussian blur (sigma 0.3 to 1.5 pixels)."""
     noise: float = Field(0.0, ge=0)
     """Largest standard deviation of Gaussian noise, in grey levels."""
+    gamma: float = Field(0.0, ge=0, le=2)
+    """Largest absolute logarithm of a random gamma."""
+    style: float = Field(0.0, ge=0, le=1)
+    """Probability that mean and spread of every channel move towards random ones: another camera, another
+    light."""
+    grey: float = Field(0.0, ge=0, le=1)
+    """Probability that all colour goes."""
 
     @model_validator(mode="after")
     def _possible(self) -> AugmentConfig:
@@ -91,6 +98,8 @@ class ClosedSetConfig(Block):
     """Steps between validations; 0 validates at the end alone."""
     keep: Literal["best", "last"] = "best"
     """Which weights go on: those with the lowest validation loss, or the last ones."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of a running average of the weights, which is validated and goes on in their place; 0: none."""
 
 
 class PasteConfig(Block):
@@ -105,6 +114,8 @@ class PasteConfig(Block):
     """Range of object heights for log_uniform, shares of the crop's height."""
     edges: Literal["soft", "hard", "mixed"] = "mixed"
     """Edges of pasted objects: blended, cut, or a coin decides."""
+    swaps: tuple[int, int] = (0, 0)
+    """Fewest and most regions filled from another scene first: seams without an anomaly."""
     rules: dict[str, Any] = Field(default_factory=dict)
     """Other fields of the paste rules (anomdino.data.mixing.PasteRules) that differ from their defaults."""
 
@@ -176,6 +187,9 @@ class ResidualConfig(Block):
     keep: Literal["best", "last"] = "best"
     """Which weights are the result: those with the highest AP on the composed validation images, or the last
     ones."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of a running average of the weights, which is validated and kept in their place; 0 (published):
+    none."""
 
 
 class RplConfig(Block):

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomdino.data.mixing import CutOut, PasteRules, mix_rpl, paste_objects
+from anomdino.data.swaps import swap_region
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.images import read_image, read_label
 from anomdino.io.listing import list_images, pair_by_key
@@ -293,13 +294,14 @@ class OutlierCrops(Dataset[Sample]):
 
     def _by_objects(self, sample: SampleId) -> Sample:
         source = rng(self.seed, self.stream, sample.number)
-        image, label = random_crop(*self.scenes[sample.scene], source, self.config.augment)
+        image, label = cut_window(*self._scene(sample.scene, source), source, self.config.augment)
         low, high = self.config.paste.objects
         drawn = source.choice(self.chosen, size=int(source.integers(low, high + 1)))
         if sample.with_outliers:
             objects = [cut_out(*self.outliers[int(index)]) for index in drawn]
             pasted = paste_objects(image, label, objects, source, self.rules)
             image, label = pasted.image, pasted.label
+        image, label = pad_to(image, label, self.config.augment.crop)
         image = change_colours(image, source, self.config.augment)
         key = self.scenes.key(sample.scene)
         photo = int(drawn[0]) if len(drawn) else self.chosen[0]
@@ -307,15 +309,32 @@ class OutlierCrops(Dataset[Sample]):
             return Sample(image, label, key)
         return Sample(image, label, key, *centred_photo(*self.outliers[photo], self.config.augment.crop))
 
+    def _scene(self, index: int, source: np.random.Generator) -> tuple[UInt8Array, UInt8Array]:
+        """Give a scene, with regions of other scenes swapped in where that is asked for."""
+        image, label = self.scenes[index]
+        low, high = self.config.paste.swaps
+        if high == 0:
+            return image, label
+        for _ in range(int(source.integers(low, high + 1))):
+            other = self.scenes[int(source.integers(len(self.scenes)))]
+            _, shape = cut_out(*self.outliers[int(source.choice(self.chosen))])
+            image, label = swap_region((image, label), other, shape, source)
+        return image, label
+
 
 def random_crop(
     image: UInt8Array, label: UInt8Array, source: np.random.Generator, augment: AugmentConfig
 ) -> tuple[UInt8Array, UInt8Array]:
-    """Scale, cut and flip at random: (H, W, 3) and (H, W) to the crop's size.
+    """Scale, cut and flip at random, and pad to the crop's size (see :func:`cut_window`, :func:`pad_to`)."""
+    return pad_to(*cut_window(image, label, source, augment), augment.crop)
 
-    Only the window that is kept is resized. Where the scaled image is smaller than the crop, it lies in the
-    middle of
-    mean colour with label 255.
+
+def cut_window(
+    image: UInt8Array, label: UInt8Array, source: np.random.Generator, augment: AugmentConfig
+) -> tuple[UInt8Array, UInt8Array]:
+    """Scale, cut and flip at random: (H, W, 3) and (H, W), at most of the crop's size.
+
+    Only the window that is kept is resized.
     """
     height, width = augment.crop
     low, high = augment.scale
@@ -329,16 +348,27 @@ def random_crop(
     scaled_label = cv2.resize(label[window], size, interpolation=cv2.INTER_NEAREST)
     if source.random() < augment.flip:
         scaled, scaled_label = scaled[:, ::-1], scaled_label[:, ::-1]
-    if scaled_label.shape == (height, width):
-        return np.ascontiguousarray(scaled), np.ascontiguousarray(scaled_label)
-    canvas, void = _canvas((height, width)), np.full((height, width), VOID, np.uint8)
-    _centre_into(canvas, scaled)
-    _centre_into(void, scaled_label)
+    return np.ascontiguousarray(scaled), np.ascontiguousarray(scaled_label)
+
+
+def pad_to(image: UInt8Array, label: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
+    """Put a smaller image in the middle of mean colour, its label in the middle of 255."""
+    if label.shape == size:
+        return image, label
+    canvas, void = _canvas(size), np.full(size, VOID, np.uint8)
+    _centre_into(canvas, image)
+    _centre_into(void, label)
     return canvas, void
 
 
 def change_colours(image: UInt8Array, source: np.random.Generator, augment: AugmentConfig) -> UInt8Array:
-    """Change brightness, contrast, saturation and channel gains; blur and add noise where asked for."""
+    """Change style, brightness, contrast, saturation, gains and gamma; blur; add noise."""
+    if augment.style and source.random() < augment.style:
+        image = change_style(image, source)
+    if augment.grey and source.random() < augment.grey:
+        image = np.asarray(
+            cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8
+        )
     if augment.jitter:
         brightness, contrast, saturation = 1 + augment.jitter * source.uniform(-1, 1, 3)
         gains = 1 + augment.jitter / 3 * source.uniform(-1, 1, 3)
@@ -349,6 +379,10 @@ def change_colours(image: UInt8Array, source: np.random.Generator, augment: Augm
         offset = (1 - contrast) * mean * brightness * gains
         transform = np.hstack([matrix, offset[:, None]])
         image = np.asarray(cv2.transform(image, transform), np.uint8)
+    if augment.gamma:
+        gamma = float(np.exp(augment.gamma * source.uniform(-1, 1)))
+        curve = np.rint(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8)
+        image = np.asarray(cv2.LUT(image, curve), np.uint8)
     if augment.blur and source.random() < augment.blur:
         sigma = float(source.uniform(0.3, 1.5))
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)
@@ -357,6 +391,21 @@ def change_colours(image: UInt8Array, source: np.random.Generator, augment: Augm
         noisy = image + deviation * source.standard_normal(image.shape, dtype=np.float32)
         image = np.clip(noisy, 0, 255).astype(np.uint8)
     return image
+
+
+def change_style(image: UInt8Array, source: np.random.Generator) -> UInt8Array:
+    """Move the mean and the spread of every channel some way, at most 70 %, towards random ones.
+
+    The target is a grey mean of 25 to 75 % with a tint, and a spread of 10 to 30 % of the range (statistics
+    transfer after Reinhard et al., "Color Transfer between Images", 2001, in RGB).
+    """
+    mean, deviation = (item.ravel() for item in cv2.meanStdDev(image))
+    strength = source.uniform(0, 0.7)
+    target_mean = 255 * (source.uniform(0.25, 0.75) + source.normal(0, 0.06, 3))
+    target_deviation = 255 * source.uniform(0.1, 0.3)
+    gain = 1 + strength * (target_deviation / np.maximum(deviation, 4) - 1)
+    offset = mean + strength * (target_mean - mean) - gain * mean
+    return np.asarray(cv2.transform(image, np.hstack([np.diag(gain), offset[:, None]])), np.uint8)
 
 
 def cut_out(photo: UInt8Array, mask: UInt8Array) -> CutOut:

@@ -280,6 +280,7 @@ class Trainer:
             checkpoint_every=self.config.checkpoint_every,
             criterion=criterion if config.keep == "best" else None,
             higher_is_better=higher,
+            average=config.average,
             fingerprint=self._fingerprint(name),
         )
 

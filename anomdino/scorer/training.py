@@ -20,6 +20,7 @@ from torch import Tensor, nn, optim
 from anomdino.errors import TrainingError
 from anomdino.io.atomic import atomic_path
 from anomdino.progress import track
+from anomdino.scorer.averaging import WeightAverage
 from anomdino.scorer.dataset import Batch
 from anomdino.scorer.distributed import World
 from anomdino.scorer.live import Live
@@ -50,6 +51,7 @@ class Plan:
         checkpoint_every: Steps between resume points.
         criterion: Name of the validation value that chooses the best weights; ``None`` keeps the last.
         higher_is_better: Direction of the criterion.
+        average: Decay of the running average of the weights, 0 for none.
         fingerprint: What a resume point must agree with; anything that changes the result.
     """
 
@@ -62,6 +64,7 @@ class Plan:
     checkpoint_every: int = 500
     criterion: str | None = None
     higher_is_better: bool = False
+    average: float = 0.0
     fingerprint: str = ""
 
 
@@ -108,7 +111,8 @@ def fit(
     """
     optimiser = objective.optimiser()
     scaler = torch.amp.GradScaler(world.device.type, enabled=_low_precision(plan, world) == torch.float16)
-    keeper = Keeper(folder, objective.scorer, optimiser, scaler, plan=plan, world=world)
+    average = WeightAverage(objective.scorer, plan.average)
+    keeper = Keeper(folder, objective.scorer, optimiser, scaler, plan=plan, world=world, average=average)
     progress = keeper.resume()
     runner = world.parallel(objective)
     guard = FiniteGuard(plan.name, CHECK_EVERY.get(world.device.type, 1), keeper)
@@ -130,6 +134,7 @@ def fit(
             nn.utils.clip_grad_norm_(_trained(optimiser), plan.clip)
         scaler.step(optimiser)
         scaler.update()
+        average.update()
         meter.add(losses)
         progress.step = step + 1
 
@@ -139,14 +144,16 @@ def fit(
             _tell(live, record)
         if _due(progress.step, plan.validate_every, total):
             guard.check()
-            record = {"phase": plan.name, "step": progress.step, **_validated(validate, world)}
+            with average.in_place():
+                record = {"phase": plan.name, "step": progress.step, **_validated(validate, world)}
+                keeper.keep_if_best(record, progress)
             progress.history.append(record)
-            keeper.keep_if_best(record, progress)
             _tell(live, record)
         if progress.step % plan.checkpoint_every == 0 and progress.step < total:
             guard.check()
             keeper.save(progress)
 
+    average.apply()
     keeper.restore_best(progress)
     return progress.history
 
@@ -195,7 +202,9 @@ class Keeper:
         *,
         plan: Plan,
         world: World,
+        average: WeightAverage,
     ) -> None:
+        self.average = average
         self.scorer, self.optimiser, self.scaler = scorer, optimiser, scaler
         self.plan, self.world = plan, world
         self.state_file, self.best_file = folder / "state.pt", folder / "best.pt"
@@ -209,6 +218,7 @@ class Keeper:
             "scorer": self.scorer.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": self.average.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.world.device.type == "cuda" else [],
             "progress": dict(vars(progress)),
@@ -231,6 +241,7 @@ class Keeper:
         self.scorer.load_state_dict(state["scorer"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        self.average.load_state(state["average"])
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"]:
             torch.cuda.set_rng_state_all([item.cpu() for item in state["random_cuda"]])
