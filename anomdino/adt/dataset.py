@@ -141,15 +141,19 @@ def read_item(item: Item) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8
     return score, label
 
 
-def measure_scores(paths: Iterable[Path], sign: int = 1) -> ScoreStatistics:
+def measure_scores(maps: Iterable[npt.NDArray[np.float32]], sign: int = 1) -> ScoreStatistics:
     """Measure mean and standard deviation of ``sign * score`` over all pixels, one map at a time.
+
+    Args:
+        maps: Score maps (H, W); an iterator that reads them when asked keeps memory constant.
+        sign: -1 for a method whose higher scores are more normal.
 
     Raises:
         DataError: There is no map, or all scores are equal.
     """
-    count, mean, squares, last = 0, 0.0, 0.0, Path()
-    for path in paths:
-        score, last = sign * read_score(path).astype(np.float64), path
+    count, mean, squares = 0, 0.0, 0.0
+    for stored in maps:
+        score = sign * stored.astype(np.float64)
         delta = score.mean() - mean
         total = count + score.size
         squares += score.var() * score.size + delta**2 * count * score.size / total
@@ -159,7 +163,7 @@ def measure_scores(paths: Iterable[Path], sign: int = 1) -> ScoreStatistics:
     deviation = float(np.sqrt(squares / count))
     if not deviation > 1e-6 * abs(mean):
         raise DataError(
-            last.parent, f"all scores are (nearly) {mean:g}", "maps without contrast rank nothing"
+            "score maps", f"all scores are (nearly) {mean:g}", "maps without contrast rank nothing"
         )
     return ScoreStatistics(mean=float(mean), std=deviation, sign=1 if sign > 0 else -1)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anomdino.adt.model import AdtNet, ramp_probability
+from anomdino.adt.thresholds import Threshold
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.boxes import Boxes
 
@@ -57,11 +58,13 @@ class AdtModel:
     Attributes:
         net: The network.
         rule: The rule of the final score that was chosen for it.
+        threshold: A threshold on the final score that takes the place of the network's own in the mask.
         provenance: Where it comes from: parameters, seed, SHA-256 of the inputs, held-out measures.
     """
 
     net: AdtNet
     rule: FusionRule = field(default_factory=FusionRule)
+    threshold: Threshold | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,7 +74,7 @@ class Fused:
 
     Attributes:
         score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
-        mask: bool (H, W), P >= 0.5 without small components.
+        mask: bool (H, W), P >= 0.5 (or score >= the model's threshold) without small components.
         threshold: float32 (H, W) in (0.3, 0.8), the threshold of each pixel on the decision surface.
         decision: float32 (H, W) in (0.3, 0.8), S_n.
         boxes: The boxes that were kept, clipped to the image.
@@ -122,9 +125,14 @@ def fuse(
     """
     rule = rule or model.rule
     surfaces = compute_surfaces(score, boxes, model.net, rule.box_score, image_size=image_size)
+    score = final_score(surfaces, rule)
+    if model.threshold is None:
+        mask = final_mask(surfaces, model.net.architecture.ramp, rule.min_component)
+    else:
+        mask = remove_small_components(score >= np.float32(model.threshold.value), rule.min_component)
     return Fused(
-        score=final_score(surfaces, rule),
-        mask=final_mask(surfaces, model.net.architecture.ramp, rule.min_component),
+        score=score,
+        mask=mask,
         threshold=surfaces.threshold.cpu().numpy(),
         decision=surfaces.decision.cpu().numpy(),
         boxes=surfaces.boxes,
@@ -209,7 +217,7 @@ def order_preserving(reference: FloatMap, values: FloatMap) -> FloatMap:
     order = np.argsort(reference, axis=None)
     sorted_reference = reference.ravel()[order]
     rank = np.concatenate([[0], np.cumsum(sorted_reference[1:] > sorted_reference[:-1])])
-    bits = np.maximum(values, 0).ravel()[order].view(np.int32).astype(np.int64)
+    bits = (np.maximum(values, 0) + np.float32(0)).ravel()[order].view(np.int32).astype(np.int64)
     strict = np.maximum.accumulate(bits - rank) + rank
     result = np.empty(reference.size, np.float32)
     result[order] = _equal_within_ties(strict, rank).astype(np.int32).view(np.float32)

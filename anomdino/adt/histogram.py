@@ -75,7 +75,8 @@ class ScoreHistogram:
 
 def score_bins(score: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.uint32]:
     """Give each score's bin; a larger score never has a smaller bin."""
-    pattern = np.ascontiguousarray(score, np.float32).view(np.uint32)
+    without_minus_zero = np.ascontiguousarray(score, np.float32) + np.float32(0)
+    pattern = without_minus_zero.view(np.uint32)
     negative = pattern >> 31 == 1
     ordered = np.where(negative, ~pattern, pattern | np.uint32(0x80000000))
     return ordered >> np.uint32(32 - bits)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from anomdino.adt.fusion import AdtModel, FusionRule
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.adt.thresholds import Threshold
 from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.atomic import atomic_path, atomic_write_json
 
@@ -27,10 +28,11 @@ def save_adt(model: AdtModel, folder: Path | str) -> None:
         "architecture": net.architecture.as_dict(),
         "statistics": asdict(net.statistics),
         "rule": asdict(model.rule),
+        "threshold": model.threshold.as_dict() if model.threshold else None,
         "provenance": model.provenance,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    metadata = {"format": FORMAT, "config": json.dumps(config, sort_keys=True)}
+    metadata = {"config": json.dumps(config, sort_keys=True)}  # safetensors writes several keys in any order
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     atomic_write_json(folder / CONFIG, config)
@@ -47,20 +49,20 @@ def load_adt(folder: Path | str, device: str = "cpu") -> AdtModel:
         raise CheckpointError(path, "does not exist", "train one with `dvc repro train_adt`")
     try:
         with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
+            config = json.loads((stored.metadata() or {}).get("config", "{}"))
         tensors = load_file(path, device=device)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             path, f"is no safetensors file or is damaged ({error})", "train again"
         ) from error
-    if metadata.get("format") != FORMAT:
+    if config.get("format") != FORMAT:
         raise CheckpointError(
-            path, f"is no ADT-Net (format {metadata.get('format')})", "point to a folder of train_adt"
+            path, f"is no ADT-Net (format {config.get('format')})", "point to a folder of train_adt"
         )
     try:
-        config = json.loads(metadata["config"])
         net = AdtNet(Architecture(**config["architecture"]), ScoreStatistics(**config["statistics"]))
         rule = FusionRule(**config["rule"])
+        threshold = Threshold(**config["threshold"]) if config["threshold"] else None
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(path, f"has metadata of another version ({error})", "train it again") from error
     try:
@@ -69,4 +71,4 @@ def load_adt(folder: Path | str, device: str = "cpu") -> AdtModel:
         raise CheckpointError(
             path, f"does not fit its own description ({error})", "train it again"
         ) from error
-    return AdtModel(net.to(device).eval(), rule, config["provenance"])
+    return AdtModel(net.to(device).eval(), rule, threshold, config["provenance"])

@@ -45,6 +45,7 @@ from anomdino.adt.model import AdtNet, Architecture, Regions, surrogate_logits
 from anomdino.adt.store import save_adt
 from anomdino.errors import TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_text
+from anomdino.io.scores import read_score
 from anomdino.progress import track
 from anomdino.seeding import derive_seed, seed_everything
 
@@ -135,7 +136,7 @@ def train_adt(
     seed_everything(derive_seed(seed, "adt"))
     training, held_out = hold_out(list_items(files), plan.holdout, seed)
     device = torch.device(f"cuda:{rank}" if world > 1 and host.device.startswith("cuda") else host.device)
-    net = AdtNet(plan.architecture, measure_scores(item.score for item in training)).to(device)
+    net = AdtNet(plan.architecture, measure_scores(read_score(item.score) for item in training)).to(device)
     optimiser = make_optimiser(net, plan)
     samples = plan.samples_per_epoch or len(training)
     steps = max(1, samples // (plan.batch * world))
@@ -177,7 +178,7 @@ def train_adt(
         "best_epoch": progress.best_epoch,
         "held_out": {name: value for name, value in best.items() if name.startswith("val_")},
     }
-    model = AdtModel(net.eval(), plan.rule, provenance)
+    model = AdtModel(net.eval(), plan.rule, provenance=provenance)
     if rank == 0:
         save_adt(model, out)
         atomic_write_text(out / "history.csv", _as_csv(progress.history))
@@ -216,7 +217,9 @@ def train_epoch(
         nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
         optimiser.step()
         sums += [part.item() for part in parts]
-    means = {f"train_{name}": value / steps for name, value in zip(LossParts._fields, sums, strict=True)}
+    means = {
+        f"train_{name}": value / steps for name, value in zip(LossParts._fields, sums.tolist(), strict=True)
+    }
     return {"epoch": epoch + 1, "lr": _rate(optimiser), **means}
 
 
@@ -269,7 +272,7 @@ def validate(net: AdtNet, items: Sequence[Item], plan: TrainingPlan) -> Row:
             int((~surfaces.inside).sum()),
         ]
     sums, histogram = _over_processes(sums, histogram)
-    images, loss, hits, alarms, anomalous, fg, n_fg, bg, n_bg = sums
+    images, loss, hits, alarms, anomalous, fg, n_fg, bg, n_bg = sums.tolist()
     return {
         "val_loss": loss / images,
         "val_ap": histogram.average_precision(),

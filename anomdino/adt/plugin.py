@@ -1,0 +1,195 @@
+"""ADT-Net for the score maps of any method: fuse folders, refit the standardisation, find a threshold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.adt.dataset import measure_scores
+from anomdino.adt.fusion import AdtModel, FusionRule, check_map, fuse
+from anomdino.adt.model import ScoreStatistics
+from anomdino.adt.thresholds import Threshold, ThresholdCalibration, ThresholdKind
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.boxes import Boxes
+from anomdino.io.images import image_size, read_label, write_png
+from anomdino.io.listing import list_files, pair_by_key
+from anomdino.io.scores import check_score, read_score, write_score
+from anomdino.progress import track
+
+MAP_SUFFIXES = frozenset({".npz", ".npy"})
+
+
+@dataclass(frozen=True)
+class FusedFolder:
+    """What was written: number of images, of those without boxes, and of predicted pixels."""
+
+    images: int
+    without_boxes: int
+    predicted_pixels: int
+
+
+def list_maps(folder: Path | str) -> dict[str, Path]:
+    """List score maps (``.npz`` with ``arr_0``, or ``.npy``) by key."""
+    found = list_files(folder, MAP_SUFFIXES)
+    if not found:
+        raise DataError(
+            folder, "holds no score map", "maps are `<key>.npz` with the array arr_0, or `<key>.npy`"
+        )
+    return found
+
+
+def read_map(path: Path) -> npt.NDArray[np.float32]:
+    """Read a score map as float32 (H, W), of any floating type on disk.
+
+    Raises:
+        DataError: The file is damaged, not (H, W), or holds NaN or infinity.
+    """
+    if path.suffix.lower() == ".npz":
+        return read_score(path)
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            path, f"is no array file or is damaged ({error})", "save it with np.save(path, score)"
+        ) from error
+    score = np.asarray(stored, dtype=np.float32)
+    check_score(path, score)
+    return score
+
+
+def refit(model: AdtModel, maps: Iterable[Path], *, higher_is_anomalous: bool = True) -> AdtModel:
+    """Give the model with its standardisation refitted to other score maps; the network stays as it is.
+
+    Args:
+        model: A trained model.
+        maps: Maps of the other method, on images like those of the training domain; no labels are needed.
+        higher_is_anomalous: False for a method whose higher scores are more normal.
+    """
+    paths = list(maps)
+    checked = (check_named(path, read_map(path)) for path in paths)
+    statistics = measure_scores(checked, sign=1 if higher_is_anomalous else -1)
+    return with_statistics(model, statistics, {"refitted_on": {"images": len(paths)}})
+
+
+def with_statistics(model: AdtModel, statistics: ScoreStatistics, note: Mapping[str, Any]) -> AdtModel:
+    """Give a copy of the model with other statistics; a threshold calibrated before is dropped."""
+    net = copy.deepcopy(model.net)
+    net.statistics = statistics
+    return replace(model, net=net, threshold=None, provenance=model.provenance | dict(note))
+
+
+def oriented(model: AdtModel, *, higher_is_anomalous: bool) -> AdtModel:
+    """Give the model for maps of the stated orientation; its statistics hold for the oriented score."""
+    statistics = model.net.statistics
+    wanted = 1 if higher_is_anomalous else -1
+    if statistics.sign == wanted:
+        return model
+    net = copy.deepcopy(model.net)
+    net.statistics = ScoreStatistics(statistics.mean, statistics.std, 1 if wanted > 0 else -1)
+    return replace(model, net=net)
+
+
+def calibrate_threshold(
+    model: AdtModel,
+    maps: Mapping[str, Path],
+    labels: Path | str,
+    boxes: Mapping[str, Boxes],
+    kind: ThresholdKind,
+    *,
+    rule: FusionRule | None = None,
+) -> Threshold:
+    """Find a threshold on the final score from labelled calibration images (`anomdino.adt.thresholds`).
+
+    Args:
+        model: The model that makes the final score.
+        maps: Score maps by key.
+        labels: Folder of ``<key>.png`` with 0, 1, 255.
+        boxes: Boxes by key; an image that is not listed has none.
+        kind: What is asked for.
+        rule: Rule of the final score; the model's own if absent.
+    """
+    rule = rule or model.rule
+    calibration = ThresholdCalibration()
+    pairs = pair_by_key(maps, list_files(labels, {".png"}), ("score map", "label"))
+    for key, path, label_path in track(pairs, "calibrate"):
+        label = read_label(label_path)
+        score = check_named(path, read_map(path), (label.shape[0], label.shape[1]))
+        calibration.add(fuse(score, boxes.get(key, Boxes.empty()), model, rule).score, label)
+    return calibration.threshold(kind, rule.output, str(labels))
+
+
+def fuse_folder(
+    maps: Mapping[str, Path],
+    boxes: Mapping[str, Boxes],
+    model: AdtModel,
+    out: Path | str,
+    *,
+    images: Mapping[str, Path] | None = None,
+    rule: FusionRule | None = None,
+    write_thresholds: bool = False,
+) -> FusedFolder:
+    """Fuse a folder of score maps, one image at a time.
+
+    Writes ``score/<key>.npz`` (float32, key ``arr_0``), ``mask/<key>.png`` (0 or 255), with
+    ``write_thresholds`` ``threshold/<key>.npz``, and ``fusion.json`` with rule, threshold and provenance of
+    the model.
+
+    Args:
+        maps: Score maps by key.
+        boxes: Boxes by key; an image that is not listed has none.
+        model: A trained model, refitted where the maps come from another method.
+        out: Output folder.
+        images: Images by key; where given, every map must have one of its size.
+        rule: Rule of the final score; the model's own if absent.
+        write_thresholds: Write the threshold maps too.
+
+    Raises:
+        DataError: A map has no image or the reverse, has another size, holds NaN, or is constant.
+    """
+    out, rule = Path(out), rule or model.rule
+    sizes = _sizes(maps, images)
+    without_boxes = predicted = 0
+    for key, path in track(sorted(maps.items()), "fuse"):
+        fused = fuse(
+            check_named(path, read_map(path), sizes.get(key)), boxes.get(key, Boxes.empty()), model, rule
+        )
+        write_score(out / "score" / f"{key}.npz", fused.score)
+        write_png(out / "mask" / f"{key}.png", fused.mask.astype(np.uint8) * 255)
+        if write_thresholds:
+            write_score(out / "threshold" / f"{key}.npz", fused.threshold)
+        without_boxes += not len(fused.boxes)
+        predicted += int(fused.mask.sum())
+    atomic_write_json(
+        out / "fusion.json",
+        {
+            "rule": asdict(rule),
+            "threshold": model.threshold.as_dict() if model.threshold else {"kind": "adt"},
+            "statistics": asdict(model.net.statistics),
+            "model": model.provenance,
+            "images": len(maps),
+        },
+    )
+    return FusedFolder(len(maps), without_boxes, predicted)
+
+
+def check_named(
+    path: Path, score: npt.NDArray[np.float32], size: tuple[int, int] | None = None
+) -> npt.NDArray[np.float32]:
+    """Check a map (:func:`anomdino.adt.fusion.check_map`) with its path in the message."""
+    try:
+        return check_map(score, size)
+    except DataError as error:
+        raise DataError(path, error.cause, error.cure) from error
+
+
+def _sizes(maps: Mapping[str, Path], images: Mapping[str, Path] | None) -> dict[str, tuple[int, int]]:
+    if images is None:
+        return {}
+    return {key: image_size(image) for key, _, image in pair_by_key(maps, images, ("score map", "image"))}

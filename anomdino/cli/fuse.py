@@ -1,0 +1,236 @@
+"""``anomdino fuse``, ``calibrate``, ``tune``: thresholds, mask and a better score for any method's maps."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anomdino.adt.fusion import AdtModel
+    from anomdino.io.boxes import Boxes
+
+DATA = Path("data")
+
+
+class HigherIs(StrEnum):
+    """What high values of a score map mean."""
+
+    anomalous = "anomalous"
+    normal = "normal"
+
+
+class OutputRule(StrEnum):
+    """Rules of the final score."""
+
+    raw = "raw"
+    hard = "hard"
+    soft = "soft"
+    boost = "boost"
+    fused = "fused"
+
+
+class SearchFor(StrEnum):
+    """What the search for k and b maximises."""
+
+    ap = "ap"
+    fpr95 = "fpr95"
+    both = "both"
+
+
+Scores = Annotated[Path, typer.Option(help="Folder of score maps: <key>.npz (arr_0) or <key>.npy, (H, W).")]
+BoxFile = Annotated[
+    Path | None, typer.Option(help="COCO results, or a COCO data set with scores; without it no box is used.")
+]
+Model = Annotated[Path, typer.Option(help="Folder of a trained ADT-Net.")]
+Orientation = Annotated[
+    HigherIs | None, typer.Option(help="Meaning of high scores; what the model was made for if absent.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
+
+
+def fuse(
+    *,
+    scores: Scores,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder: score/, mask/, fusion.json.")],
+    model: Model = DATA / "models" / "adt",
+    boxes: BoxFile = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; sizes are checked.")] = None,
+    higher_is: Orientation = None,
+    output: Annotated[OutputRule | None, typer.Option(help="Rule of the final score.")] = None,
+    k: Annotated[float | None, typer.Option(help="Share of the score that thresholds do not touch.")] = None,
+    b: Annotated[float | None, typer.Option(help="What a box of confidence 1 adds.")] = None,
+    box_score: Annotated[float | None, typer.Option(help="Least confidence of a box.")] = None,
+    min_component: Annotated[
+        int | None, typer.Option(help="Remove smaller mask components (pixels).")
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="adt, fixed:X, or what `calibrate` stored (the default, else adt).")
+    ] = None,
+    thresholds: Annotated[bool, typer.Option(help="Write the threshold maps too.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Turn score maps and boxes into final scores and masks."""
+    from anomdino.adt.fusion import FusionRule
+    from anomdino.adt.plugin import fuse_folder, list_maps, oriented
+    from anomdino.io.listing import list_images
+
+    loaded = _load(model, device)
+    if higher_is is not None:
+        loaded = oriented(loaded, higher_is_anomalous=higher_is is HigherIs.anomalous)
+    rule = loaded.rule
+    rule = FusionRule(
+        output=rule.output if output is None else output.value,
+        k=rule.k if k is None else k,
+        b=rule.b if b is None else b,
+        box_score=rule.box_score if box_score is None else box_score,
+        min_component=rule.min_component if min_component is None else min_component,
+    )
+    loaded = _with_threshold(loaded, threshold, rule.output)
+    maps = list_maps(scores)
+    listed = list_images(images) if images else None
+    written = fuse_folder(
+        maps, _boxes(boxes, maps), loaded, out, images=listed, rule=rule, write_thresholds=thresholds
+    )
+    typer.echo(
+        f"fuse: {written.images} images, {written.without_boxes} without boxes, "
+        f"{written.predicted_pixels} anomalous pixels, rule {rule.output}, in {out}"
+    )
+
+
+def calibrate(
+    *,
+    scores: Scores,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the calibrated model.")],
+    model: Model = DATA / "models" / "adt",
+    boxes: BoxFile = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of <key>.png with 0, 1, 255; needed for a threshold.")
+    ] = None,
+    higher_is: Orientation = None,
+    refit: Annotated[
+        bool,
+        typer.Option(help="Refit the standardisation, for maps of another method."),
+    ] = True,
+    threshold: Annotated[
+        str | None, typer.Option(help="Store f1, fpr:RATE, conformal:RATE or conformal_miss:RATE.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Fit a model to the score maps of another method, and choose a threshold, on a calibration folder."""
+    from dataclasses import replace
+
+    from anomdino.adt import plugin
+    from anomdino.adt.store import save_adt
+    from anomdino.adt.thresholds import ThresholdKind
+    from anomdino.errors import ConfigError
+    from anomdino.protocol import refuse_evaluation_data
+
+    kind = ThresholdKind.parse(threshold) if threshold else None
+    if kind and labels is None:
+        raise ConfigError("--labels", f"is missing: threshold {kind} is found on labelled images", "")
+    refuse_evaluation_data(scores, *([labels] if labels else []))
+    loaded, maps = _load(model, device), plugin.list_maps(scores)
+    anomalous = loaded.net.sign > 0 if higher_is is None else higher_is is HigherIs.anomalous
+    loaded = plugin.oriented(loaded, higher_is_anomalous=anomalous)
+    if refit:
+        loaded = plugin.refit(loaded, maps.values(), higher_is_anomalous=anomalous)
+    if kind and labels is not None:
+        found = plugin.calibrate_threshold(loaded, maps, labels, _boxes(boxes, maps), kind)
+        loaded = replace(loaded, threshold=found)
+    save_adt(loaded, out)
+    statistics = loaded.net.statistics
+    asked = f", threshold {kind} = {loaded.threshold.value:.6g}" if loaded.threshold and kind else ""
+    typer.echo(
+        f"calibrate: {len(maps)} maps, mean {statistics.mean:.6g}, std {statistics.std:.6g}{asked}, in {out}"
+    )
+
+
+def tune(
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the model with its new rule, and the curve.")
+    ],
+    model: Model = DATA / "models" / "adt",
+    scores: Scores = DATA / "train_dataset" / "offline_dataset_score",
+    labels: Annotated[Path, typer.Option(help="Folder of <key>.png with 0, 1, 255.")] = DATA
+    / "train_dataset"
+    / "offline_dataset_label",
+    boxes: Annotated[Path, typer.Option(help="Out-of-fold boxes: COCO results.")] = DATA
+    / "boxes"
+    / "train.json",
+    index: Annotated[
+        Path | None, typer.Option(help="COCO data set that names the source of each image.")
+    ] = DATA / "train_dataset" / "ood.json",
+    objective: Annotated[SearchFor, typer.Option(help="ap, fpr95, or both: AP - FPR95.")] = SearchFor.both,
+    held_out: Annotated[
+        bool, typer.Option("--held-out/--all", help="Only the images that the model's training held out.")
+    ] = True,
+    device: Device = "auto",
+) -> None:
+    """Search the fused score's k and b on labelled images of the training domain, never evaluation data."""
+    from anomdino.adt.dataset import TrainingFiles, hold_out, list_items
+    from anomdino.adt.store import save_adt
+    from anomdino.adt.tuning import apply_choice, search, write_tuning
+    from anomdino.errors import CheckpointError
+
+    loaded = _load(model, device)
+    items = list_items(TrainingFiles(scores, labels, boxes, index if index and index.is_file() else None))
+    if held_out:
+        made = loaded.provenance
+        if "plan" not in made:
+            raise CheckpointError(
+                model, "does not say which images it held out", "use --all on unseen images"
+            )
+        _, items = hold_out(items, made["plan"]["holdout"], made["seed"])
+    tuning = search(items, loaded, objective=objective.value)
+    save_adt(apply_choice(loaded, tuning), out)
+    write_tuning(tuning, out / "tuning.json")
+    best, raw = tuning.choice, tuning.raw
+    typer.echo(
+        f"tune: {tuning.images} images, k {best.k:g}, b {best.b:g}: AP {best.ap:.4f} (raw {raw.ap:.4f}), "
+        f"FPR95 {best.fpr95:.4f} (raw {raw.fpr95:.4f}), in {out}"
+    )
+
+
+def _load(model: Path, device: str) -> AdtModel:
+    from anomdino.adt.store import load_adt
+    from anomdino.device import resolve_device
+
+    return load_adt(model, str(resolve_device(device)))
+
+
+def _boxes(path: Path | None, keys: Iterable[str]) -> dict[str, Boxes]:
+    from anomdino.io.boxes import read_box_results
+
+    return read_box_results(path, keys) if path else {}
+
+
+def _with_threshold(model: AdtModel, asked: str | None, output: str) -> AdtModel:
+    from dataclasses import replace
+
+    from anomdino.adt.thresholds import Threshold, ThresholdKind
+    from anomdino.errors import ConfigError
+
+    if asked is None:
+        if model.threshold and model.threshold.output != output:
+            raise ConfigError(
+                "--output",
+                f"is {output}, the stored threshold {model.threshold.kind} belongs to {model.threshold.output}",
+                "calibrate for this output, or ask for --threshold adt",
+            )
+        return model
+    if asked == "adt":
+        return replace(model, threshold=None)
+    kind = ThresholdKind.parse(asked)
+    if kind.name == "fixed" and kind.number is not None:
+        return replace(model, threshold=Threshold(kind.number, str(kind), output, {}))
+    if model.threshold and model.threshold.kind == str(kind):
+        return model
+    raise ConfigError(
+        "--threshold", f"{kind} is not stored with this model", f"run `anomdino calibrate --threshold {kind}`"
+    )

@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from anomdino.adt.fusion import (
+    OUTPUTS,
+    AdtModel,
+    FusionRule,
+    compute_surfaces,
+    final_score,
+    fuse,
+    order_preserving,
+    remove_small_components,
+)
+from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.errors import ConfigError, DataError
+from anomdino.io.boxes import Boxes
+
+
+def same_order(first, second):
+    a, b = first.ravel(), second.ravel()
+    order = np.argsort(a, kind="stable")
+    rises = np.sign(np.diff(a[order]))
+    return np.array_equal(np.sign(np.diff(b[order])), rises)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_rules_against_their_formulas(model, scene, output):
+    score, _, boxes = scene
+    rule = FusionRule(output=output, k=0.4, b=0.2)
+    got = fuse(score, boxes, model, rule)
+    unit = 1 / (1 + np.exp(-(score.astype(np.float64) + 6) / 2))
+    inside, coverage = boxes.kept(0.3).mask(score.shape), boxes.kept(0.3).coverage(score.shape)
+    soft_p = 1 / (1 + np.exp(-(got.decision.astype(np.float64) - got.threshold) / 0.05))
+    soft = unit * (0.4 + 0.6 * soft_p)
+    expected = {
+        "raw": score,
+        "hard": unit * inside,
+        "soft": soft,
+        "boost": unit + 0.2 * inside,
+        "fused": soft + 0.2 * coverage,
+    }[output]
+    np.testing.assert_allclose(got.score, expected, rtol=2e-5, atol=1e-6)
+    assert got.score.dtype == np.float32
+    np.testing.assert_array_equal(got.mask, got.decision >= got.threshold)
+
+
+@pytest.mark.parametrize("output", ["raw", "soft", "boost", "fused"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("spread", [0.001, 1.0, 40.0])
+def test_without_boxes_the_order_of_the_score_is_kept_exactly(output, sign, spread):
+    torch.manual_seed(0)
+    model = AdtModel(AdtNet(Architecture(), ScoreStatistics(-6.0, 2.0, sign)).eval())
+    score = np.random.default_rng(1).normal(-6, spread, (120, 170)).astype(np.float32)
+    score[5, 5:40] = score[7, 7]
+    fused = fuse(score, Boxes.empty(), model, FusionRule(output=output))
+    assert same_order(sign * score, fused.score)
+    assert len(np.unique(fused.score)) == len(np.unique(score))
+    assert not len(fused.boxes)
+
+
+def test_boxes_below_the_confidence_count_as_none(model, scene):
+    score, _, boxes = scene
+    weak = Boxes(boxes.xyxy, boxes.scores * 0.1)
+    np.testing.assert_array_equal(fuse(score, weak, model).score, fuse(score, Boxes.empty(), model).score)
+
+
+def test_distinct_scores_stay_nearly_all_distinct_with_boxes(model, scene):
+    score, _, boxes = scene
+    assert len(np.unique(fuse(score, boxes, model).score)) > 0.98 * len(np.unique(score))
+
+
+def test_a_higher_box_confidence_wins_where_boxes_overlap(model, scene):
+    score = scene[0]
+    boxes = Boxes(np.array([[10, 10, 40, 40], [20, 20, 50, 50]]), np.array([0.9, 0.5]))
+    surfaces = compute_surfaces(score, boxes, model.net, 0.3)
+    assert surfaces.coverage[30, 30] == pytest.approx(0.9)
+    assert surfaces.coverage[45, 45] == pytest.approx(0.5)
+    assert surfaces.coverage[5, 5] == 0
+
+
+@pytest.mark.parametrize("size", [(1, 2), (7, 7), (64, 1), (33, 250), (9, 8)])
+def test_any_size_and_box_position(model, size):
+    score = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    boxes = Boxes(np.array([[-5, -5, 3, 3], [0, 0, 9999, 9999], [4, 4, 4, 4], [9, 9, 2, 2]]), np.full(4, 0.9))
+    fused = fuse(score, boxes, model)
+    assert fused.score.shape == fused.mask.shape == fused.threshold.shape == size
+    assert np.isfinite(fused.score).all()
+    assert len(fused.boxes) <= 2
+
+
+def test_images_of_mixed_sizes_do_not_depend_on_each_other(model, scene):
+    score, _, boxes = scene
+    first = fuse(score, boxes, model)
+    fuse(score[:31, :47], Boxes.empty(), model)
+    np.testing.assert_array_equal(first.score, fuse(score, boxes, model).score)
+
+
+def test_surfaces_serve_all_rules_at_once(model, scene):
+    score, _, boxes = scene
+    surfaces = compute_surfaces(score, boxes, model.net, 0.3)
+    for output in OUTPUTS:
+        rule = FusionRule(output=output)
+        np.testing.assert_array_equal(final_score(surfaces, rule), fuse(score, boxes, model, rule).score)
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))), st.integers(0, 8))
+@settings(max_examples=150, deadline=None)
+def test_small_components_against_scipy(mask, limit):
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    expected = mask.copy()
+    for component in range(1, count + 1):
+        if (labels == component).sum() < limit:
+            expected[labels == component] = False
+    before = mask.copy()
+    np.testing.assert_array_equal(remove_small_components(mask, limit), expected)
+    np.testing.assert_array_equal(mask, before)
+
+
+@given(
+    arrays(np.float32, 60, elements=st.floats(-1e4, 1e4, width=32)),
+    st.floats(0.001, 10),
+)
+@settings(max_examples=150, deadline=None)
+def test_order_is_restored_with_small_changes(scores, scale):
+    reference = scores.reshape(6, 10)
+    values = np.exp(-np.logaddexp(0, -reference.astype(np.float64) * scale)).astype(np.float32)
+    fixed = order_preserving(reference, values)
+    assert same_order(reference, fixed)
+    np.testing.assert_allclose(fixed, values, rtol=60 * 2**-23, atol=1e-37)
+
+
+def bad_maps():
+    good = np.random.default_rng(0).normal(size=(10, 12)).astype(np.float32)
+    nan, infinite = good.copy(), good.copy()
+    nan[3, 3], infinite[0, 0] = np.nan, -np.inf
+    return [
+        (nan, "1 NaN"),
+        (infinite, "1 NaN or infinite"),
+        (np.full((5, 5), 3.0), "constant"),
+        (good[None], r"shape \(1, 10, 12\)"),
+        (np.zeros((0, 4)), "shape"),
+    ]
+
+
+@pytest.mark.parametrize(("score", "reason"), bad_maps())
+def test_maps_that_rank_nothing_are_refused(model, score, reason):
+    with pytest.raises(DataError, match=reason):
+        fuse(score, Boxes.empty(), model)
+
+
+def test_a_map_of_another_size_is_refused(model, scene):
+    with pytest.raises(DataError, match="90 x 141, the image is 100 x 141"):
+        fuse(scene[0], scene[2], model, image_size=(100, 141))
+
+
+def test_boxes_that_are_no_numbers_are_refused(model, scene):
+    with pytest.raises(DataError, match="NaN"):
+        fuse(scene[0], Boxes(np.array([[0, 0, np.nan, 5]]), np.array([0.9])), model)
+
+
+@pytest.mark.parametrize("changes", [{"output": "best"}, {"k": 1.5}, {"b": -1}])
+def test_impossible_rules_are_refused(changes):
+    with pytest.raises(ConfigError):
+        FusionRule(**changes)

@@ -1,0 +1,211 @@
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from anomdino.adt.plugin import fuse_folder, list_maps, oriented, read_map, refit
+from anomdino.adt.store import load_adt, save_adt
+from anomdino.errors import AnomdinoError, DataError, ProtocolError
+from anomdino.io.boxes import Boxes, read_box_results
+from anomdino.io.images import read_label, write_png
+from anomdino.io.scores import read_score, write_score
+from anomdino.protocol import mark_evaluation_only
+
+
+@pytest.fixture
+def app():
+    import typer
+
+    from anomdino.cli import fuse as commands
+
+    app = typer.Typer()
+    for command in (commands.fuse, commands.calibrate, commands.tune):
+        app.command()(command)
+    return app
+
+
+def run(app, *arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def rescale(source, target, function):
+    for key, path in list_maps(source).items():
+        target.mkdir(parents=True, exist_ok=True)
+        np.save(target / f"{key}.npy", function(read_map(path)))
+
+
+@pytest.mark.parametrize(
+    ("function", "normal"),
+    [
+        (lambda s: 1000 * s + 5, False),
+        (lambda s: -s, True),
+        (lambda s: (0.01 * s - 3).astype(np.float64), False),
+    ],
+)
+def test_after_refitting_scale_offset_and_sign_do_not_matter(model, make_set, tmp_path, function, normal):
+    files = make_set(images=4)
+    rescale(files.scores, tmp_path / "other", function)
+    own, other = list_maps(files.scores), list_maps(tmp_path / "other")
+    boxes = read_box_results(files.boxes, own)
+    fuse_folder(own, boxes, refit(model, own.values()), tmp_path / "a")
+    fuse_folder(other, boxes, refit(model, other.values(), higher_is_anomalous=not normal), tmp_path / "b")
+    for key in own:
+        first, second = (read_score(tmp_path / name / "score" / f"{key}.npz") for name in "ab")
+        np.testing.assert_allclose(first, second, atol=2e-4)
+        masks = [read_label(tmp_path / name / "mask" / f"{key}.png") for name in "ab"]
+        assert np.mean(masks[0] != masks[1]) < 1e-3
+        assert set(np.unique(masks[0])) <= {0, 255}
+
+
+def test_orientation_belongs_to_the_maps(model, make_set):
+    files = make_set(images=2)
+    path = list_maps(files.scores)["000"]
+    turned = oriented(model, higher_is_anomalous=False)
+    from anomdino.adt.fusion import fuse
+
+    one = fuse(read_map(path), Boxes.empty(), model)
+    two = fuse(-read_map(path), Boxes.empty(), turned)
+    np.testing.assert_array_equal(one.score, two.score)
+    assert oriented(model, higher_is_anomalous=True) is model
+
+
+def test_fuse_writes_scores_masks_and_what_made_them(model, make_set, tmp_path, app):
+    files = make_set(images=3)
+    save_adt(model, tmp_path / "adt")
+    for key in list_maps(files.scores):
+        write_png(tmp_path / "images" / f"{key}.png", np.zeros((64, 96, 3), np.uint8))
+    common = ["--scores", files.scores, "--boxes", files.boxes, "--model", tmp_path / "adt"]
+    out = run(
+        app,
+        "fuse",
+        *common,
+        "--images",
+        tmp_path / "images",
+        "-o",
+        tmp_path / "out",
+        "--thresholds",
+        "--k",
+        0.5,
+    )
+    assert "3 images, 0 without boxes" in out
+    summary = json.loads((tmp_path / "out" / "fusion.json").read_text())
+    assert summary["rule"]["k"] == 0.5
+    assert summary["threshold"] == {"kind": "adt"}
+    score = read_score(tmp_path / "out" / "score" / "001.npz")
+    assert score.shape == (64, 96)
+    assert read_score(tmp_path / "out" / "threshold" / "001.npz").min() > 0.3
+    assert "3 without boxes" in run(app, "fuse", *common[:2], *common[4:], "-o", tmp_path / "none")
+
+
+def test_calibrate_stores_a_threshold_that_fuse_uses(model, make_set, tmp_path, app):
+    files = make_set(images=20)
+    save_adt(model, tmp_path / "adt")
+    common = ["--scores", files.scores, "--boxes", files.boxes]
+    labelled = [*common, "--labels", files.labels, "--model", tmp_path / "adt"]
+    out = run(app, "calibrate", *labelled, "--threshold", "fpr:0.1", "-o", tmp_path / "new")
+    assert "threshold fpr:0.1" in out
+    threshold = load_adt(tmp_path / "new").threshold
+    run(app, "fuse", *common, "--model", tmp_path / "new", "-o", tmp_path / "out")
+    alarms = normal = 0
+    for key in list_maps(files.scores):
+        label = read_label(files.labels / f"{key}.png")
+        mask = read_label(tmp_path / "out" / "mask" / f"{key}.png") == 255
+        score = read_score(tmp_path / "out" / "score" / f"{key}.npz")
+        np.testing.assert_array_equal(mask, score >= np.float32(threshold.value))
+        alarms, normal = alarms + mask[label == 0].sum(), normal + (label == 0).sum()
+    assert 0.09 < alarms / normal <= 0.1
+    assert json.loads((tmp_path / "out" / "fusion.json").read_text())["threshold"] == threshold.as_dict()
+    with pytest.raises(AnomdinoError, match="belongs to fused"):
+        run(app, "fuse", *common, "--model", tmp_path / "new", "-o", tmp_path / "x", "--output", "soft")
+    with pytest.raises(AnomdinoError, match="not stored"):
+        run(app, "fuse", *common, "--model", tmp_path / "new", "-o", tmp_path / "x", "--threshold", "f1")
+    run(
+        app, "fuse", *common, "--model", tmp_path / "new", "-o", tmp_path / "fixed", "--threshold", "fixed:99"
+    )
+    assert not (read_label(tmp_path / "fixed" / "mask" / "000.png")).any()
+
+
+def test_calibration_never_reads_evaluation_data(model, make_set, tmp_path, app):
+    files = make_set(images=3)
+    save_adt(model, tmp_path / "adt")
+    mark_evaluation_only(files.scores)
+    with pytest.raises(ProtocolError):
+        run(app, "calibrate", "--scores", files.scores, "--model", tmp_path / "adt", "-o", tmp_path / "new")
+    with pytest.raises(ProtocolError):
+        run(
+            app, "tune", "--scores", files.scores, "--labels", files.labels, "--boxes", files.boxes,
+            "--model", tmp_path / "adt", "--all", "-o", tmp_path / "new",
+        )  # fmt: skip
+
+
+def test_tune_writes_choice_and_curve(model, make_set, tmp_path, app):
+    files = make_set(images=6)
+    save_adt(model, tmp_path / "adt")
+    arguments = [
+        "--scores",
+        files.scores,
+        "--labels",
+        files.labels,
+        "--boxes",
+        files.boxes,
+        "--index",
+        files.index,
+    ]
+    out = run(app, "tune", *arguments, "--model", tmp_path / "adt", "--all", "-o", tmp_path / "new")
+    stored = json.loads((tmp_path / "new" / "tuning.json").read_text())
+    assert "6 images" in out
+    assert len(stored["curve"]) == 42
+    assert load_adt(tmp_path / "new").rule.k == stored["choice"]["k"]
+    with pytest.raises(AnomdinoError, match="held out"):
+        run(app, "tune", *arguments, "--model", tmp_path / "adt", "-o", tmp_path / "new")
+
+
+def test_what_cannot_be_fused_is_refused_with_path_and_reason(model, make_set, tmp_path):
+    files = make_set(images=2)
+    write_png(tmp_path / "images" / "000.png", np.zeros((64, 97, 3), np.uint8))
+    write_png(tmp_path / "images" / "001.png", np.zeros((64, 96, 3), np.uint8))
+    from anomdino.io.listing import list_images
+
+    images = list_images(tmp_path / "images")
+    with pytest.raises(DataError, match=r"000\.npz: is 64 x 96, the image is 64 x 97"):
+        fuse_folder(list_maps(files.scores), {}, model, tmp_path / "out", images=images)
+    (tmp_path / "images" / "001.png").unlink()
+    with pytest.raises(DataError, match="1 score map without image: 001"):
+        fuse_folder(
+            list_maps(files.scores), {}, model, tmp_path / "out", images=list_images(tmp_path / "images")
+        )
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.full((6, 7), np.nan), "NaN"),
+        (np.ones((6, 7)), "constant"),
+        (np.zeros((3, 6, 7)), "shape"),
+        (np.array([{"a": 1}], dtype=object), "damaged"),
+    ],
+)
+def test_bad_arrays_are_refused_with_their_path(model, tmp_path, array, reason):
+    np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=rf"bad\.npy.*{reason}"):
+        fuse_folder(list_maps(tmp_path), {}, model, tmp_path / "out")
+    assert not (tmp_path / "out" / "score").exists()
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no score map"):
+        list_maps(tmp_path)
+
+
+def test_keys_keep_the_tree(model, tmp_path):
+    rng = np.random.default_rng(0)
+    for key in ("a/x", "b/x", "ü y"):
+        write_score(tmp_path / "in" / f"{key}.npz", rng.normal(size=(9, 11)).astype(np.float32))
+    fuse_folder(list_maps(tmp_path / "in"), {}, model, tmp_path / "out")
+    masks = tmp_path / "out" / "mask"
+    written = sorted(path.relative_to(masks).as_posix() for path in masks.rglob("*.png"))
+    assert written == ["a/x.png", "b/x.png", "ü y.png"]

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+
+from anomdino.adt.thresholds import ThresholdCalibration, ThresholdKind, component_scores
+from anomdino.errors import ConfigError, DataError
+
+BITS = 14
+
+
+def draw_image(rng):
+    """An image of its own difficulty: scores of background and of a few components shift together."""
+    label = np.zeros((20, 40), np.uint8)
+    for column in range(int(rng.integers(1, 4))):
+        label[4:9, 3 + 12 * column : 9 + 12 * column] = 1
+    label[:2] = 255
+    score = rng.normal(size=label.shape) + rng.normal() + (label == 1) * rng.normal(2.5, 1)
+    return np.exp(0.3 * score).astype(np.float32), label
+
+
+def missed_share(score, label, threshold):
+    found = component_scores(score, label)
+    return np.mean(found < np.float32(threshold))
+
+
+def false_positive_share(score, label, threshold):
+    return np.mean(score[label == 0] >= np.float32(threshold))
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "rate"),
+    [
+        ("conformal", false_positive_share, 0.05),
+        ("conformal", false_positive_share, 0.2),
+        ("conformal_miss", missed_share, 0.1),
+    ],
+)
+def test_conformal_guarantee_by_simulation(kind, loss, rate):
+    """Over many calibration sets, the loss on a new exchangeable image is at most the rate on average."""
+    rng = np.random.default_rng(2)
+    losses = []
+    for _ in range(250):
+        calibration = ThresholdCalibration(BITS)
+        for _ in range(30):
+            calibration.add(*draw_image(rng))
+        threshold = calibration.threshold(ThresholdKind(kind, rate), "fused", "simulated").value
+        losses.append([loss(*draw_image(rng), threshold) for _ in range(4)])
+    means = np.mean(losses, axis=1)
+    error = means.std() / np.sqrt(len(means))
+    assert means.mean() <= rate + 2 * error
+    assert means.mean() >= rate / 3, "not merely by predicting nothing or everything"
+
+
+def test_the_pooled_rate_alone_gives_no_such_guarantee_on_few_images():
+    rng = np.random.default_rng(0)
+    losses = {"fpr": [], "conformal": []}
+    for _ in range(300):
+        calibration = ThresholdCalibration(BITS)
+        for _ in range(20):
+            calibration.add(*draw_image(rng))
+        new = draw_image(rng)
+        for kind, values in losses.items():
+            threshold = calibration.threshold(ThresholdKind(kind, 0.06), "fused", "simulated").value
+            values.append(false_positive_share(*new, threshold))
+    assert np.mean(losses["fpr"]) > np.mean(losses["conformal"])
+
+
+def test_f1_and_fpr_and_what_is_stored():
+    rng = np.random.default_rng(1)
+    calibration = ThresholdCalibration(20)
+    images = [draw_image(rng) for _ in range(3)]
+    for image in images:
+        calibration.add(*image)
+    found = calibration.threshold(ThresholdKind.parse("fpr:0.1"), "soft", "mine")
+    normal = np.concatenate([score[label == 0] for score, label in images])
+    assert 0.09 <= np.mean(normal >= np.float32(found.value)) <= 0.1
+    assert found.as_dict() == {
+        "value": found.value,
+        "kind": "fpr:0.1",
+        "output": "soft",
+        "calibration": {
+            "set": "mine",
+            "images": 3,
+            "in_distribution_pixels": normal.size,
+            "anomalous_pixels": sum(int((label == 1).sum()) for _, label in images),
+        },
+    }
+    assert calibration.threshold(ThresholdKind.parse("fixed:0.25"), "soft", "mine").value == 0.25
+
+
+def test_a_component_is_found_at_the_score_that_a_quarter_reaches():
+    label = np.zeros((4, 9), np.uint8)
+    label[0, :8] = 1
+    label[2:, 2:4] = 1
+    score = np.arange(36, dtype=np.float32).reshape(4, 9)
+    found = component_scores(score, label)
+    assert sorted(found) == [6.0, 30.0]
+    assert (score[0, :8] >= 6).sum() == 2
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("conformal:0.05", 19), ("conformal_miss:0.1", 9)])
+def test_too_few_images_are_refused_with_the_number_needed(kind, needed):
+    rng = np.random.default_rng(0)
+    calibration = ThresholdCalibration(BITS)
+    for _ in range(needed - 1):
+        calibration.add(*draw_image(rng))
+    with pytest.raises(DataError, match=f"at least {needed}"):
+        calibration.threshold(ThresholdKind.parse(kind), "fused", "small")
+    calibration.add(*draw_image(rng))
+    assert np.isfinite(calibration.threshold(ThresholdKind.parse(kind), "fused", "enough").value)
+
+
+@pytest.mark.parametrize(
+    "text", ["otsu", "f1:0.5", "fpr", "fpr:x", "fpr:1.5", "fpr:nan", "conformal:0", "fixed:inf", ""]
+)
+def test_unknown_kinds_are_refused(text):
+    with pytest.raises(ConfigError, match="threshold"):
+        ThresholdKind.parse(text)
+
+
+@pytest.mark.parametrize("text", ["f1", "fpr:0.05", "conformal:0.05", "conformal_miss:0.1", "fixed:-3.5"])
+def test_kinds_print_as_they_are_written(text):
+    assert str(ThresholdKind.parse(text)) == text
