@@ -73,7 +73,7 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
     Args:
         config: The checked ``data.registry`` block.
         out: The folder that gets ``inlier``, ``outliers``, ``val`` and ``weights``.
-        registry: The registry; ``None`` takes the packaged one.
+        registry: The registry; ``None`` takes the one that the block names.
 
     Returns:
         Number of files by part.
@@ -82,7 +82,7 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
         DataError: Items cannot be had; the message lists all of them with size, terms and what to do.
         DiskError: There is no room.
     """
-    registry = registry or load_registry()
+    registry = registry or load_registry(config.file)
     store = store_of(config)
     counts: dict[str, int] = {}
     with exclusive(store.folder / ".lock"):
@@ -207,7 +207,7 @@ def get_item(
     if item.note:
         log.info("%s: %s", wanted.name, item.note)
     with _tree(registry, wanted, store, keep_unpacked) as tree:
-        faults = layout_faults(tree, item.expectations(wanted.bundle))
+        faults = layout_faults(tree, item.expectations(wanted.bundle)) if tree.roots else []
         if faults:
             raise DataError(
                 wanted.unpacked or wanted.name,

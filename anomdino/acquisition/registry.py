@@ -174,12 +174,13 @@ class Registry(_Entry):
         return sum(size or 0 for size in known), None not in known
 
 
-def load_registry(path: Path = REGISTRY_FILE) -> Registry:
-    """Read a registry file.
+def load_registry(path: Path | str = "") -> Registry:
+    """Read a registry file; an empty path takes the packaged one.
 
     Raises:
         ConfigError: The file is missing or does not have the form of :class:`Registry`.
     """
+    path = Path(path) if path else REGISTRY_FILE
     return _load(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 

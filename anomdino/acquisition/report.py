@@ -10,6 +10,7 @@ from anomdino.acquisition.space import in_words
 from anomdino.acquisition.store import Store
 
 WIDTH = 100
+MOST_FILES = 2
 
 
 def missing_screen(
@@ -26,39 +27,55 @@ def missing_screen(
     files = {file for ids in missing.values() for file in ids}
     total, known = registry.sizes(files)
     at_least = "" if known else "at least "
+    by_hand = [name for name, ids in missing.items() if any(_needs_person(registry, file) for file in ids)]
+    others = [name for name in missing if name not in by_hand]
     lines = [
-        f"{len(missing)} items cannot be had from here ({len(files)} files, {at_least}{in_words(total)}):"
+        f"{len(missing)} items cannot be had from here ({len(files)} files, {at_least}{in_words(total)})."
     ]
-    for name, ids in missing.items():
-        lines += ["", *_item_lines(registry, name, ids)]
-    place = store.by_hand[0] if store.by_hand else "FOLDER"
-    names = ", ".join(ready)
-    lines += ["", f"Save the files under the names above in one folder ({place})."]
-    if not store.by_hand:
-        lines.append("and set it: `dvc repro` after `data.registry.from_dir: FOLDER` in params.yaml.")
+    if by_hand:
+        lines.append("To be got by a person, as they need a login and an agreement:")
+        lines += [line for name in by_hand for line in _item_lines(registry, name, missing[name])]
+    if others:
+        lines.append("No source answers (is this machine online?):")
+        lines += [line for name in others for line in _item_lines(registry, name, missing[name])]
+    place = str(store.by_hand[0]) if store.by_hand else "FOLDER"
     lines.append(
-        "A data set that you have unpacked already: put it (or a link to it) in FOLDER/<item name>/."
+        f"Save the files under these names in one folder, or put an unpacked set into {place}/<item>/,"
     )
-    if names:
-        lines.append(f"Not missing: {names}. Nothing was downloaded yet.")
-    return "\n".join(lines)
+    lines.append(f"and set data.registry.from_dir: {place} in params.yaml. Nothing was downloaded.")
+    names = ", ".join(ready)
+    return "\n".join([*lines, *_wrapped(f"Not missing: {names}." if names else "")])
+
+
+def _needs_person(registry: Registry, file: str) -> bool:
+    return all(source.by_hand for source in registry.files[file].sources)
 
 
 def _item_lines(registry: Registry, name: str, ids: Sequence[str]) -> list[str]:
     item = registry.item(name)
-    lines = [f"  {name}: {item.title}, for {item.purpose}", *_wrapped(f"terms: {item.licence} {item.terms}")]
-    if item.agreement:
-        lines += _wrapped(f"by hand: {item.agreement}")
+    size, known = registry.sizes(ids)
+    words = in_words(size) if known else f"> {in_words(size)}" if size else "size unknown"
+    lines = [f"  {name} ({words}; terms: {item.licence})"]
+    lines += _wrapped(item.agreement)
+    pages: dict[str, list[str]] = {}
     for file in ids:
         entry = registry.files[file]
-        about = "about " if entry.size is None and entry.about else ""
-        pages = " or ".join(dict.fromkeys(source.page for source in entry.sources))
-        lines.append(f"    {entry.name}  {about}{in_words(entry.expected_size)}  {pages}")
+        page = entry.sources[0].page if len(ids) <= MOST_FILES else item.homepage
+        pages.setdefault(page.partition("?")[0], []).append(entry.published or entry.name)
+    for page, names in pages.items():
+        if page.endswith(f"/{names[0]}"):
+            lines.append(f"      {page}")
+        elif len(names) > MOST_FILES:
+            lines.append(f"      {page} ({len(names)} files)")
+        else:
+            lines += [f"      {page} as {' and '.join(names)}"]
     return lines
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text.strip(), WIDTH, initial_indent="    ", subsequent_indent="      ")
+    return textwrap.wrap(
+        text.strip(), WIDTH, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
+    )
 
 
 def state_of(registry: Registry, item: RegisteredItem, store: Store) -> str:
@@ -79,7 +96,7 @@ def state_of(registry: Registry, item: RegisteredItem, store: Store) -> str:
 
 
 def item_table(registry: Registry, names: Iterable[str], store: Store, wanted: set[str]) -> str:
-    """Write a table of items: name, state, size of the downloads, part, licence; ``*`` marks those in params.yaml."""
+    """Write a table of items; ``*`` marks those that params.yaml names."""
     rows = [("item", "state", "size", "part", "licence")]
     for name in names:
         item = registry.item(name)

@@ -28,7 +28,8 @@ def list_items(
     from anomdino.acquisition.registry import load_registry
     from anomdino.acquisition.report import item_details, item_table
 
-    registry, config = load_registry(), _registry_config(params)
+    config = _registry_config(params)
+    registry = load_registry(config.file)
     store, wanted = store_of(config), _checked_names(registry, names)
     if long or names:
         print("\n\n".join(item_details(registry, name, store) for name in wanted))
@@ -57,10 +58,10 @@ def get(
     from anomdino.acquisition.acquire import fetch_items
     from anomdino.acquisition.registry import load_registry
 
-    registry = load_registry()
-    given = _given_files(registry, from_file or [])
     change: dict[str, object] = {"offline": offline} | ({"from_dir": str(from_dir)} if from_dir else {})
     config = _registry_config(params).model_copy(update=change)
+    registry = load_registry(config.file)
+    given = _given_files(registry, from_file or [])
     counts = fetch_items(registry, _checked_names(registry, names), config, given, into)
     for part, count in counts.items():
         print(f"{part}: {count} files")
@@ -73,8 +74,9 @@ def verify(names: Names = None, params: ParamsFile = Path("params.yaml")) -> Non
     from anomdino.acquisition.registry import load_registry
     from anomdino.errors import DataError
 
-    registry = load_registry()
-    good, bad = verify_items(registry, _checked_names(registry, names), store_of(_registry_config(params)))
+    config = _registry_config(params)
+    registry = load_registry(config.file)
+    good, bad = verify_items(registry, _checked_names(registry, names), store_of(config))
     for name in good:
         print(f"good     {name}")
     for name, fault in bad.items():
@@ -91,8 +93,8 @@ def where(names: Names = None, params: ParamsFile = Path("params.yaml")) -> None
     from anomdino.acquisition.acquire import store_of
     from anomdino.acquisition.registry import load_registry
 
-    registry = load_registry()
-    store = store_of(_registry_config(params))
+    config = _registry_config(params)
+    registry, store = load_registry(config.file), store_of(config)
     for name in _checked_names(registry, names):
         for file in dict.fromkeys(one for bundle in registry.item(name).bundles for one in bundle):
             path = store.path(registry.files[file])

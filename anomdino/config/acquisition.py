@@ -43,6 +43,8 @@ class RegistryConfig(Block):
 
     items: list[Item] = Field(default_factory=lambda: list(PAPER_ITEMS), min_length=1)
     """What is fetched; `anomdino data list` shows all names."""
+    file: str = ""
+    """Another registry file than the packaged one, for teams with copies of their own."""
     from_dir: str = ""
     """Folder with files that were downloaded by hand; they pass the same checks. Empty: nothing by hand."""
     downloads: str = "data/downloads"

@@ -97,7 +97,9 @@ NAMES = {
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_names_that_leave_the_folder_or_are_no_names(tmp_path, kind, name, match):
     members = {"good.txt": b"ok", name: b"evil"}
-    path = make_zip(tmp_path / "a.zip", members) if kind == "zip" else make_tar(tmp_path / "a.tar", members, "w")
+    path = (
+        make_zip(tmp_path / "a.zip", members) if kind == "zip" else make_tar(tmp_path / "a.tar", members, "w")
+    )
     refused(path, tmp_path, match)
 
 
@@ -187,7 +189,11 @@ def test_too_many_bytes(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_bomb_is_seen_by_its_ratio(tmp_path, kind):
     bomb = bytes(80 << 20)
-    path = make_zip(tmp_path / "a.zip", {"bomb": bomb}) if kind == "zip" else make_tar(tmp_path / "a.tgz", {"b": bomb})
+    path = (
+        make_zip(tmp_path / "a.zip", {"bomb": bomb})
+        if kind == "zip"
+        else make_tar(tmp_path / "a.tgz", {"b": bomb})
+    )
     refused(path, tmp_path, "times its")
 
 
@@ -273,7 +279,9 @@ def test_special_permissions_are_not_taken_over(tmp_path):
     assert file.stat().st_mode & 0o7111 == 0
 
 
-part = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\:"), min_size=1, max_size=20)
+part = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\:"), min_size=1, max_size=20
+)
 name = st.lists(part.filter(lambda one: one not in {".", ".."}), min_size=1, max_size=4).map("/".join)
 
 

@@ -88,7 +88,9 @@ def test_without_validators_nothing_is_continued(shelf, target):
 
 
 def test_the_date_serves_where_the_etag_is_weak(shelf, target):
-    page = shelf.put("/f", CONTENT, etag='W/"weak"', last_modified="Mon, 01 Jan 2024 00:00:00 GMT", cuts=[9_000])
+    page = shelf.put(
+        "/f", CONTENT, etag='W/"weak"', last_modified="Mon, 01 Jan 2024 00:00:00 GMT", cuts=[9_000]
+    )
     transfer(shelf.url("/f"), target, patience=QUICK)
     assert part_of(target).read_bytes() == CONTENT
     assert page.requests[1]["if-range"] == "Mon, 01 Jan 2024 00:00:00 GMT"

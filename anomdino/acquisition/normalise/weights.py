@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from anomdino.acquisition.archives import list_members, unpack
-from anomdino.acquisition.staging import place, remove_tree
+from anomdino.acquisition.staging import place, scratch_folder
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
 
@@ -52,12 +52,9 @@ def seed(tree: Tree, out: Path) -> dict[str, int]:
         raise DataError(
             path, f"holds {len(inside)} checkpoints: {', '.join(inside[:5])}", "choose one by hand"
         )
-    work = out / ".seed"
-    work.mkdir()
-    (checkpoint,) = unpack(path, work, chosen=lambda name: name == inside[0])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.replace(target.with_suffix(checkpoint.suffix))
-    remove_tree(work)
+    with scratch_folder(out / ".seed") as work:
+        (checkpoint,) = unpack(path, work, chosen=lambda name: name == inside[0])
+        place(checkpoint, target.with_suffix(checkpoint.suffix), link=True)
     return {"weights": 1}
 
 
@@ -74,3 +71,7 @@ def _placed(target: Path, found: list[Path], link: bool) -> dict[str, int]:
     for path in found:
         place(path, target / path.name, link)
     return {"weights": len(found)}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")

@@ -1,0 +1,346 @@
+"""Getting files: mirrors, verification, recorded digests, Drive, files that a person put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from anomdino.acquisition import sources
+from anomdino.acquisition.registry import RegisteredFile, Source
+from anomdino.acquisition.sources import SourceError, unreachable
+from anomdino.acquisition.store import Store
+from anomdino.acquisition.transfer import Patience
+from anomdino.acquisition.verify import Recorded, describe_page
+from anomdino.errors import DataError
+
+CONTENT = b"\x80\x02" + bytes(range(256)) * 400
+SHA = hashlib.sha256(CONTENT).hexdigest()
+QUICK = Patience(attempts=2, first_wait=0.01, longest_wait=0.02, silence=5, total=20)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "downloads", Recorded(tmp_path / "lock.json"), patience=QUICK)
+
+
+def registered(*places: Source, **facts: object) -> RegisteredFile:
+    return RegisteredFile(name="weights.pth", sources=list(places), **facts)
+
+
+def from_url(*urls: str, **facts: object) -> RegisteredFile:
+    return registered(*(Source(url=url) for url in urls), **facts)
+
+
+def test_a_verified_file_stands_under_its_name_alone(shelf, store):
+    shelf.put("/w", CONTENT)
+    path = store.get(from_url(shelf.url("/w"), sha256=SHA, size=len(CONTENT)))
+    assert path.read_bytes() == CONTENT
+    assert sorted(one.name for one in store.folder.iterdir()) == [".verified.json", "weights.pth"]
+
+
+def test_a_second_get_asks_nobody(shelf, store):
+    page = shelf.put("/w", CONTENT)
+    file = from_url(shelf.url("/w"), sha256=SHA)
+    before = store.get(file).stat()
+    assert store.get(file).stat().st_mtime_ns == before.st_mtime_ns
+    assert len(page.requests) == 1
+
+
+def test_wrong_bytes_are_removed_and_the_next_mirror_is_asked(shelf, store):
+    shelf.put("/bad", b"\x80" + CONTENT[1:][::-1])
+    shelf.put("/good", CONTENT)
+    assert store.get(from_url(shelf.url("/bad"), shelf.url("/good"), sha256=SHA)).read_bytes() == CONTENT
+
+
+def test_wrong_bytes_everywhere_are_reported_with_both_digests(shelf, store):
+    wrong = b"\x80 wrong"
+    shelf.put("/a", wrong)
+    shelf.put("/b", wrong)
+    with pytest.raises(DataError) as caught:
+        store.get(from_url(shelf.url("/a"), shelf.url("/b"), sha256=SHA))
+    text = str(caught.value)
+    assert SHA in text
+    assert hashlib.sha256(wrong).hexdigest() in text
+    assert shelf.url("/a") in text
+    assert shelf.url("/b") in text
+    assert "--from-dir" in text
+    assert not (store.folder / "weights.pth").exists()
+    assert not list(store.folder.glob("*.part*"))
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha256", "sha256_prefix"])
+def test_every_kind_of_digest_is_enforced(shelf, store, kind):
+    shelf.put("/w", CONTENT)
+    full = hashlib.md5(CONTENT).hexdigest() if kind == "md5" else SHA
+    right = full[:8] if kind == "sha256_prefix" else full
+    wrong = ("0" if right[0] != "0" else "1") + right[1:]
+    with pytest.raises(DataError, match="expected"):
+        store.get(from_url(shelf.url("/w"), **{kind: wrong}))
+    assert store.get(from_url(shelf.url("/w"), **{kind: right})).is_file()
+
+
+def test_an_existing_good_file_survives_a_failed_replacement(shelf, store):
+    shelf.put("/w", CONTENT)
+    path = store.get(from_url(shelf.url("/w")))
+    shelf.put("/w", b"\x80 other")
+    with pytest.raises(DataError):
+        store.get(from_url(shelf.url("/w"), sha256="0" * 64))
+    assert path.read_bytes() == CONTENT
+
+
+def test_mirrors_that_fail_in_different_ways_are_all_named(shelf, store):
+    shelf.put("/gone", CONTENT, statuses=[404])
+    shelf.put("/ill", CONTENT, statuses=[500] * 9)
+    shelf.put("/page", b"<html>Sign in</html>", content_type="text/html")
+    with pytest.raises(DataError) as caught:
+        store.get(from_url(*(shelf.url(path) for path in ("/gone", "/ill", "/page"))))
+    for words in ("answered 404", "answered 500", "web page", "3 sources"):
+        assert words in str(caught.value)
+
+
+def test_a_continued_download_that_is_wrong_is_tried_once_more_from_the_start(shelf, store):
+    file = from_url(shelf.url("/w"), sha256=SHA)
+    shelf.put("/w", b"\x80" + bytes(len(CONTENT) - 1), cuts=[5000])
+    impatient = Store(store.folder, store.recorded, patience=Patience(attempts=2, first_wait=9, total=1))
+    with pytest.raises(DataError):
+        impatient.get(file)
+    page = shelf.put("/w", CONTENT)  # the same ETag and length, other bytes
+    assert store.get(file).read_bytes() == CONTENT
+    assert [request.get("range") for request in page.requests] == ["bytes=5000-", None]
+
+
+def test_an_unknown_digest_is_recorded_told_and_enforced(shelf, store, caplog):
+    shelf.put("/w", CONTENT)
+    file = from_url(shelf.url("/w"))
+    store.get(file)
+    assert "recorded" in caplog.text
+    assert SHA in caplog.text
+    assert json.loads(store.recorded.path.read_text()) == {
+        "weights.pth": {"size": len(CONTENT), "sha256": SHA}
+    }
+    store.path(file).unlink()
+    shelf.put("/w", CONTENT[:-1] + b"!")
+    with pytest.raises(DataError, match="expected"):
+        store.get(file)
+    shelf.put("/w", CONTENT)
+    assert store.get(file).is_file()
+
+
+def test_a_file_that_was_changed_after_its_verification_is_noticed(shelf, store):
+    shelf.put("/w", CONTENT)
+    file = from_url(shelf.url("/w"), sha256=SHA)
+    path = store.get(file)
+    path.write_bytes(CONTENT[:-1] + b"!")
+    assert not store.has(file)
+    assert "expected" in store.verify(file)
+    assert store.get(file).read_bytes() == CONTENT
+
+
+def test_a_mirror_of_ones_own_is_asked_first(shelf, store, tmp_path):
+    own = shelf.put("/team/weights.pth", CONTENT)
+    public = shelf.put("/w", CONTENT)
+    store.mirror = shelf.url("/team/")
+    store.get(from_url(shelf.url("/w"), sha256=SHA))
+    assert (len(own.requests), len(public.requests)) == (1, 0)
+
+
+def test_a_local_path_is_a_source(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARE", str(tmp_path / "share"))
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share/w").write_bytes(CONTENT)
+    assert store.get(registered(Source(path="$SHARE/w"), sha256=SHA)).read_bytes() == CONTENT
+    with pytest.raises(DataError, match="is not there"):
+        store.get(RegisteredFile(name="other.pth", sources=[Source(path="/nowhere/w")]))
+
+
+def test_the_hub_is_asked_at_its_endpoint(shelf, store, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", shelf.address)
+    page = shelf.put("/owner/name/resolve/abc/model.pth", CONTENT)
+    assert store.get(registered(Source(hub="owner/name@abc:model.pth"), sha256=SHA)).read_bytes() == CONTENT
+    assert len(page.requests) == 1
+
+
+class TestByHand:
+    """Files that a person downloaded pass the same checks."""
+
+    @pytest.mark.parametrize("place", ["weights.pth", "item/weights.pth", "item/published.pth"])
+    def test_places(self, store, tmp_path, place):
+        path = tmp_path / "hand" / place
+        path.parent.mkdir(parents=True)
+        path.write_bytes(CONTENT)
+        store.by_hand = [tmp_path / "hand"]
+        file = registered(Source(by_hand="https://example.org/"), sha256=SHA, published="published.pth")
+        assert store.get(file, "item").read_bytes() == CONTENT
+        assert path.read_bytes() == CONTENT
+
+    def test_a_wrong_file_is_refused_with_the_address_to_get_it_from(self, store, tmp_path):
+        (tmp_path / "hand").mkdir()
+        (tmp_path / "hand/weights.pth").write_bytes(b"<!DOCTYPE html><html>quota exceeded</html>")
+        store.by_hand = [tmp_path / "hand"]
+        with pytest.raises(DataError, match="download quota") as caught:
+            store.get(registered(Source(by_hand="https://example.org/login")))
+        assert "https://example.org/login" in str(caught.value)
+        assert not (store.folder / "weights.pth").exists()
+
+    def test_a_named_file(self, store, tmp_path):
+        (tmp_path / "x.bin").write_bytes(CONTENT)
+        store.given = {"weights.pth": tmp_path / "x.bin"}
+        assert (
+            store.get(registered(Source(by_hand="https://example.org/"), sha256=SHA)).read_bytes() == CONTENT
+        )
+
+    def test_the_persons_file_is_never_written_to(self, shelf, store, tmp_path):
+        (tmp_path / "x.bin").write_bytes(CONTENT)
+        store.given = {"weights.pth": tmp_path / "x.bin"}
+        file = from_url(shelf.url("/w"))
+        path = store.get(file)
+        path.unlink()
+        shelf.put("/w", CONTENT)
+        store.given = {}
+        store.get(file)
+        assert (tmp_path / "x.bin").read_bytes() == CONTENT
+        assert (tmp_path / "x.bin").stat().st_nlink == 1
+
+
+QUOTA = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>
+<p class="uc-error-caption">Sorry, you can't view or download this file at this time.</p>
+<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently.</p></body></html>"""
+
+
+def consent(address: str) -> bytes:
+    return (
+        "<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>"
+        "<p>Google Drive can't scan this file for viruses.</p>"
+        f'<form id="download-form" action="{address}" method="get">'
+        '<input type="hidden" name="id" value="ID"><input type="hidden" name="confirm" value="t">'
+        '<input type="hidden" name="uuid" value="u-1"></form></body></html>'
+    ).encode()
+
+
+class TestDrive:
+    """Pages that look like Google Drive's, from the local server."""
+
+    @pytest.fixture(autouse=True)
+    def _drive(self, shelf, monkeypatch):
+        monkeypatch.setattr(sources, "DRIVE_FILE", shelf.address + "/drive?id={id}")
+
+    def test_a_file_that_comes_at_once(self, shelf, store):
+        shelf.put("/drive?id=ID", CONTENT)
+        assert store.get(registered(Source(drive="ID"), sha256=SHA)).is_file()
+
+    def test_the_consent_page_is_answered(self, shelf, store):
+        shelf.put("/drive?id=ID", consent(shelf.url("/confirmed")), content_type="text/html; charset=utf-8")
+        page = shelf.put("/confirmed?id=ID&confirm=t&uuid=u-1", CONTENT)
+        assert store.get(registered(Source(drive="ID"), sha256=SHA)).read_bytes() == CONTENT
+        assert len(page.requests) == 1
+
+    def test_a_quota_page_is_explained_with_the_manual_steps(self, shelf, store):
+        shelf.put("/drive?id=ID", QUOTA, content_type="text/html")
+        with pytest.raises(DataError) as caught:
+            store.get(registered(Source(drive="ID")))
+        text = str(caught.value)
+        assert "quota" in text
+        assert "https://drive.google.com/file/d/ID/view" in text
+        assert "weights.pth" in text
+        assert "--from-dir" in text
+        assert not (store.folder / "weights.pth").exists()
+
+    def test_a_quota_page_after_the_consent(self, shelf, store):
+        shelf.put("/drive?id=ID", consent(shelf.url("/confirmed")), content_type="text/html")
+        shelf.put("/confirmed?id=ID&confirm=t&uuid=u-1", QUOTA, content_type="text/html")
+        with pytest.raises(DataError, match="quota"):
+            store.get(registered(Source(drive="ID")))
+
+    def test_a_quota_page_disguised_as_data_is_found_by_its_content(self, shelf, store):
+        shelf.put("/drive?id=ID", QUOTA, content_type="application/octet-stream")
+        with pytest.raises(DataError, match="quota"):
+            store.get(registered(Source(drive="ID")))
+
+    def test_a_login_page(self, shelf, store):
+        page = b'<html><a href="https://accounts.google.com/ServiceLogin">Sign in</a></html>'
+        shelf.put("/drive?id=ID", page, content_type="text/html")
+        with pytest.raises(DataError, match="not shared publicly"):
+            store.get(registered(Source(drive="ID")))
+
+    def test_the_next_source_is_asked_after_a_quota_page(self, shelf, store):
+        shelf.put("/drive?id=ID", QUOTA, content_type="text/html")
+        shelf.put("/w", CONTENT)
+        file = registered(Source(drive="ID"), Source(url=shelf.url("/w")), sha256=SHA)
+        assert store.get(file).read_bytes() == CONTENT
+
+    def test_a_file_in_a_folder_is_found_by_its_name(self, shelf, store, monkeypatch):
+        import gdown
+        from gdown.download_folder import GoogleDriveFileToDownload
+
+        listed = [
+            GoogleDriveFileToDownload("X", "readme.md", ""),
+            GoogleDriveFileToDownload("ID", "a/weights.pth", ""),
+        ]
+        monkeypatch.setattr(gdown, "download_folder", lambda **_: listed)
+        shelf.put("/drive?id=ID", CONTENT)
+        assert store.get(registered(Source(drive_folder="FOLDER"), sha256=SHA)).is_file()
+        with pytest.raises(SourceError, match=r"no other.pth \(it lists readme.md, weights.pth\)"):
+            sources.find_in_drive_folder("FOLDER", "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"<!doctype html><title>Google Drive - Quota exceeded", "quota"),
+        (b"\xef\xbb\xbf  <HTML><title>Virus scan warning", "consent"),
+        (b"<html>anything", "web page"),
+        (b"PK\x03\x04", ""),
+        (b"", ""),
+    ],
+)
+def test_pages_are_described_by_their_first_bytes(head, words):
+    assert words in describe_page(head)
+    assert bool(describe_page(head)) == bool(words)
+
+
+def test_servers_that_take_no_connection_are_found_at_once(shelf):
+    dead = "http://127.0.0.1:9/x"
+    started = time.monotonic()
+    assert unreachable([dead, shelf.url("/a"), "http://no-such-host.invalid/x"], wait=1) == {
+        dead,
+        "http://no-such-host.invalid/x",
+    }
+    assert time.monotonic() - started < 3
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from anomdino.acquisition.registry import RegisteredFile, Source
+from anomdino.acquisition.store import Store
+from anomdino.acquisition.verify import Recorded
+url, folder = sys.argv[1:]
+file = RegisteredFile(name="weights.pth", sources=[Source(url=url)])
+Store(Path(folder), Recorded(Path(folder) / "lock.json")).get(file)
+"""
+
+
+def test_a_run_killed_in_the_middle_is_continued(shelf, store):
+    page = shelf.put("/w", CONTENT, drip=(4000, 0.1))
+    command = [sys.executable, "-c", KILLED, shelf.url("/w"), str(store.folder)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."})
+    part = store.folder / "weights.pth.part"
+    deadline = time.monotonic() + 20
+    while not (part.exists() and part.stat().st_size > 8000) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = part.stat().st_size
+    assert 8000 < kept < len(CONTENT)
+    assert not (store.folder / "weights.pth").exists()
+    page.drip = None
+    assert store.get(from_url(shelf.url("/w"), sha256=SHA)).read_bytes() == CONTENT
+    assert page.requests[-1]["range"] == f"bytes={kept}-"
