@@ -242,7 +242,13 @@ def _smiyc(root: Path, chosen: Callable[[str], bool], tags: Callable[[str], tupl
     found = list_images(root / "labels_masks") if (root / "labels_masks").is_dir() else {}
     ending = "_labels_semantic"
     labels = {key.removesuffix(ending): path for key, path in found.items() if key.endswith(ending)}
-    return pair_up(images, {key: path for key, path in labels.items() if chosen(key)}, tags, root)
+    labels = {key: path for key, path in labels.items() if chosen(key)}
+    hidden = {key: path for key, path in images.items() if not key.startswith("validation")}
+    if labels and hidden and not hidden.keys() & labels.keys():
+        public = {key: path for key, path in images.items() if key not in hidden}
+        samples = [*pair_up(public, labels, tags, root), *pair_up(hidden, {}, tags, root)]
+        return sorted(samples, key=lambda sample: sample.key)
+    return pair_up(images, labels, tags, root)
 
 
 def _inside(root: Path, name: str, needed: str) -> Path:

@@ -129,11 +129,16 @@ class Benchmark:
         """Refuse to score a split whose labels are not there.
 
         Raises:
-            DataError: No frame has a label.
+            DataError: A frame has no label; the message lists the first ten.
         """
-        if not self.labelled:
+        lacking = [sample.key for sample in self.samples if sample.label is None]
+        if lacking or not self.samples:
+            listed = ", ".join(lacking[:10]) + (" ..." if len(lacking) > 10 else "")
             raise DataError(
-                self.name, f"split '{self.split}' has no labels: it can be predicted but not scored", _HIDDEN
+                self.name,
+                f"split '{self.split}' has no labels for {len(lacking)} of {len(self)} frames: {listed}; "
+                "it can be predicted but not scored",
+                _HIDDEN,
             )
 
     @cached_property

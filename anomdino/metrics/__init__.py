@@ -1,4 +1,4 @@
-"""The field's metrics on numpy arrays: exact functions, and mergeable states that need no more than one frame.
+"""The field's metrics on numpy arrays: exact functions, and mergeable states that need one frame at a time.
 
 Usable without the rest of the package; nothing here imports torch.
 """

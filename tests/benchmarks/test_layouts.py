@@ -81,7 +81,13 @@ def test_anomaly_track_test_split_can_be_listed_but_not_scored(tmp_path):
         hidden.check()
     with pytest.raises(DataError, match="no label"):
         hidden.read_label(hidden.samples[0])
-    with pytest.raises(DataError, match="1 images without label: zebra0001"):
+    everything = open_benchmark("smiyc_anomaly_track", tmp_path, "all")
+    assert [sample.label is None for sample in everything] == [False, True]
+    with pytest.raises(DataError, match="1 of 2 frames: zebra0001"):
+        everything.check()
+    label(tmp_path / "labels_masks/zebra0001_labels_semantic.png", [0, 1])
+    image(tmp_path / "images/zebra0002.jpg")
+    with pytest.raises(DataError, match="1 images without label: zebra0002"):
         open_benchmark("smiyc_anomaly_track", tmp_path, "all")
 
 

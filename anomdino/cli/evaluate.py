@@ -1,0 +1,118 @@
+"""Commands that score maps, compare runs and write submissions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+submit_app = typer.Typer(no_args_is_help=True)
+
+
+def evaluate(
+    *,
+    scores: Annotated[Path, typer.Option(help="Folder of score maps, <key>.npz, .npy or .hdf5.")],
+    benchmark: Annotated[
+        str, typer.Option(help="A name of benchmark.sets, a published set such as AnomalyTrack, or a layout.")
+    ],
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the set.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of labels <key>.png, 0/1/255, in place of the set's.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of the method's own masks <key>.png.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the method in the results.")] = "score",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("evaluation"),
+    params: Annotated[Path, typer.Option(help="Parameter file that names benchmarks.")] = Path("params.yaml"),
+    seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
+    bootstrap: Annotated[int, typer.Option(help="Resamplings for 95 % intervals; 0 for none.")] = 1000,
+) -> None:
+    """Score any method's maps on a benchmark, without the pipeline."""
+    from anomdino.evaluation import (
+        EvaluationSettings,
+        ScoreFolder,
+        evaluate_benchmark,
+        write_metrics,
+        write_plots,
+        write_results,
+    )
+    from anomdino.evaluation.console import print_summary
+    from anomdino.evaluation.opening import find_benchmark
+
+    opened = find_benchmark(benchmark, root, split, labels, params)
+    source = ScoreFolder(scores, name, masks)
+    source.require(opened.samples)
+    settings = EvaluationSettings(seed=seed, bootstrap=bootstrap, own_mask=f"{name}_mask")
+    result = evaluate_benchmark(opened, source, settings)
+    write_results(out, result)
+    write_plots(out / "plots", [result])
+    print_summary(write_metrics(out / "metrics.json", [result], seed))
+    typer.echo(f"results: {out}")
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="Folder of an evaluation, or a git revision.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    *,
+    benchmark: Annotated[
+        str | None, typer.Option(help="One benchmark; all that both have by default.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Output to compare; all that both have by default.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images that changed most to list.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
+    bootstrap: Annotated[int, typer.Option(help="Resamplings for 95 % intervals.")] = 1000,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the comparison as JSON too.")
+    ] = None,
+) -> None:
+    """Compare two evaluations image by image: paired differences with 95 % intervals."""
+    from anomdino.evaluation.compare import compare_runs
+    from anomdino.evaluation.console import print_comparison
+    from anomdino.io.atomic import atomic_write_json
+
+    comparison = compare_runs(
+        first, second, benchmark=benchmark, output=output, images=images, seed=seed, bootstrap=bootstrap
+    )
+    print_comparison(comparison, first, second)
+    if json_path is not None:
+        atomic_write_json(json_path, comparison)
+
+
+@submit_app.command()
+def smiyc(
+    *,
+    scores: Annotated[Path, typer.Option(help="Folder of score maps, <key>.npz, .npy or .hdf5.")],
+    root: Annotated[Path, typer.Option(help="Folder that holds the data set.")],
+    method: Annotated[str, typer.Option(help="Name of the method.")],
+    track: Annotated[str, typer.Option(help="anomaly or obstacle.")] = "anomaly",
+    split: Annotated[str, typer.Option(help="Frames to write.")] = "all",
+    expected_count: Annotated[
+        int | None, typer.Option(help="Number of frames; the benchmark's by default, 0 for any.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the submission.")] = Path("outputs"),
+) -> None:
+    """Write the HDF5 files that SegmentMeIfYouCan evaluates, and check them."""
+    from anomdino.benchmarks import REGISTRY, open_benchmark
+    from anomdino.errors import ConfigError
+    from anomdino.evaluation import ScoreFolder
+    from anomdino.submission import write_submission
+
+    entries = {"anomaly": "AnomalyTrack", "obstacle": "ObstacleTrack"}
+    if track not in entries:
+        raise ConfigError("--track", f"'{track}' is unknown", "use anomaly or obstacle")
+    entry = REGISTRY[entries[track]]
+    benchmark = open_benchmark(entry.layout, root, split, name=entries[track])
+    source = ScoreFolder(scores)
+    source.require(benchmark.samples)
+    expected = entry.counts.get(split) if expected_count is None else expected_count or None
+    paths = write_submission(
+        benchmark,
+        lambda sample: source.predictions(sample)[source.name].score,
+        out,
+        method,
+        expected_count=expected,
+    )
+    typer.echo(f"{len(paths)} files in {paths[0].parent}")

@@ -1,0 +1,19 @@
+"""Evaluating a method on benchmarks: the loop, its tables and files, intervals and comparison of runs."""
+
+from anomdino.evaluation.run import BenchmarkResult, EvaluationSettings, evaluate_benchmark
+from anomdino.evaluation.sources import CascadeOutputs, OutputSource, Prediction, ScoreFolder
+from anomdino.evaluation.writing import write_metrics, write_plots, write_prediction, write_results
+
+__all__ = [
+    "BenchmarkResult",
+    "CascadeOutputs",
+    "EvaluationSettings",
+    "OutputSource",
+    "Prediction",
+    "ScoreFolder",
+    "evaluate_benchmark",
+    "write_metrics",
+    "write_plots",
+    "write_prediction",
+    "write_results",
+]

@@ -1,0 +1,58 @@
+"""Tables of results for the terminal, within 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = ("AP", "FPR95", "AUROC", "sIoU", "PPV", "F1*")
+COUNTS = ("missed", "false")
+
+
+def print_summary(metrics: Mapping[str, Any]) -> None:
+    """Print ``metrics.json`` as one table a benchmark, in percent."""
+    for name, block in metrics.items():
+        if not (isinstance(block, Mapping) and "protocol" in block):
+            continue
+        print(
+            f"\n{name}: {block['images']} images, protocol {block['protocol']} (percent; components at 0.25)"
+        )
+        print(f"{'':12}" + "".join(f"{column:>9}" for column in (*COLUMNS, *COUNTS)))
+        for output, row in block.items():
+            if isinstance(row, Mapping) and "F1*" in row:
+                shares = "".join(f"{_percent(row.get(column)):>9}" for column in COLUMNS)
+                counts = "".join(f"{row[column]:>9}" for column in COUNTS)
+                print(f"{output:12}{shares}{counts}")
+
+
+def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> None:
+    """Print the result of :func:`anomdino.evaluation.compare.compare_runs`."""
+    print(
+        f"difference = ({second}) - ({first}), percent points, 95 % interval over images; * = not by chance"
+    )
+    for benchmark, outputs in comparison.items():
+        for output, block in outputs.items():
+            print(f"\n{benchmark}, {output}: {block['images']} images")
+            for metric, row in block["metrics"].items():
+                mark = "*" if row["significant"] else " "
+                span = (
+                    f"[{100 * row['low']:+7.2f}, {100 * row['high']:+7.2f}]" if row["low"] is not None else ""
+                )
+                values = f"{_percent(row['first']):>8} -> {_percent(row['second']):>8}"
+                print(f"  {metric:6}{values}  {_signed(row['difference']):>8} {span} {mark}")
+            for change in block["changed_most"]:
+                print(f"    {change['key']}: {_change(change)}")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.2f}"
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {_percent(change[name][0])} -> {_percent(change[name][1])}" for name in ("ap", "iou")
+    )

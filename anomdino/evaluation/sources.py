@@ -1,0 +1,201 @@
+"""Where the outputs come from that are evaluated: the cascade, or a folder of any method's score maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.benchmarks import Sample
+from anomdino.errors import DataError
+from anomdino.io.boxes import Boxes
+from anomdino.io.images import image_size
+from anomdino.io.scores import check_score, read_score
+
+if TYPE_CHECKING:
+    from anomdino.adt.fusion import AdtModel, Output
+
+FloatMap = npt.NDArray[np.float32]
+BoolMap = npt.NDArray[np.bool_]
+SCORE_SUFFIXES = (".npz", ".npy", ".hdf5", ".h5")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One output for one image.
+
+    Attributes:
+        score: float32 (H, W), higher = more anomalous.
+        mask: bool (H, W), the mask that the method itself decides on, or None.
+    """
+
+    score: FloatMap
+    mask: BoolMap | None = None
+
+
+class OutputSource(Protocol):
+    """Gives the outputs of an image by name, the same on every call."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order in which they are shown."""
+        ...
+
+    def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
+        """The outputs of an image, each of the image's size."""
+        ...
+
+    def boxes(self, sample: Sample) -> Boxes | None:
+        """The detector's boxes, or None where there is no detector."""
+        ...
+
+    def classes(self, sample: Sample) -> npt.NDArray[np.uint8] | None:
+        """The closed-set prediction, uint8 (H, W) of class ids, or None where there is none."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class CascadeOutputs:
+    """The cascade's outputs side by side, from scores and boxes on disk and a trained ADT-Net.
+
+    Attributes:
+        scores: Folder of score maps, ``<key>.npz``.
+        box_results: Boxes of every image by key.
+        model: The trained ADT-Net with its rule.
+        names: Outputs among raw, hard, soft, boost, fused.
+        min_component: Mask components with fewer pixels are removed (the track's limit).
+        maps: Folder of uncertainty maps, for the closed-set prediction; None leaves it out.
+    """
+
+    scores: Path
+    box_results: Mapping[str, Boxes]
+    model: AdtModel
+    names: tuple[Output, ...] = ("raw", "hard", "soft", "boost", "fused")
+    min_component: int = 0
+    maps: Path | None = None
+
+    def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
+        """Run ADT-Net once and blend every output; ``fused`` carries ADT-Net's mask."""
+        from anomdino.adt.fusion import compute_surfaces, final_mask, final_score
+
+        size = image_size(sample.image)
+        score = read_score(self.scores / f"{sample.key}.npz", size)
+        rule, net = self.model.rule, self.model.net
+        surfaces = compute_surfaces(score, self.boxes(sample), net, rule.box_score, image_size=size)
+        mask = final_mask(surfaces, net.architecture.ramp, self.min_component)
+        return {
+            name: Prediction(
+                final_score(surfaces, replace(rule, output=name)), mask if name == "fused" else None
+            )
+            for name in self.names
+        }
+
+    def boxes(self, sample: Sample) -> Boxes:
+        """The detector's boxes, all of them."""
+        return self.box_results.get(sample.key, Boxes.empty())
+
+    def classes(self, sample: Sample) -> npt.NDArray[np.uint8] | None:
+        """Argmax of the pooled class probabilities, enlarged to the image's size (nearest)."""
+        path = None if self.maps is None else self.maps / f"{sample.key}.npz"
+        if path is None or not path.is_file():
+            return None
+        return _closed_set(path)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreFolder:
+    """Score maps of any method: ``<key>.npz`` (arr_0), ``.npy`` or SMIYC's ``.hdf5`` (value).
+
+    Attributes:
+        folder: Folder of score maps; the tree below it follows the keys.
+        name: Name that the output gets.
+        masks: Folder of binary masks ``<key>.png`` that the method decided on, or None.
+    """
+
+    folder: Path
+    name: str = "score"
+    masks: Path | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The one output."""
+        return (self.name,)
+
+    def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
+        """Read the map of an image; its size must be the image's."""
+        path = self._find(sample)
+        score = read_any_score(path)
+        check_score(path, score, image_size(sample.image))
+        return {self.name: Prediction(score, self._mask(sample))}
+
+    def boxes(self, sample: Sample) -> Boxes | None:
+        """None: a folder of scores has no boxes."""
+        return None
+
+    def classes(self, sample: Sample) -> npt.NDArray[np.uint8] | None:
+        """None: a folder of scores has no closed-set prediction."""
+        return None
+
+    def require(self, samples: Sequence[Sample]) -> None:
+        """Check that every image has a map.
+
+        Raises:
+            DataError: Some have none; the message lists the first ten.
+        """
+        missing = [sample.key for sample in samples if self._existing(sample) is None]
+        if missing:
+            listed = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+            raise DataError(
+                self.folder,
+                f"lacks the score maps of {len(missing)} of {len(samples)} images: {listed}",
+                f"name them <key>{' or <key>'.join(SCORE_SUFFIXES)}",
+            )
+
+    def _existing(self, sample: Sample) -> Path | None:
+        stems = (sample.key, sample.frame_id)
+        candidates = (self.folder / f"{stem}{suffix}" for stem in stems for suffix in SCORE_SUFFIXES)
+        return next((path for path in candidates if path.is_file()), None)
+
+    def _find(self, sample: Sample) -> Path:
+        path = self._existing(sample)
+        if path is None:
+            self.require([sample])
+        assert path is not None
+        return path
+
+    def _mask(self, sample: Sample) -> BoolMap | None:
+        from anomdino.io.images import read_label
+
+        return None if self.masks is None else read_label(self.masks / f"{sample.key}.png") > 0
+
+
+def read_any_score(path: Path) -> FloatMap:
+    """Read a score map from ``.npz`` (arr_0), ``.npy`` or HDF5 (value), as float32.
+
+    Raises:
+        DataError: The file is damaged or holds something else.
+    """
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False), np.float32)
+        if path.suffix in {".hdf5", ".h5"}:
+            import h5py
+
+            with h5py.File(path, "r") as file:
+                return np.asarray(file["value"][()], np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(path, f"is no score map ({error})", "write a 2-D float array") from error
+    return read_score(path)
+
+
+def _closed_set(path: Path) -> npt.NDArray[np.uint8]:
+    import cv2
+
+    with np.load(path, allow_pickle=False) as stored:
+        small = stored["semantic"].argmax(axis=0).astype(np.uint8)
+        height, width = (int(side) for side in stored["image_size"])
+    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)

@@ -1,0 +1,75 @@
+"""What an evaluation leaves on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomdino.benchmarks import Sample
+from anomdino.evaluation.run import BenchmarkResult
+from anomdino.evaluation.sources import Prediction
+from anomdino.evaluation.summary import benchmark_details, benchmark_metrics, curve_points, rounded
+from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, write_table
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.images import write_png
+from anomdino.io.scores import write_score
+
+IMAGES_FILE, COMPONENTS_FILE, HISTOGRAMS_FILE = "images.parquet", "components.parquet", "histograms.parquet"
+DETAILS_FILE = "details.json"
+
+
+def write_results(folder: Path, result: BenchmarkResult) -> None:
+    """Write the tables and ``details.json`` of a benchmark into a folder."""
+    write_table(folder / IMAGES_FILE, result.image_rows, IMAGES)
+    write_table(folder / COMPONENTS_FILE, result.component_rows, COMPONENTS)
+    write_table(folder / HISTOGRAMS_FILE, _histogram_rows(result), HISTOGRAMS)
+    atomic_write_json(folder / DETAILS_FILE, benchmark_details(result))
+
+
+def write_metrics(
+    path: Path, results: Sequence[BenchmarkResult], seed: int, closed_set: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write ``metrics.json``, nested by benchmark and output, and return what was written.
+
+    Args:
+        path: Final file.
+        results: One a benchmark.
+        seed: Seed of the evaluation.
+        closed_set: Closed-set quality of the scorer, where it is known.
+    """
+    content: dict[str, Any] = {"seed": seed}
+    if closed_set is not None:
+        content["closed_set"] = rounded(closed_set)
+    content |= {result.benchmark.name: benchmark_metrics(result) for result in results}
+    atomic_write_json(path, content)
+    return content
+
+
+def write_plots(folder: Path, results: Sequence[BenchmarkResult]) -> None:
+    """Write the points of all curves as ``roc.json``, ``pr.json``, ``f1.json`` and ``detector.json``."""
+    for name, points in curve_points(results).items():
+        atomic_write_json(folder / f"{name}.json", points, indent=None)
+
+
+def write_prediction(folder: Path, sample: Sample, prediction: Prediction) -> None:
+    """Write one image's final score ``score/<key>.npz`` and mask ``mask/<key>.png`` (0 or 255)."""
+    write_score(folder / "score" / f"{sample.key}.npz", prediction.score)
+    if prediction.mask is not None:
+        write_png(folder / "mask" / f"{sample.key}.png", prediction.mask.astype(np.uint8) * 255)
+
+
+def _histogram_rows(result: BenchmarkResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            "output": output,
+            "threshold": histograms.thresholds.tolist(),
+            "tp": histograms.tp[index].tolist(),
+            "fp": histograms.fp[index].tolist(),
+        }
+        for output, histograms in result.histograms.items()
+        for index, key in enumerate(result.keys)
+    ]

@@ -1,0 +1,151 @@
+"""Score files for the SegmentMeIfYouCan server, in the benchmark's own layout (reference d.1).
+
+The benchmark stores scores as float16. Energies near -10 would collapse to a handful of values there, so that
+scores are first moved by one increasing map for the whole data set. The map is kept beside the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.benchmarks import Benchmark, Sample
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.io.images import image_size
+from anomdino.io.scores import check_score
+from anomdino.metrics.streaming import StreamingPixels
+
+FloatMap = npt.NDArray[np.float32]
+ReadScore = Callable[[Sample], FloatMap]
+
+DATASETS = {"smiyc_anomaly_track": "AnomalyTrack-all", "smiyc_obstacle_track": "ObstacleTrack-all"}
+MAP_FILE = "rescaling.json"
+_LEVELS = int(np.float16(1.0).view(np.uint16))
+_TAIL = 1e-5
+_TAIL_SHARE = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaling:
+    """A non-decreasing map from scores to the float16 numbers in [0, 1], by their rank 0..15360.
+
+    Attributes:
+        scores: float64 (K,) ascending, distinct.
+        ranks: float64 (K,) ascending, from 0 to 15360; linear in between.
+    """
+
+    scores: npt.NDArray[np.float64]
+    ranks: npt.NDArray[np.float64]
+
+    def apply(self, score: FloatMap) -> npt.NDArray[np.float16]:
+        """Map a score map to float16 in [0, 1]; scores outside the knots take the end values."""
+        ranks = np.rint(np.interp(score, self.scores, self.ranks))
+        return ranks.astype(np.uint16).view(np.float16)
+
+
+def fit_rescaling(scores: Iterable[FloatMap]) -> Rescaling:
+    """Fit one map for a data set so that float16 keeps the ranking where AP is decided.
+
+    A quarter of the 15361 float16 numbers in [0, 1] goes to quantiles of the scores, the rest to their upper
+    tail, the same number to each factor by which the pixels above a score grow.
+
+    Args:
+        scores: Score maps, one at a time.
+
+    Raises:
+        DataError: There is no score, or all are equal.
+    """
+    state = StreamingPixels(capacity=1 << 18)
+    for score in scores:
+        state.update(score, np.zeros(score.shape, np.uint8))
+    curve = state.curve()
+    if len(curve.thresholds) < 2:
+        raise DataError("scores", "are constant or empty", "a submission needs scores that rank pixels")
+    above = np.asarray(curve.fp / curve.negatives, np.float64)
+    tail = np.log((above + _TAIL) / (1 + _TAIL)) / np.log(_TAIL / (1 + _TAIL))
+    along = ((1 - _TAIL_SHARE) * (1 - above) + _TAIL_SHARE * tail)[::-1]
+    keep = np.searchsorted(along, np.linspace(along[0], along[-1], _LEVELS + 1))
+    keep = np.unique(np.minimum(keep, len(along) - 1))
+    knots, ranks = curve.thresholds[::-1][keep], along[keep]
+    return Rescaling(knots, (ranks - ranks[0]) / (ranks[-1] - ranks[0]) * _LEVELS)
+
+
+def write_submission(
+    benchmark: Benchmark,
+    read: ReadScore,
+    out: Path,
+    method: str,
+    *,
+    dataset: str | None = None,
+    expected_count: int | None = None,
+) -> list[Path]:
+    """Write ``<out>/anomaly_p/<method>/<dataset>/<fid>.hdf5`` for every frame, and the rescaling beside them.
+
+    Args:
+        benchmark: The frames; labels are not needed.
+        read: Gives the score map of a frame.
+        out: Folder of the submission.
+        method: Name of the method on the leaderboard.
+        dataset: Name of the data set in the benchmark; that of the track by default.
+        expected_count: Frames that there must be; not checked when None.
+
+    Returns:
+        The files, checked by reading them back.
+
+    Raises:
+        DataError: The count is wrong, or a map is missing, has another size than its image, or is not finite.
+    """
+    dataset = dataset or DATASETS.get(benchmark.layout, benchmark.name)
+    if expected_count is not None and len(benchmark) != expected_count:
+        raise DataError(benchmark.name, f"has {len(benchmark)} frames, {dataset} has {expected_count}", "")
+
+    def checked(sample: Sample) -> FloatMap:
+        score = read(sample)
+        check_score(sample.key, score, image_size(sample.image))
+        return score
+
+    rescaling = fit_rescaling(checked(sample) for sample in benchmark)
+    folder = Path(out) / "anomaly_p" / method / dataset
+    paths = []
+    for sample in benchmark:
+        path = folder / f"{Path(sample.frame_id).name}.hdf5"
+        _write_value(path, rescaling.apply(checked(sample)))
+        paths.append(path)
+    stored = {"scores": rescaling.scores.tolist(), "ranks": rescaling.ranks.tolist()}
+    atomic_write_json(Path(out) / f"{method}_{dataset}_{MAP_FILE}", stored, indent=None)
+    check_submission(paths, benchmark.samples)
+    return paths
+
+
+def check_submission(paths: Sequence[Path], samples: Sequence[Sample]) -> None:
+    """Read a submission back as the benchmark does.
+
+    Raises:
+        DataError: A frame is missing or occurs twice, or a map has a wrong size, type or range.
+    """
+    import h5py
+
+    if len(set(paths)) != len(samples):
+        raise DataError(
+            "submission", f"has {len(set(paths))} files for {len(samples)} frames", "names collide"
+        )
+    for path, sample in zip(paths, samples, strict=True):
+        with h5py.File(path, "r") as file:
+            value = file["value"]
+            size, kind, lossless = tuple(value.shape), value.dtype, value[()]
+        if kind != np.float16 or size != image_size(sample.image):
+            raise DataError(path, f"holds {kind} {size}, expected float16 {image_size(sample.image)}", "")
+        if not (np.isfinite(lossless).all() and lossless.min() >= 0 and lossless.max() <= 1):
+            raise DataError(path, "holds values outside [0, 1]", "")
+
+
+def _write_value(path: Path, value: npt.NDArray[np.float16]) -> None:
+    import h5py
+
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("value", data=value, compression="gzip", compression_opts=9)

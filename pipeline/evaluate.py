@@ -1,0 +1,90 @@
+"""Stage evaluate: metrics, plots, predictions and tables over all benchmarks.
+
+Usage: python -m pipeline.evaluate
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipeline import _stage
+
+if TYPE_CHECKING:
+    from anomdino.adt.fusion import AdtModel
+    from anomdino.config.params import Params
+    from anomdino.evaluation import BenchmarkResult, EvaluationSettings
+
+app = typer.Typer(help=__doc__, add_completion=False)
+
+METRICS, PLOTS = Path("metrics.json"), Path("plots")
+CLOSED_SET = _stage.RPL / "closed_set_miou.json"
+
+
+@app.command()
+def evaluate() -> None:
+    """Evaluate every output on every benchmark."""
+    from anomdino.adt.store import load_adt
+    from anomdino.evaluation import EvaluationSettings, write_metrics, write_plots
+    from anomdino.seeding import seed_everything
+
+    with _stage.stage("evaluate", "benchmark") as params:
+        seed_everything(params.seed)
+        config, model = params.benchmark, load_adt(_stage.ADT)
+        settings = EvaluationSettings(
+            seed=params.seed,
+            bootstrap=config.bootstrap,
+            histogram_bins=config.histogram_bins,
+            curve_points=config.curve_points,
+            capacity=config.capacity,
+            box_score=model.rule.box_score,
+        )
+        for folder in (_stage.PREDICTIONS, PLOTS):
+            shutil.rmtree(folder, ignore_errors=True)
+        results = [evaluate_one(params, name, model, settings) for name in config.sets]
+        write_plots(PLOTS, results)
+        write_metrics(METRICS, results, params.seed, closed_set_quality())
+        _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
+
+
+def evaluate_one(params: Params, name: str, model: AdtModel, settings: EvaluationSettings) -> BenchmarkResult:
+    """Evaluate one benchmark; its tables and predictions go to ``data/predictions/<name>``."""
+    from anomdino.evaluation import CascadeOutputs, evaluate_benchmark, write_prediction, write_results
+    from anomdino.io.boxes import read_box_results
+
+    benchmark = _stage.open_benchmark(params, name)
+    scores, folder = _stage.SCORES / name, _stage.PREDICTIONS / name
+    source = CascadeOutputs(
+        scores=scores / "score",
+        box_results=read_box_results(_stage.BOXES / f"{name}.json", [sample.key for sample in benchmark]),
+        model=model,
+        names=tuple(params.benchmark.outputs),
+        min_component=benchmark.limits.min_predicted,
+        maps=scores / "maps",
+    )
+    final = source.names[-1]
+
+    def save(sample: Any, predictions: Any) -> None:
+        if params.benchmark.save_predictions:
+            write_prediction(folder, sample, predictions[final])
+
+    result = evaluate_benchmark(benchmark, source, replace(settings), save)
+    write_results(folder, result)
+    return result
+
+
+def closed_set_quality() -> dict[str, Any] | None:
+    """Closed-set mIoU that the scorer's training measured on held-out images, where there is one."""
+    if not CLOSED_SET.is_file():
+        return None
+    stored = json.loads(CLOSED_SET.read_text(encoding="utf-8"))
+    return {"mIoU": stored["miou"], "classes": stored.get("classes_that_occur")}
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,184 @@
+"""The commands evaluate, compare and submit, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from anomdino.cli.evaluate import compare, evaluate, submit_app
+from anomdino.errors import AnomdinoError, DataError
+from anomdino.io.scores import write_score
+from anomdino.metrics import SmiycPixels, exact_curve, sort_scores
+
+app = typer.Typer()
+app.command()(evaluate)
+app.command()(compare)
+app.add_typer(submit_app, name="submit")
+SIZE = (60, 80)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def track(tmp_path):
+    """Ten AnomalyTrack validation frames with scores of two methods, the second one better."""
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        label = np.zeros(SIZE, np.uint8)
+        y, x = rng.integers(5, 40), rng.integers(5, 50)
+        label[y : y + 12, x : x + 20] = 1
+        label[:4] = 255
+        name = f"validation{index:04d}"
+        for folder, file, content in (
+            ("images", f"{name}.jpg", np.zeros((*SIZE, 3), np.uint8)),
+            ("labels_masks", f"{name}_labels_semantic.png", label),
+        ):
+            path = tmp_path / "track" / folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(path)
+        noise = rng.normal(-10, 0.5, SIZE)
+        for method, strength in (("weak", 0.5), ("strong", 1.5)):
+            score = (noise + strength * (label == 1)).astype(np.float32)
+            write_score(tmp_path / method / f"{name}.npz", score)
+    return tmp_path
+
+
+def run_evaluate(track, method, *options):
+    return invoke(
+        "evaluate", "--scores", track / method, "--benchmark", "AnomalyTrack", "--root", track / "track",
+        "--out", track / f"out_{method}", "--bootstrap", 200, *options,
+    )  # fmt: skip
+
+
+def test_evaluate_scores_a_folder_of_maps(track):
+    result = run_evaluate(track, "strong")
+    assert result.exit_code == 0
+    assert "AnomalyTrack: 10 images, protocol smiyc" in result.output
+    assert max(len(line) for line in result.output.splitlines() if "results:" not in line) <= 100
+    metrics = json.loads((track / "out_strong/metrics.json").read_text())["AnomalyTrack"]["score"]
+    assert metrics["AP"] > 0.8
+    assert (track / "out_strong/images.parquet").is_file()
+    assert (track / "out_strong/plots/roc.json").is_file()
+
+
+def test_labels_may_come_from_elsewhere(track):
+    for path in (track / "track/labels_masks").iterdir():
+        (track / "mine").mkdir(exist_ok=True)
+        path.rename(track / "mine" / path.name.replace("_labels_semantic", ""))
+    (track / "track/labels_masks").rmdir()
+    result = run_evaluate(track, "strong", "--labels", track / "mine")
+    assert result.exit_code == 0
+    with pytest.raises(DataError, match="predicted but not scored"):
+        run_evaluate(track, "strong")
+
+
+def test_unknown_benchmark_lists_the_known_ones(track):
+    with pytest.raises(AnomdinoError, match="RoadAnomaly"):
+        invoke("evaluate", "--scores", track, "--benchmark", "nothing", "--root", track)
+    with pytest.raises(AnomdinoError, match="is needed"):
+        invoke("evaluate", "--scores", track, "--benchmark", "RoadAnomaly")
+
+
+def test_compare_finds_a_real_gain_and_none_with_itself(track):
+    for method in ("weak", "strong"):
+        run_evaluate(track, method)
+    result = invoke("compare", track / "out_weak", track / "out_strong", "--json", track / "c.json")
+    assert result.exit_code == 0
+    assert max(len(line) for line in result.output.splitlines()[1:]) <= 100
+    block = json.loads((track / "c.json").read_text())["AnomalyTrack"]["score"]
+    gain = block["metrics"]["AP"]
+    assert gain["low"] > 0
+    assert gain["significant"]
+    assert gain["low"] <= gain["difference"] <= gain["high"]
+    aps = [
+        json.loads((track / f"out_{method}/details.json").read_text())["outputs"]["score"]["pixel"]["pooled"][
+            "ap"
+        ]
+        for method in ("weak", "strong")
+    ]
+    assert gain["difference"] == pytest.approx(aps[1] - aps[0], abs=0.005)
+    assert len(block["changed_most"]) == 5
+    invoke("compare", track / "out_weak", track / "out_weak", "--json", track / "c.json")
+    same = json.loads((track / "c.json").read_text())["AnomalyTrack"]["score"]["metrics"]["AP"]
+    assert (same["difference"], same["low"], same["high"], same["significant"]) == (0.0, 0.0, 0.0, False)
+
+
+def test_compare_refuses_folders_without_results(track):
+    with pytest.raises(DataError, match=r"no images\.parquet"):
+        invoke("compare", track, track)
+
+
+def submit(track, *options):
+    return invoke(
+        "submit", "smiyc", "--scores", track / "strong", "--root", track / "track", "--method", "mine",
+        "--out", track / "sub", *options,
+    )  # fmt: skip
+
+
+def test_submission_is_read_back_by_the_specification(track):
+    result = submit(track, "--split", "validation")
+    assert result.exit_code == 0
+    folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"validation{index:04d}.hdf5" for index in range(10)]
+    before, after = SmiycPixels(), SmiycPixels()
+    scores, stored, labels = [], [], []
+    for name in files:
+        with h5py.File(folder / name) as file:
+            assert list(file) == ["value"]
+            value = file["value"]
+            assert (value.dtype, value.shape, value.compression) == (np.float16, SIZE, "gzip")
+            value = value[()]
+        label = np.array(Image.open(track / f"track/labels_masks/{name[:-5]}_labels_semantic.png"))
+        score = np.load(track / f"strong/{name[:-5]}.npz")["arr_0"]
+        assert value.min() >= 0
+        assert value.max() <= 1
+        before.update(score, label)
+        after.update(value, label)
+        scores, stored, labels = [*scores, score], [*stored, value], [*labels, label]
+    exact = [
+        exact_curve(sort_scores(np.stack(values), np.stack(labels))).average_precision()
+        for values in (scores, stored)
+    ]
+    assert exact[1] == pytest.approx(exact[0], abs=1e-4)
+    assert after.compute().ap == pytest.approx(before.compute().ap, abs=2e-3)
+
+
+def test_rescaling_keeps_many_more_values_apart_than_plain_float16(track):
+    submit(track, "--split", "validation")
+    files = sorted((track / "strong").glob("*.npz"))
+    plain = np.stack([np.load(path)["arr_0"] for path in files]).astype(np.float16)
+    stored = []
+    for path in files:
+        with h5py.File(track / f"sub/anomaly_p/mine/AnomalyTrack-all/{path.stem}.hdf5") as file:
+            stored.append(file["value"][()])
+    assert len(np.unique(np.stack(stored))) > 8 * len(np.unique(plain))
+
+
+def test_rescaling_keeps_the_order(track):
+    submit(track, "--split", "validation")
+    stored = json.loads((track / "sub/mine_AnomalyTrack-all_rescaling.json").read_text())
+    assert (np.diff(stored["scores"]) > 0).all()
+    assert (np.diff(stored["ranks"]) > 0).all()
+    name = "validation0003"
+    with h5py.File(track / f"sub/anomaly_p/mine/AnomalyTrack-all/{name}.hdf5") as file:
+        value = file["value"][()].ravel().astype(np.float64)
+    score = np.load(track / f"strong/{name}.npz")["arr_0"].ravel()
+    assert (np.diff(value[np.argsort(score, kind="stable")]) >= 0).all()
+
+
+def test_submission_checks_the_number_of_frames(track):
+    with pytest.raises(DataError, match="has 10 frames, AnomalyTrack-all has 110"):
+        submit(track)
+    assert submit(track, "--expected-count", 0).exit_code == 0
+    (track / "strong/validation0004.npz").unlink()
+    with pytest.raises(DataError, match="validation0004"):
+        submit(track, "--expected-count", 0)

@@ -1,0 +1,231 @@
+"""The evaluate loop on a small benchmark in a temporary folder, against scikit-learn and plain loops."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from anomdino.benchmarks import ComponentLimits, open_benchmark
+from anomdino.errors import DataError
+from anomdino.evaluation import (
+    EvaluationSettings,
+    ScoreFolder,
+    evaluate_benchmark,
+    write_metrics,
+    write_plots,
+    write_results,
+)
+from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_table
+from anomdino.io.scores import write_score
+from anomdino.metrics import ComponentState, SmiycPixels, frame_components
+
+LIMITS = ComponentLimits(min_predicted=6, min_gt=4)
+SIZE = (48, 64)
+
+
+def scene(rng, clean=False):
+    """A label with blobs and a void border, and a score that finds most of them and some road."""
+    label = np.zeros(SIZE, np.uint8)
+    score = rng.normal(-10, 0.3, SIZE)
+    for _ in range(0 if clean else 3):
+        y, x, side = rng.integers(4, 36), rng.integers(4, 50), rng.integers(2, 9)
+        label[y : y + side, x : x + side] = 1
+        score[y : y + side, x : x + side] += rng.choice([0.2, 2.0])
+    y, x = rng.integers(4, 36), rng.integers(4, 50)
+    score[y : y + 4, x : x + 6] += 1.5
+    label[:, :3] = 255
+    return label, score.astype(np.float32)
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Eight images, two of them clean, in RoadAnomaly's layout, with score maps."""
+    rng = np.random.default_rng(1)
+    frames = {}
+    for index in range(8):
+        label, score = scene(rng, clean=index in {2, 5})
+        name = f"frame{index}"
+        for folder, content in (("original", np.zeros((*SIZE, 3), np.uint8)), ("labels", label)):
+            (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(tmp_path / "set" / folder / f"{name}.png")
+        write_score(tmp_path / f"scores/{name}.npz", score)
+        frames[name] = label, score
+    return tmp_path, frames
+
+
+def opened(world, **options):
+    return open_benchmark("road_anomaly", world[0] / "set", name="mine", limits=LIMITS, **options)
+
+
+def evaluated(world, **options):
+    settings = EvaluationSettings(**{"bootstrap": 50, **options})
+    return evaluate_benchmark(opened(world), ScoreFolder(world[0] / "scores"), settings)
+
+
+def test_pixel_metrics_equal_scikit_learn_on_all_pixels(world):
+    result = evaluated(world)
+    label = np.concatenate([label.ravel() for label, _ in world[1].values()])
+    score = np.concatenate([score.ravel() for _, score in world[1].values()])
+    roi = label < 255
+    pooled = result.pixel["score"]["pooled"]
+    assert pooled.ap == pytest.approx(average_precision_score(label[roi], score[roi]), abs=1e-9)
+    assert pooled.auroc == pytest.approx(roc_auc_score(label[roi], score[roi]), abs=1e-9)
+    assert pooled.ap_error == 0.0
+
+
+def test_components_use_the_threshold_of_smiycs_curve(world):
+    result = evaluated(world)
+    state, components = SmiycPixels(), ComponentState()
+    for label, score in world[1].values():
+        state.update(score, label)
+    threshold = state.compute().best_f1_threshold
+    for label, score in world[1].values():
+        components.update(frame_components(score > threshold, label, 6, 4))
+    assert result.thresholds == {"score": threshold}
+    assert result.components["score"] == components.compute()
+
+
+def test_rows_add_up_to_the_totals(world):
+    result = evaluated(world)
+    rows, components = result.rows_of("score"), result.components["score"]
+    assert [row["key"] for row in rows] == sorted(world[1])
+    assert sum(row["missed_25"] for row in rows) == components.missed["25"]
+    assert sum(row["false_50"] for row in rows) == components.false["50"]
+    assert len([row for row in result.component_rows if row["kind"] == "gt"]) == components.gt_components
+    histograms = result.histograms["score"]
+    assert histograms.tp.sum() == result.pixel["score"]["pooled"].positives
+    assert histograms.fp.sum() == result.pixel["score"]["pooled"].negatives
+
+
+def test_images_of_one_class_have_null_ap_and_are_counted(world):
+    result = evaluated(world)
+    clean = [row for row in result.rows_of("score") if row["clean"]]
+    assert [row["key"] for row in clean] == ["frame2", "frame5"]
+    assert all(row["ap"] is None for row in clean)
+    write_results(world[0] / "out", result)
+    details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
+    per_image = details["pixel"]["per_image"]
+    assert per_image["images"] == 6
+    assert list(per_image["left_out"].values()) == [2]
+    values = [row["ap"] for row in result.rows_of("score") if row["ap"] is not None]
+    assert per_image["AP"] == pytest.approx(np.mean(values), abs=1e-6)
+    assert details["clean_road"]["images"] == 2
+    false = sum(row["false_positive_pixels"] for row in clean) / sum(row["roi_pixels"] for row in clean)
+    assert details["clean_road"]["fpr"] == pytest.approx(false, abs=1e-6)
+
+
+def test_groups_add_up(world):
+    write_results(world[0] / "out", evaluated(world))
+    details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
+    for grouping in ("by_size", "by_distance"):
+        assert (
+            sum(group["gt"] for group in details[grouping].values()) == details["components"]["gt_components"]
+        )
+        assert (
+            sum(group["missed"] for group in details[grouping].values())
+            == details["components"]["missed"]["25"]
+        )
+
+
+def test_metrics_file_is_nested_and_the_same_twice(world):
+    texts = []
+    for name in ("one", "two"):
+        result = evaluated(world)
+        content = write_metrics(world[0] / name / "metrics.json", [result], seed=3)
+        write_results(world[0] / name, result)
+        write_plots(world[0] / name / "plots", [result])
+        files = sorted(path for path in (world[0] / name).rglob("*") if path.is_file())
+        texts.append({str(path.relative_to(world[0] / name)): path.read_bytes() for path in files})
+    assert texts[0] == texts[1]
+    assert content["seed"] == 3
+    assert content["mine"]["protocol"] == "pooled"
+    assert content["mine"]["images"] == 8
+    assert set(content["mine"]["score"]) == {"AP", "FPR95", "AUROC", "sIoU", "PPV", "F1*", "missed", "false"}
+    assert "NaN" not in texts[0]["metrics.json"].decode()
+
+
+def test_intervals_hold_the_value_and_narrow_with_agreement(world):
+    spans = evaluated(world, bootstrap=300).intervals["score"]
+    pixel = evaluated(world).pixel["score"]["pooled"]
+    assert spans["AP"][0] <= pixel.ap <= spans["AP"][1]
+    assert spans["AP"][1] - spans["AP"][0] > 0.005
+    for name in ("frame1", "frame3", "frame4", "frame6", "frame7"):
+        label, score = world[1]["frame0"]
+        Image.fromarray(label).save(world[0] / f"set/labels/{name}.png")
+        write_score(world[0] / f"scores/{name}.npz", score)
+    narrow = evaluated(world, bootstrap=300).intervals["score"]
+    assert narrow["AP"][1] - narrow["AP"][0] < (spans["AP"][1] - spans["AP"][0]) / 2
+
+
+def test_tables_document_their_columns(world):
+    write_results(world[0] / "out", evaluated(world))
+    for name, columns in (("images", IMAGES), ("components", COMPONENTS), ("histograms", HISTOGRAMS)):
+        schema = pq.read_schema(world[0] / f"out/{name}.parquet")
+        assert schema.names == list(columns)
+        for field in schema:
+            assert field.metadata[b"description"].decode() == columns[field.name][1]
+    assert len(read_table(world[0] / "out/images.parquet")) == 8
+
+
+def test_own_masks_are_reported_beside_the_threshold(world):
+    for name, (label, _) in world[1].items():
+        (world[0] / "masks").mkdir(exist_ok=True)
+        Image.fromarray((label == 1).astype(np.uint8) * 255).save(world[0] / f"masks/{name}.png")
+    source = ScoreFolder(world[0] / "scores", masks=world[0] / "masks")
+    result = evaluate_benchmark(opened(world), source, EvaluationSettings(bootstrap=20))
+    content = write_metrics(world[0] / "m.json", [result], 0)["mine"]
+    assert content["adt_mask"]["sIoU"] > content["score"]["sIoU"]
+    assert "AP" not in content["adt_mask"]
+
+
+def test_an_all_void_image_is_left_out_and_counted(world):
+    Image.fromarray(np.full(SIZE, 255, np.uint8)).save(world[0] / "set/labels/frame3.png")
+    result = evaluated(world)
+    assert result.left_out == {"frame3": "every pixel is void"}
+    content = write_metrics(world[0] / "m.json", [result], 0)["mine"]
+    assert (content["images"], content["left_out"]) == (7, 1)
+
+
+def test_one_class_in_the_whole_set_is_an_error(world):
+    for name in world[1]:
+        Image.fromarray(np.zeros(SIZE, np.uint8)).save(world[0] / f"set/labels/{name}.png")
+    with pytest.raises(DataError, match="no anomalous pixel"):
+        evaluated(world)
+
+
+def test_missing_scores_and_wrong_sizes_are_named(world):
+    source = ScoreFolder(world[0] / "scores")
+    (world[0] / "scores/frame4.npz").unlink()
+    with pytest.raises(DataError, match="1 of 8 images: frame4"):
+        source.require(opened(world).samples)
+    write_score(world[0] / "scores/frame4.npz", np.zeros((5, 5), np.float32))
+    with pytest.raises(DataError, match="5 x 5, the image is 48 x 64"):
+        evaluated(world)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".hdf5"])
+def test_other_score_formats(world, suffix):
+    import h5py
+
+    expected = evaluated(world).pixel
+    for name, (_, score) in world[1].items():
+        (world[0] / f"scores/{name}.npz").unlink()
+        if suffix == ".npy":
+            np.save(world[0] / f"scores/{name}.npy", score)
+        else:
+            with h5py.File(world[0] / f"scores/{name}.hdf5", "w") as file:
+                file["value"] = score
+    assert evaluated(world).pixel == expected
+
+
+def test_plot_files_name_every_series(world):
+    write_plots(world[0] / "plots", [evaluated(world)])
+    rows = json.loads((world[0] / "plots/pr.json").read_text())
+    assert {row["series"] for row in rows} == {"mine score"}
+    assert len(rows) <= 260
+    assert max(row["recall"] for row in rows) == 1.0
