@@ -109,6 +109,7 @@ def fit(
     Raises:
         TrainingError: The loss is not finite; the message has step, learning rate and images.
     """
+    objective.start_step()
     optimiser = objective.optimiser()
     scaler = torch.amp.GradScaler(world.device.type, enabled=_low_precision(plan, world) == torch.float16)
     average = WeightAverage(objective.scorer, plan.average)

@@ -1,0 +1,265 @@
+import random
+from itertools import chain
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomdino.config.rpl import AugmentConfig, PasteConfig, ResidualConfig
+from anomdino.data.mixing import mix_rpl
+from anomdino.errors import ConfigError, DataError
+from anomdino.scorer.dataset import (
+    ClosedSetCrops,
+    ImagePairs,
+    OutlierCrops,
+    SampleId,
+    StepSampler,
+    centred_photo,
+    change_colours,
+    cut_out,
+    load_batches,
+    network_input,
+    random_crop,
+    split_outliers,
+)
+from anomdino.seeding import derive_seed
+
+PLAIN = AugmentConfig(crop=(32, 40), scale=(1.0, 1.0), flip=0.0, jitter=0.0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tiny_data):
+    return ImagePairs(tiny_data / "inlier" / "train", "labels", [0, 1, 2, 3, 255], cache_mb=1)
+
+
+@pytest.fixture(scope="module")
+def outliers(tiny_data):
+    return ImagePairs(tiny_data / "outliers", "masks", cache_mb=1)
+
+
+def residual(**changes):
+    base = {"rule": "objects", "augment": {"crop": (32, 40)}, "rpl_size": 40, "batch": 2}
+    return ResidualConfig.model_validate(base | changes)
+
+
+# Files and cache
+
+
+def test_cache_is_bounded_and_changes_nothing(tiny_data, scenes):
+    root = tiny_data / "inlier" / "train"
+    pair_bytes = sum(array.nbytes for array in scenes[0])
+    half = ImagePairs(root, "labels", cache_mb=3 * pair_bytes / 2**20 + 1e-6)
+    none = ImagePairs(root, "labels", cache_mb=0)
+    assert len(scenes._cache) == 6
+    assert len(half._cache) == 3
+    assert not none._cache
+    for index in range(6):
+        for a, b, c in zip(scenes[index], half[index], none[index], strict=True):
+            assert np.array_equal(a, b)
+            assert np.array_equal(a, c)
+
+
+def test_values_that_are_no_class_are_refused_with_their_counts(tiny_data):
+    with pytest.raises(DataError, match=r"value: pixels\): \{3: 120\}"):
+        ImagePairs(tiny_data / "inlier" / "train", "labels", [0, 1, 2, 255], cache_mb=1)
+
+
+def test_sizes_partners_and_emptiness_are_checked(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(DataError, match="holds no image"):
+        ImagePairs(tmp_path, "labels")
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(DataError, match="1 image without label: a"):
+        ImagePairs(tmp_path, "labels")
+    cv2.imwrite(str(tmp_path / "labels" / "a.png"), np.zeros((4, 5), np.uint8))
+    with pytest.raises(DataError, match="5 x 4, its image 6 x 4"):
+        ImagePairs(tmp_path, "labels", cache_mb=1)
+
+
+# Sampler
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 3), st.integers(1, 15), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_processes_share_each_step_and_a_resume_continues(count, local, world, steps, shuffle):
+    batch = local * world
+    whole = list(StepSampler(count, batch, steps, 5, shuffle=shuffle))
+    parts = [
+        list(StepSampler(count, batch, steps, 5, shuffle=shuffle, rank=r, world=world)) for r in range(world)
+    ]
+    assert [list(chain.from_iterable(step)) for step in zip(*parts, strict=True)] == whole
+    assert list(StepSampler(count, batch, steps, 5, shuffle=shuffle, start=steps // 2)) == whole[steps // 2 :]
+    assert [s.number for step in whole for s in step] == list(range(batch * steps))
+
+
+def test_an_epoch_visits_each_scene_at_most_once_and_drops_the_rest():
+    steps = list(StepSampler(10, 4, 6, 0))
+    for epoch in range(3):
+        visited = [s.scene for step in steps[2 * epoch : 2 * epoch + 2] for s in step]
+        assert len(set(visited)) == 8
+    assert steps[0] != steps[2]
+
+
+def test_file_order_is_the_published_one():
+    steps = list(StepSampler(7, 3, 4, 0, shuffle=False))
+    assert [[s.scene for s in step] for step in steps] == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+
+
+def test_share_of_batches_with_outliers():
+    sampler = StepSampler(2975, 8, 2 * 371, 1, outlier_probability=0.3)
+    steps = list(sampler)
+    for epoch in (steps[:371], steps[371:]):
+        assert sum(step[0].with_outliers for step in epoch) == int(0.3 * 371)
+    assert all(len({s.with_outliers for s in step}) == 1 for step in steps)
+
+
+# Crops
+
+
+def test_plain_crop_is_a_window_of_the_scene(scenes):
+    image, label = scenes[0]
+    crop, crop_label = random_crop(image, label, np.random.default_rng(0), PLAIN)
+    places = [
+        (y, x)
+        for y in range(48 - 32 + 1)
+        for x in range(64 - 40 + 1)
+        if np.array_equal(image[y : y + 32, x : x + 40], crop)
+    ]
+    assert len(places) == 1
+    (y, x) = places[0]
+    assert np.array_equal(label[y : y + 32, x : x + 40], crop_label)
+
+
+def test_small_scales_are_padded_with_void_around_the_middle(scenes):
+    augment = AugmentConfig(crop=(64, 64), scale=(0.5, 0.5), flip=0.0)
+    crop, label = random_crop(*scenes[0], np.random.default_rng(0), augment)
+    assert (label[:20] == 255).all()
+    assert (label[44:] == 255).all()
+    assert (label[:, :16] == 255).all()
+    assert (label[24:44, 16:48] != 255).all()
+    assert (crop[:20] == [124, 116, 104]).all()
+
+
+def test_label_follows_the_image_through_scale_and_flip():
+    ramp = np.zeros((60, 80, 3), np.uint8)
+    ramp[..., 0] = np.arange(80) * 3
+    label = (ramp[..., 0] // 24).astype(np.uint8)
+    augment = AugmentConfig(crop=(30, 40), scale=(0.6, 1.7), flip=0.5)
+    for seed in range(30):
+        crop, crop_label = random_crop(ramp, label, np.random.default_rng(seed), augment)
+        known = crop_label != 255
+        assert np.abs(crop[..., 0][known] / 24 - crop_label[known] - 0.5).max() < 0.85
+
+
+def test_colours_change_within_bounds_and_not_at_all_when_off(scenes):
+    image = scenes[1][0]
+    assert np.array_equal(change_colours(image, np.random.default_rng(0), PLAIN), image)
+    changed = change_colours(image, np.random.default_rng(0), AugmentConfig(jitter=0.3, blur=1.0, noise=5))
+    assert changed.dtype == np.uint8
+    assert changed.shape == image.shape
+    assert not np.array_equal(changed, image)
+
+
+def test_object_is_cut_out_tightly(outliers):
+    photo, mask = outliers[0]
+    colour, alpha = cut_out(photo, mask)
+    assert alpha.sum() == (mask > 0).sum()
+    assert alpha[0].any()
+    assert alpha[-1].any()
+    assert alpha[:, 0].any()
+    assert alpha[:, -1].any()
+    assert np.array_equal(colour[alpha], photo[mask > 0])
+    assert not cut_out(photo, np.zeros_like(mask))[1].any()
+
+
+def test_photo_is_centred(outliers):
+    photo, mask = outliers[0]
+    image, label = centred_photo(photo, mask, (50, 20))
+    assert np.array_equal(image[5:45], photo[:, 5:25])
+    assert np.array_equal(label[5:45] == 254, mask[:, 5:25] > 0)
+    assert (label[:5] == 255).all()
+    assert (label[45:] == 255).all()
+
+
+# Whole samples
+
+
+@pytest.mark.parametrize("rule", ["objects", "rpl"])
+def test_samples_do_not_depend_on_the_number_of_workers(scenes, outliers, rule):
+    dataset = OutlierCrops(scenes, outliers, range(5), residual(rule=rule), seed=3)
+    runs = [list(load_batches(dataset, StepSampler(6, 2, 4, 3), workers)) for workers in (0, 2)]
+    for one, two in zip(*runs, strict=True):
+        assert one.keys == two.keys
+        for a, b in zip(one, two, strict=True):
+            assert a == b if isinstance(a, list) else torch.equal(a, b)
+
+
+def test_loading_draws_no_random_number_of_the_process(scenes):
+    torch.manual_seed(0)
+    list(load_batches(ClosedSetCrops(scenes, PLAIN, 0), StepSampler(6, 2, 2, 0), 0))
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_numbers_and_seeds_give_different_crops(scenes):
+    augment = AugmentConfig(crop=(32, 40))
+    dataset = ClosedSetCrops(scenes, augment, 0)
+    again = ClosedSetCrops(scenes, augment, 0)
+    other = ClosedSetCrops(scenes, augment, 1)
+    assert np.array_equal(dataset[SampleId(4, 0)].image, again[SampleId(4, 0)].image)
+    assert not np.array_equal(dataset[SampleId(4, 0)].image, dataset[SampleId(5, 0)].image)
+    assert not np.array_equal(dataset[SampleId(4, 0)].image, other[SampleId(4, 0)].image)
+
+
+def test_published_rule_is_mix_rpl(scenes, outliers):
+    dataset = OutlierCrops(scenes, outliers, [1, 3, 4], residual(rule="rpl"), seed=9)
+    sample = dataset[SampleId(7, 2)]
+    source = random.Random(derive_seed(9, "residual", 7))
+    outlier = [1, 3, 4][source.randint(0, 2)]
+    expected = mix_rpl(
+        *scenes[2], *outliers[outlier], source, size=40, scales=(0.25, 0.5, 0.5, 0.75, 0.1, 0.125)
+    )
+    assert np.array_equal(sample.image, expected.mixed_image)
+    assert np.array_equal(sample.label, expected.mixed_label)
+    assert np.array_equal(sample.outlier_label, expected.outlier_label)
+    batch = next(iter(load_batches(dataset, StepSampler(6, 2, 1, 0), 0)))
+    assert torch.equal(network_input(batch.images), batch.images.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("rule", ["objects", "rpl"])
+def test_batches_without_outliers(scenes, outliers, rule):
+    zeros = OutlierCrops(scenes, outliers, range(5), residual(rule=rule), seed=0)[SampleId(0, 1, False)]
+    assert not zeros.label.any()
+    tensor = torch.from_numpy(np.asarray(zeros.image))[None]
+    assert network_input(tensor).abs().max() < 0.01
+    plain = OutlierCrops(scenes, outliers, range(5), residual(rule=rule, without_outliers="scene"), seed=0)
+    assert set(np.unique(plain[SampleId(0, 1, False)].label)) <= {0, 1, 2, 3, 255}
+
+
+def test_objects_appear_as_254_and_the_photo_comes_along_for_corocl(scenes, outliers):
+    config = residual(paste={"objects": (2, 2), "height": (0.3, 0.5)})
+    sample = OutlierCrops(scenes, outliers, range(5), config, seed=0)[SampleId(0, 0)]
+    assert (sample.label == 254).sum() > 20
+    assert sample.outlier_image.shape == sample.image.shape == (32, 40, 3)
+    assert set(np.unique(sample.outlier_label)) == {0, 254, 255}
+    without = OutlierCrops(scenes, outliers, range(5), residual(corocl={"enabled": False}), seed=0)
+    assert without[SampleId(0, 0)].outlier_image is None
+
+
+def test_unknown_paste_rule_is_refused(scenes, outliers):
+    config = residual(paste=PasteConfig(rules={"shadwo": 1}))
+    with pytest.raises(ConfigError, match="shadow"):
+        OutlierCrops(scenes, outliers, range(5), config, seed=0)
+
+
+def test_held_out_outliers_are_never_trained_on(outliers):
+    train, held = split_outliers(outliers, 0.4, 0)
+    assert len(held) == 2
+    assert sorted(train + held) == list(range(5))
+    assert split_outliers(outliers, 0.4, 0) == (train, held)
+    assert split_outliers(outliers, 0.0, 0) == (list(range(5)), list(range(5)))

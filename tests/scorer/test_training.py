@@ -1,0 +1,299 @@
+import json
+import math
+
+import pytest
+import torch
+
+from anomdino.config.rpl import RplConfig
+from anomdino.errors import ConfigError, ProtocolError, TrainingError
+from anomdino.protocol import mark_evaluation_only
+from anomdino.scorer import training
+from anomdino.scorer.base import load_scorer
+from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
+from anomdino.scorer.recipe import class_weights, train_scorer
+from anomdino.scorer.training import steps_of
+from tests.scorer.conftest import write_scenes
+
+OPTIONS = {
+    "channels": [4, 6, 8, 8],
+    "context_channels": 6,
+    "skip_channels": 4,
+    "head_channels": 8,
+    "dilations": [1],
+}
+
+
+def config(**changes):
+    crop = {"crop": (32, 48), "scale": (0.8, 1.2)}
+    base = {
+        "options": OPTIONS,
+        "num_classes": 4,
+        "log_every": 1,
+        "checkpoint_every": 3,
+        "closed_set": {"schedule": {"steps": 6}, "batch": 4, "augment": crop, "validate_every": 3},
+        "residual": {
+            "schedule": {"steps": 6},
+            "batch": 4,
+            "augment": crop,
+            "rule": "objects",
+            "lr": 3e-4,
+            "validate_every": 3,
+            "validation_images": 4,
+        },
+    }
+    merged = {
+        key: base.get(key, {}) | value if isinstance(value, dict) else value for key, value in changes.items()
+    }
+    return RplConfig.model_validate(base | merged)
+
+
+def train(data, out, settings=None, **arguments):
+    return train_scorer(settings or config(), data / "inlier", data / "outliers", out, **arguments)
+
+
+def files_of(out):
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for SIGKILL: nothing in the code catches it."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Stop the training inside a step of a phase, before its parameters change."""
+
+    def arm(objective, step):
+        original = objective.hints
+
+        def hints(self, batch, current):
+            if current == step:
+                raise Killed
+            return original(self, batch, current)
+
+        monkeypatch.setattr(objective, "hints", hints)
+
+    yield arm
+    monkeypatch.undo()
+
+
+def test_result_is_whole_and_loads(tiny_data, tmp_path):
+    trained = train(tiny_data, tmp_path / "rpl")
+    names = {"model.safetensors", "config.json", "history.json", "closed_set_miou.json"}
+    assert {path.name for path in (tmp_path / "rpl").iterdir()} == names
+    assert [path.name for path in tmp_path.iterdir()] == ["rpl"]
+    loaded = load_scorer(tmp_path / "rpl")
+    for name, tensor in trained.scorer.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    history = json.loads((tmp_path / "rpl" / "history.json").read_text())
+    assert [r["step"] for r in history if "lr" in r] == [*range(1, 7), *range(1, 7)]
+    assert {"entropy", "regularisation", "energy", "corocl"} <= history[-2].keys()
+    report = json.loads((tmp_path / "rpl" / "closed_set_miou.json").read_text())
+    assert report["miou"] == trained.quality.miou
+    assert len(report["iou"]) == 4
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tiny_data, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tiny_data, tmp_path / name, seed=seed)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert files_of(tmp_path / "a")["model.safetensors"] != files_of(tmp_path / "c")["model.safetensors"]
+
+
+def test_loading_processes_change_nothing(tiny_data, tmp_path):
+    train(tiny_data, tmp_path / "a", config(workers=0))
+    train(tiny_data, tmp_path / "b", config(workers=2, cache_mb=0))
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("objective", "step"), [(ClosedSetObjective, 4), (ResidualObjective, 1), (ResidualObjective, 5)]
+)
+def test_resume_gives_the_result_of_an_unbroken_run(
+    tiny_data, tmp_path, kill_at, monkeypatch, objective, step
+):
+    train(tiny_data, tmp_path / "whole")
+    kill_at(objective, step)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.undo()
+    torch.manual_seed(12345)
+    done = []
+    original = objective.hints
+    monkeypatch.setattr(objective, "hints", lambda self, b, s: (done.append(s), original(self, b, s))[1])
+    train(tiny_data, tmp_path / "cut")
+    assert done[0] == step - step % 3
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "cut")
+    assert not (tmp_path / ".cut.training").exists()
+
+
+def test_resume_point_of_other_parameters_is_not_taken_up(tiny_data, tmp_path, kill_at, monkeypatch):
+    kill_at(ClosedSetObjective, 4)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
+    other = config(closed_set={"lr": 2e-3})
+    train(tiny_data, tmp_path / "x", other)
+    train(tiny_data, tmp_path / "y", other)
+    assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_damaged_resume_point_starts_afresh(tiny_data, tmp_path, kill_at, monkeypatch, damage):
+    kill_at(ClosedSetObjective, 4)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
+    point = tmp_path / ".x.training" / "closed_set" / "state.pt"
+    content = point.read_bytes()
+    point.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    train(tiny_data, tmp_path / "x")
+    train(tiny_data, tmp_path / "y")
+    assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
+
+
+def test_frozen_parts_stay_bit_identical_and_the_residual_block_moves(tiny_data, tmp_path):
+    base = train(tiny_data, tmp_path / "closed", config(residual={"schedule": {"steps": 1}, "lr": 1e-30}))
+    settings = config(closed_set={"source": "checkpoint", "checkpoint": str(tmp_path / "closed")})
+    trained = train(tiny_data, tmp_path / "full", settings)
+    after = dict(trained.scorer.frozen_state())
+    frozen = dict(base.scorer.frozen_state())
+    assert len(frozen) > 50
+    assert any("running_mean" in name for name in frozen)
+    for name, tensor in frozen.items():
+        assert torch.equal(tensor, after[name]), name
+    block, start = trained.scorer.residual_block, base.scorer.residual_block
+    for name, tensor in block.state_dict().items():
+        assert not torch.equal(tensor, start.state_dict()[name]), name
+
+
+def test_closed_set_training_leaves_the_residual_block_alone(tiny_data, tmp_path, kill_at):
+    torch.manual_seed(0)
+    kill_at(ResidualObjective, 0)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x")
+    finished = torch.load(tmp_path / ".x.training" / "closed_set" / "finished.pt", weights_only=True)
+    buffers = finished["scorer"]
+    assert int(buffers["residual_block.atten_aspp.features.0.1.num_batches_tracked"]) == 0
+    assert int(buffers["aspp.features.0.1.num_batches_tracked"]) > 0
+
+
+def test_loss_falls(tiny_data, tmp_path):
+    trained = train(
+        tiny_data, tmp_path / "x", config(closed_set={"schedule": {"steps": 40}, "validate_every": 0})
+    )
+    losses = [r["loss"] for r in trained.history if r["phase"] == "closed_set" and "lr" in r]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rate_and_images(tiny_data, tmp_path, monkeypatch):
+    original = ClosedSetObjective.forward
+
+    def forward(self, batch, **hints):
+        losses = original(self, batch, **hints)
+        forward.calls += 1
+        return {"loss": losses["loss"] * math.nan} if forward.calls == 5 else losses
+
+    forward.calls = 0
+    monkeypatch.setattr(ClosedSetObjective, "forward", forward)
+    with pytest.raises(
+        TrainingError, match=r"closed_set step 4: the loss is nan \(learning rate .*images s\d"
+    ) as caught:
+        train(tiny_data, tmp_path / "x")
+    assert "state.pt" in str(caught.value)
+    state = torch.load(tmp_path / ".x.training" / "closed_set" / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in state["scorer"].values())
+    assert not (tmp_path / "x").exists()
+
+
+def test_late_look_names_the_first_bad_step(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(training.CHECK_EVERY, "cpu", 100)
+    original = ClosedSetObjective.forward
+
+    def forward(self, batch, **hints):
+        losses = original(self, batch, **hints)
+        forward.calls += 1
+        return {"loss": losses["loss"] * (math.inf if forward.calls == 2 else 1)}
+
+    forward.calls = 0
+    monkeypatch.setattr(ClosedSetObjective, "forward", forward)
+    with pytest.raises(TrainingError, match="closed_set step 1: the loss is inf"):
+        train(tiny_data, tmp_path / "x")
+    assert not (tmp_path / ".x.training" / "closed_set" / "state.pt").exists()
+
+
+def test_best_weights_are_those_of_the_best_validation(tiny_data, tmp_path, monkeypatch):
+    values = iter([0.2, 0.9, 0.4, 0.4])
+    monkeypatch.setattr(
+        "anomdino.scorer.recipe.composed_quality", lambda *_: {"ap": next(values), "ap_closed": 0.0}
+    )
+    seen = {}
+    original = training.Keeper.keep_if_best
+
+    def spy(self, record, progress):
+        seen[record["phase"], record["step"]] = {k: v.clone() for k, v in self.scorer.state_dict().items()}
+        original(self, record, progress)
+
+    monkeypatch.setattr(training.Keeper, "keep_if_best", spy)
+    settings = config(residual={"validate_every": 2})
+    trained = train(tiny_data, tmp_path / "x", settings)
+    for name, tensor in trained.scorer.state_dict().items():
+        assert torch.equal(tensor, seen["residual", 4][name]), name
+
+
+def test_evaluation_data_is_refused(tmp_path):
+    data = write_scenes(tmp_path / "d")
+    mark_evaluation_only(data / "inlier" / "val")
+    with pytest.raises(ProtocolError, match="evaluation data"):
+        train(data, tmp_path / "x")
+
+
+def test_a_checkpoint_is_taken_as_it_is(tiny_data, tmp_path):
+    first = train(tiny_data, tmp_path / "a")
+    settings = config(source="checkpoint", checkpoint=str(tmp_path / "a"))
+    second = train(tiny_data, tmp_path / "b", settings)
+    assert second.history == []
+    assert second.quality.miou == first.quality.miou
+    assert files_of(tmp_path / "a")["model.safetensors"] == files_of(tmp_path / "b")["model.safetensors"]
+
+
+def test_batch_has_to_divide_by_the_processes(tiny_data, tmp_path, monkeypatch):
+    from anomdino.scorer import recipe
+    from anomdino.scorer.distributed import World
+
+    trainer = recipe.Trainer(
+        config(), tiny_data / "inlier", tiny_data / "outliers", seed=0, world=World(0, 3, torch.device("cpu"))
+    )
+    with pytest.raises(ConfigError, match="4 does not divide by 3"):
+        trainer.train(tmp_path / "x", tmp_path / "s")
+
+
+def test_class_weights_by_hand():
+    class Labels(list):
+        pass
+
+    counts = {0: 800, 1: 100, 2: 50, 255: 74}
+    flat = torch.cat([torch.full((n,), value) for value, n in counts.items()]).reshape(32, 32)
+    scenes = Labels([(None, flat.numpy().astype("uint8"))])
+    assert class_weights(scenes, 4, 1.0).tolist() == pytest.approx([100 / 800, 1.0, 2.0, 1.0])
+    assert class_weights(scenes, 4, 0.5).tolist() == pytest.approx([(1 / 8) ** 0.5, 1.0, 2**0.5, 1.0])
+    assert class_weights(scenes, 4, 0.0).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "images", "batch", "expected"),
+    [(0, 40, 2975, 8, 14840), (500, 40, 2975, 8, 500), (0, 1.5, 10, 4, 3), (0, 2, 3, 8, 2)],
+)
+def test_length_of_a_training(steps, epochs, images, batch, expected):
+    assert steps_of(steps, epochs, images, batch) == expected
+
+
+def test_live_curves_and_overlays(tiny_data, tmp_path):
+    pytest.importorskip("dvclive")
+    train(tiny_data, tmp_path / "x", config(live=True))
+    live = tmp_path / "x" / "live"
+    assert (live / "plots" / "metrics" / "residual" / "loss.tsv").is_file()
+    assert (live / "plots" / "metrics" / "closed_set" / "validation_loss.tsv").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("dvc")]
