@@ -18,7 +18,7 @@ WAIT = 5.0
 
 
 @contextmanager
-def exclusive(lock: Path, wait: float = WAIT) -> Iterator[None]:
+def exclusive(lock: Path, wait: float | None = None) -> Iterator[None]:
     """Hold ``lock`` while the block runs.
 
     The lock is the kernel's (``flock``), so that a killed holder leaves none behind. Its process id, host and
@@ -26,7 +26,7 @@ def exclusive(lock: Path, wait: float = WAIT) -> Iterator[None]:
 
     Args:
         lock: The lock file; its parent folders are created.
-        wait: Seconds to wait for another holder.
+        wait: Seconds to wait for another holder; ``None`` for a few.
 
     Raises:
         DataError: Another process holds the lock; the message names it.
@@ -36,7 +36,7 @@ def exclusive(lock: Path, wait: float = WAIT) -> Iterator[None]:
     guard = FileLock(lock)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        guard.acquire(timeout=wait)
+        guard.acquire(timeout=WAIT if wait is None else wait)
     except Timeout as error:
         raise DataError(
             lock,

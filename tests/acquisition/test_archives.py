@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -234,7 +235,7 @@ def test_a_truncated_archive(tmp_path, kind):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     target = tmp_path / "out"
     target.mkdir()
-    with pytest.raises(DataError, match="damaged archive|refused"):
+    with pytest.raises(DataError, match=r"damaged archive|refused"):
         unpack(path, target)
 
 
@@ -292,11 +293,13 @@ def test_whatever_unpacks_stays_inside_and_keeps_its_bytes(tmp_path_factory, nam
     path = make_tar(root / "a.tar", dict.fromkeys(names, content), "w")
     target = root / "deep" / "out"
     target.mkdir(parents=True)
-    try:
-        written = unpack(path, target)
-    except DataError as error:
-        assert "collides" in error.cause or "over-long" in error.cause or "holds no file" in error.cause
+    folded = {unicodedata.normalize("NFC", one).casefold() for one in names}
+    parents = {"/".join(one.split("/")[:depth]) for one in folded for depth in range(1, one.count("/") + 1)}
+    if len(folded) < len(names) or parents & folded:
+        with pytest.raises(DataError, match="collides"):
+            unpack(path, target)
         return
+    written = unpack(path, target)
     assert len(written) == len(names)
     for file in written:
         assert file.resolve().is_relative_to(target.resolve())

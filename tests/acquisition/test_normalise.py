@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import acquisition_miniature as miniature
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +19,6 @@ from anomdino.io.images import read_label
 from anomdino.io.listing import list_images, pair_by_key
 from anomdino.io.scores import read_score
 from anomdino.protocol import refuse_evaluation_data
-import acquisition_miniature as miniature
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,9 @@ def test_cityscapes(get):
 def test_cityscapes_ids_are_those_of_the_published_table():
     """Label ids by name (cityscapesScripts' table), independent of the code's own table."""
     names = (
-        "road:7 sidewalk:8 building:11 wall:12 fence:13 pole:17 traffic_light:19 traffic_sign:20 vegetation:21 "
-        "terrain:22 sky:23 person:24 rider:25 car:26 truck:27 bus:28 train:31 motorcycle:32 bicycle:33"
+        "road:7 sidewalk:8 building:11 wall:12 fence:13 pole:17 traffic_light:19 traffic_sign:20 "
+        "vegetation:21 terrain:22 sky:23 person:24 rider:25 car:26 truck:27 bus:28 train:31 "
+        "motorcycle:32 bicycle:33"
     )
     expected = {int(one.split(":")[1]): train_id for train_id, one in enumerate(names.split())}
     assert expected == inlier.CITYSCAPES_TRAIN_IDS
@@ -275,7 +276,7 @@ def test_an_archive_that_lacks_files_is_refused(published, tmp_path, monkeypatch
     other = "gtFine_trainvaltest.zip"
     (tmp_path / "hand" / other).write_bytes((published / other).read_bytes())
     config = RegistryConfig(items=["cityscapes"], from_dir="hand", downloads="store", offline=True)
-    with pytest.raises(DataError, match="3 files match leftImg8bit/train.*expected 4"):
+    with pytest.raises(DataError, match=r"3 files match leftImg8bit/train.*expected 4"):
         acquire(config, tmp_path / "out", miniature.miniature_registry())
     assert not (tmp_path / "out/inlier").exists()
     assert not list((tmp_path / "store").glob("*.unpacked"))

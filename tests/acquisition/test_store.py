@@ -212,7 +212,8 @@ class TestByHand:
 
 QUOTA = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>
 <p class="uc-error-caption">Sorry, you can't view or download this file at this time.</p>
-<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently.</p></body></html>"""
+<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently.</p>
+</body></html>"""
 
 
 def consent(address: str) -> bytes:

@@ -124,8 +124,8 @@ def test_a_part_of_another_address_is_not_continued(shelf, target):
 
 def test_addresses_that_change_their_text_are_continued_by_identity(shelf, target):
     shelf.put("/f?token=1", CONTENT, cuts=[100_000])
+    limits = Patience(attempts=3, first_wait=9, total=1)
     with pytest.raises(SourceError):
-        limits = Patience(attempts=3, first_wait=9, total=1)
         transfer(shelf.url("/f?token=1"), target, patience=limits, identity="drive:1")
     page = shelf.put("/f?token=2", CONTENT)
     assert transfer(shelf.url("/f?token=2"), target, patience=QUICK, identity="drive:1")

@@ -1,0 +1,379 @@
+"""The stage `download`: own folders, published items, one screen when something is missing, nothing twice."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import acquisition_miniature as miniature
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomdino.acquisition import acquire as acquire_module
+from anomdino.acquisition import locking
+from anomdino.acquisition.acquire import acquire, plan, store_of
+from anomdino.acquisition.fill import fill
+from anomdino.acquisition.locking import exclusive
+from anomdino.acquisition.registry import load_registry
+from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
+from anomdino.config.data import DataConfig
+from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
+from anomdino.io.images import read_label
+from anomdino.io.listing import list_images
+from anomdino.protocol import mark_evaluation_only
+
+SIZE = (24, 32)
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int, int]]:
+    return {
+        path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size, path.stat().st_ino)
+        for path in root.rglob("*")
+        if path.is_file() and ".download.lock" not in path.name
+    }
+
+
+def write_pair(root: Path, key: str, values: np.ndarray, labels: str = "labels") -> None:
+    for name, array in (("images", np.full((*SIZE, 3), 90, np.uint8)), (labels, values)):
+        path = root / name / f"{key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    root = tmp_path / "own"
+    for number in range(12):
+        write_pair(root / "inlier/train", f"a/{number:02d}", np.full(SIZE, number % 19, np.uint8))
+    mask = np.zeros(SIZE, np.uint8)
+    mask[4:9, 4:9] = 1
+    write_pair(root / "outliers", "cup", mask, "masks")
+    write_pair(root / "bench", "frame", np.zeros(SIZE, np.uint8))
+    return root
+
+
+def folder_config(own: Path, **changes: object) -> DataConfig:
+    block = {
+        "inlier": str(own / "inlier"),
+        "outliers": str(own / "outliers"),
+        "benchmarks": {"mine": str(own / "bench")},
+    }
+    return DataConfig(source="folder", folder={**block, **changes})
+
+
+class TestFolder:
+    def test_everything_in_its_place(self, own, tmp_path):
+        counts = fill(folder_config(own), tmp_path / "data")
+        assert counts["inlier/train"] + counts["inlier/val"] == 12
+        assert counts["inlier/val"] >= 1
+        assert counts["outliers"] == 1
+        data = tmp_path / "data"
+        train, val = (set(list_images(data / "inlier" / split / "images")) for split in ("train", "val"))
+        assert not train & val
+        assert train == set(list_images(data / "inlier/train/labels"))
+        assert set(np.unique(read_label(data / "outliers/masks/cup.png"))) == {0, 255}
+        assert (data / "val/mine/EVALUATION_ONLY").is_file()
+        assert (data / "weights").is_dir()
+
+    def test_a_given_validation_part_is_used(self, own, tmp_path):
+        write_pair(own / "inlier/val", "v", np.zeros(SIZE, np.uint8))
+        counts = fill(folder_config(own), tmp_path / "data")
+        assert (counts["inlier/train"], counts["inlier/val"]) == (12, 1)
+
+    def test_a_second_run_touches_nothing(self, own, tmp_path):
+        first = fill(folder_config(own), tmp_path / "data")
+        before = snapshot(tmp_path / "data")
+        assert fill(folder_config(own), tmp_path / "data") == first
+        assert snapshot(tmp_path / "data") == before
+
+    def test_a_changed_source_is_imported_again(self, own, tmp_path):
+        fill(folder_config(own), tmp_path / "data")
+        write_pair(own / "inlier/train", "new", np.zeros(SIZE, np.uint8))
+        assert (
+            sum(fill(folder_config(own), tmp_path / "data")[f"inlier/{one}"] for one in ("train", "val"))
+            == 13
+        )
+
+    def test_lost_outputs_are_made_again(self, own, tmp_path):
+        fill(folder_config(own), tmp_path / "data")
+        shutil.rmtree(tmp_path / "data/inlier")
+        fill(folder_config(own), tmp_path / "data")
+        assert (tmp_path / "data/inlier/train/images").is_dir()
+
+    def test_the_users_files_are_copied_not_linked(self, own, tmp_path):
+        before = snapshot(own)
+        fill(folder_config(own), tmp_path / "data")
+        assert snapshot(own) == before
+        assert all(path.stat().st_nlink == 1 for path in (tmp_path / "data").rglob("*.png"))
+
+    def test_read_only_outputs_are_replaced(self, own, tmp_path):
+        """DVC makes outputs that it linked from its cache read-only."""
+        fill(folder_config(own), tmp_path / "data")
+        for path in (tmp_path / "data").rglob("*.png"):
+            path.chmod(0o444)
+        write_pair(own / "inlier/train", "new", np.zeros(SIZE, np.uint8))
+        fill(folder_config(own), tmp_path / "data")
+
+    @pytest.mark.parametrize("value", [19, 33, 254])
+    def test_labels_that_are_no_train_ids(self, own, tmp_path, value):
+        write_pair(own / "inlier/train", "bad", np.full(SIZE, value, np.uint8))
+        with pytest.raises(DataError, match=rf"bad.png: has label values .*{{{value}: {SIZE[0] * SIZE[1]}}}"):
+            fill(folder_config(own), tmp_path / "data")
+
+    def test_all_bad_files_are_listed_and_nothing_is_written(self, own, tmp_path):
+        fill(folder_config(own), tmp_path / "data")
+        before = snapshot(tmp_path / "data")
+        (own / "inlier/train/images/a/01.png").write_bytes(b"")
+        path = own / "inlier/train/images/a/02.png"
+        path.write_bytes(path.read_bytes()[:-30])
+        Image.fromarray(np.zeros((5, 5), np.uint8)).save(own / "inlier/train/labels/a/03.png")
+        with pytest.raises(DataError) as caught:
+            fill(folder_config(own), tmp_path / "data")
+        text = str(caught.value)
+        for words in (
+            "3 files cannot be used",
+            "01.png: is empty",
+            "02.png: is truncated",
+            "03.png: is (5, 5)",
+        ):
+            assert words in text
+        assert snapshot(tmp_path / "data") == before
+
+    def test_missing_partners(self, own, tmp_path):
+        (own / "inlier/train/labels/a/05.png").unlink()
+        with pytest.raises(DataError, match="1 image without label: a/05"):
+            fill(folder_config(own), tmp_path / "data")
+
+    def test_an_empty_mask(self, own, tmp_path):
+        write_pair(own / "outliers", "nothing", np.zeros(SIZE, np.uint8), "masks")
+        with pytest.raises(DataError, match="no object mask"):
+            fill(folder_config(own), tmp_path / "data")
+
+    def test_evaluation_data_is_refused_for_training(self, own, tmp_path):
+        mark_evaluation_only(own / "inlier")
+        with pytest.raises(ProtocolError):
+            fill(folder_config(own), tmp_path / "data")
+
+    @pytest.mark.parametrize("change", [{"inlier": "/nowhere"}, {"benchmarks": {"b": "/nowhere"}}])
+    def test_a_folder_that_is_not_there(self, own, tmp_path, change):
+        with pytest.raises(DataError, match="/nowhere is not a folder"):
+            fill(folder_config(own, **change), tmp_path / "data")
+
+    def test_no_folder_at_all(self, tmp_path):
+        with pytest.raises(DataError, match="names no folder"):
+            fill(DataConfig(source="folder"), tmp_path / "data")
+
+    def test_a_full_disk_keeps_what_was_there(self, own, tmp_path, monkeypatch):
+        fill(folder_config(own), tmp_path / "data")
+        before = snapshot(tmp_path / "data")
+        write_pair(own / "inlier/train", "new", np.zeros(SIZE, np.uint8))
+        calls = iter(range(10_000))
+        original = os.replace
+
+        def full(source, target):
+            if next(calls) == 7:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(source, target)
+
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(DiskError) as caught:
+            fill(folder_config(own), tmp_path / "data")
+        assert caught.value.exit_code == 3
+        monkeypatch.undo()
+        assert snapshot(tmp_path / "data") == before
+        assert not list((tmp_path / "data").glob(".*.staging"))
+
+    def test_leftovers_of_a_killed_run_are_removed(self, own, tmp_path):
+        leftover = tmp_path / "data/.parts.0123456789ab.staging"
+        (leftover / "inlier").mkdir(parents=True)
+        fill(folder_config(own), tmp_path / "data")
+        assert not leftover.exists()
+
+
+class TestRegistry:
+    @pytest.fixture(autouse=True)
+    def _there(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+    @pytest.fixture
+    def published(self, tmp_path) -> Path:
+        miniature.write_published(tmp_path / "hand")
+        return tmp_path / "hand"
+
+    @pytest.fixture
+    def mini(self, monkeypatch):
+        registry = miniature.miniature_registry()
+        monkeypatch.setattr(acquire_module, "load_registry", lambda *_: registry)
+        return registry
+
+    def config(self, **changes: object) -> DataConfig:
+        block = {"from_dir": "hand", "downloads": "data/downloads", "offline": True}
+        return DataConfig(source="registry", registry={**block, **changes})
+
+    def test_the_paper_profile_from_files_got_by_hand(self, published, mini, tmp_path):
+        counts = fill(self.config(), tmp_path / "data")
+        assert counts["inlier/train"] == miniature.TRAIN
+        assert counts["outliers"] == 3
+        assert counts["val/AnomalyTrack"] == 3
+        weights = {path.name for path in (tmp_path / "data/weights").iterdir()}
+        assert {"rev3.pth", "cityscapes_best.pth", "bert-base-uncased"} <= weights
+        assert not list((tmp_path / "data/downloads").glob("*.unpacked"))
+
+    def test_a_second_run_touches_nothing(self, published, mini, tmp_path):
+        fill(self.config(), tmp_path / "data")
+        before = snapshot(tmp_path / "data")
+        fill(self.config(), tmp_path / "data")
+        assert snapshot(tmp_path / "data") == before
+
+    def test_outputs_removed_by_dvc_come_back_from_the_downloads(self, published, mini, tmp_path):
+        fill(self.config(), tmp_path / "data")
+        shutil.rmtree(published)
+        published.mkdir()
+        shutil.rmtree(tmp_path / "data/outliers")
+        assert fill(self.config(), tmp_path / "data")["outliers"] == 3
+
+    def test_kept_archives_are_not_unpacked_again(self, published, mini, tmp_path):
+        fill(self.config(items=["camvid"], keep_unpacked=True), tmp_path / "data")
+        folder = tmp_path / "data/downloads/camvid_indexed.unpacked"
+        before = snapshot(folder)
+        shutil.rmtree(tmp_path / "data/inlier")
+        fill(self.config(items=["camvid"], keep_unpacked=True), tmp_path / "data")
+        assert {name: one[:2] for name, one in snapshot(folder).items()} == {
+            n: o[:2] for n, o in before.items()
+        }
+
+    def test_without_network_one_screen_says_what_is_missing(self, tmp_path):
+        started = time.monotonic()
+        with pytest.raises(DataError) as caught:
+            fill(DataConfig(source="registry", registry={"offline": True}), tmp_path / "data")
+        assert time.monotonic() - started < 3
+        text = str(caught.value)
+        for name in PAPER_ITEMS:
+            assert f"  {name} (" in text
+        for words in (
+            "11.2 GB",
+            "19.6 GB",
+            "register on the web site",
+            "cityscapes-dataset.com/downloads",
+            "from_dir",
+        ):
+            assert words in text
+        assert len(text.splitlines()) <= 40
+        assert not (tmp_path / "data/inlier").exists()
+
+    def test_only_what_is_missing_is_listed(self, published, mini, tmp_path):
+        (published / "rev3.pth").unlink()
+        with pytest.raises(DataError) as caught:
+            fill(self.config(), tmp_path / "data")
+        assert "1 items cannot be had" in str(caught.value)
+        assert "rpl_corocl" in str(caught.value)
+        assert "Not missing: cityscapes" in str(caught.value)
+
+    def test_nothing_is_downloaded_while_something_is_missing(self, shelf, tmp_path):
+        registry = miniature.miniature_registry(shelf.address)
+        pages = [
+            shelf.put(f"/{registry.files[file].name}", content)
+            for file, content in miniature.published_files().items()
+        ]
+        shelf.pages.pop("/rev3.pth")
+        sources = load_registry().files["cityscapes_images"].sources
+        by_hand = registry.files["rpl_corocl"].model_copy(update={"sources": sources})
+        registry = registry.model_copy(update={"files": {**registry.files, "rpl_corocl": by_hand}})
+        with pytest.raises(DataError, match="rpl_corocl"):
+            acquire(RegistryConfig(downloads="store"), tmp_path / "out", registry)
+        assert not any(page.requests for page in pages)
+
+    def test_everything_over_http(self, shelf, tmp_path):
+        registry = miniature.miniature_registry(shelf.address)
+        for file, content in miniature.published_files().items():
+            cuts = [len(content) // 2] if file == "cityscapes_images" else []
+            shelf.put(f"/{registry.files[file].name}", content, cuts=cuts)
+        counts = acquire(RegistryConfig(downloads="store"), tmp_path / "out", registry)
+        assert counts["inlier/train"] == miniature.TRAIN
+        assert counts["weights/bert-base-uncased"] == 5
+
+    def test_a_set_with_two_forms_is_taken_in_the_form_that_is_here(self, tmp_path):
+        miniature.write_published(tmp_path / "hand", {"camvid_images", "camvid_labels"})
+        config = RegistryConfig(items=["camvid"], from_dir="hand", offline=True)
+        (one,) = plan(miniature.miniature_registry(), ["camvid"], store_of(config), offline=True)
+        assert one.bundle == 1
+        assert set(one.files.values()) == {"by hand"}
+
+    def test_a_failing_item_leaves_the_earlier_outputs(self, published, mini, tmp_path):
+        fill(self.config(items=["camvid"]), tmp_path / "data")
+        before = snapshot(tmp_path / "data/inlier")
+        (published / "gtFine_trainvaltest.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+        with pytest.raises(DataError):
+            fill(self.config(items=["cityscapes"]), tmp_path / "data")
+        assert snapshot(tmp_path / "data/inlier") == before
+
+
+class TestLock:
+    def test_a_second_run_is_told_who_holds_the_lock(self, own, tmp_path, monkeypatch):
+        monkeypatch.setattr(locking, "WAIT", 0.1)
+        with exclusive(tmp_path / "data/.download.lock"), pytest.raises(DataError) as caught:
+            fill(folder_config(own), tmp_path / "data")
+        assert f"process {os.getpid()} on " in str(caught.value)
+
+    def test_the_lock_of_a_killed_process_is_free(self, tmp_path):
+        lock = tmp_path / "lock"
+        code = (
+            "import sys, time\nfrom pathlib import Path\nfrom anomdino.acquisition.locking import exclusive\n"
+            "with exclusive(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        )
+        root = Path(__file__).parents[2]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True, cwd=root
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match=f"process {process.pid} on"), exclusive(lock, wait=0.1):
+            pass
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        with exclusive(lock, wait=1):
+            pass
+
+    def test_a_waiting_run_goes_on_when_the_lock_is_free(self, tmp_path):
+        lock = tmp_path / "lock"
+        entered = threading.Event()
+        ready = threading.Event()
+
+        def hold() -> None:
+            with exclusive(lock):
+                ready.set()
+                entered.wait(0.3)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        ready.wait()
+        with exclusive(lock, wait=5):
+            pass
+        thread.join()
+
+
+def test_the_schema_names_the_registered_items():
+    assert set(load_registry().items) == set(
+        RegistryConfig.model_fields["items"].annotation.__args__[0].__args__
+    )
+
+
+def test_unknown_items_are_refused():
+    with pytest.raises(ConfigError, match="'nothing' is unknown"):
+        load_registry().item("nothing")
+
+
+def test_a_damaged_registry_file_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("files: {}\nitems: {a: 1}\n")
+    with pytest.raises(ConfigError, match="is no registry"):
+        load_registry(tmp_path / "r.yaml")
+    with pytest.raises(ConfigError):
+        load_registry(tmp_path / "absent.yaml")
