@@ -1,0 +1,292 @@
+"""The composed training set: outlier objects pasted into inlier scenes, written image by image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.config.compose import ComposeConfig
+from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, denormalise, mix_rpl, paste_objects
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME
+from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.listing import list_images, pair_by_key
+from anomdino.progress import track
+from anomdino.protocol import refuse_evaluation_data
+from anomdino.seeding import derive_seed, rng
+
+_CACHED_FILES = 64
+_RPL_SIZE = 700
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is composed.
+
+    Attributes:
+        scenes: ``(key, image, closed-set label)`` of inlier scenes, sorted by key.
+        objects: ``(key, image, mask)`` of outlier objects, sorted by key.
+    """
+
+    scenes: tuple[tuple[str, Path, Path], ...]
+    objects: tuple[tuple[str, Path, Path], ...]
+
+    @staticmethod
+    def read(inlier: Path, outliers: Path) -> Sources:
+        """List inlier scenes (``images/``, ``labels/``) and outlier objects (``images/``, ``masks/``).
+
+        Raises:
+            ProtocolError: One of them is evaluation data.
+            DataError: A folder is missing or empty, or partners are missing.
+        """
+        refuse_evaluation_data(inlier, outliers)
+        scenes = pair_by_key(list_images(inlier / "images"), list_images(inlier / "labels"))
+        objects = pair_by_key(list_images(outliers / "images"), list_images(outliers / "masks"), ("image", "mask"))
+        for found, folder in ((scenes, inlier), (objects, outliers)):
+            if not found:
+                raise DataError(folder, "holds no images", "run the download stage first: `dvc repro download`")
+        return Sources(tuple(scenes), tuple(objects))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to compose: its number, its scene, and the part of the set it belongs to."""
+
+    number: int
+    scene: int
+    split: str
+
+    @property
+    def key(self) -> str:
+        """Key of the composed image."""
+        return f"{self.number:05d}"
+
+
+def plan_items(config: ComposeConfig, scenes: int, seed: int) -> list[Item]:
+    """Deal the scenes out in rounds, each round in another order; a scene is in one part of the set alone.
+
+    Args:
+        config: Count and share of the held-out part.
+        scenes: Number of inlier scenes.
+        seed: Root of the random numbers.
+    """
+    order = rng(seed, "compose", "split").permutation(scenes)
+    held_out = set(order[: max(1, round(config.val_fraction * scenes))].tolist()) if scenes > 1 else set()
+    items: list[Item] = []
+    for round_number in range(math.ceil(config.count / scenes)):
+        for scene in rng(seed, "compose", "round", round_number).permutation(scenes).tolist():
+            if len(items) < config.count:
+                items.append(Item(len(items), scene, "val" if scene in held_out else "train"))
+    return items
+
+
+def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out: Path) -> dict[str, int]:
+    """Write the composed set: ``offline_dataset/``, ``offline_dataset_label/`` and ``ood.json``.
+
+    Labels are 0 for in-distribution, 1 for pasted objects, 255 for the soft rim of an object and for pixels that the
+    scene's own label leaves open. Item i depends on the seed, the parameters and i alone, so that the number of
+    processes does not matter. Finished items of an interrupted run with the same parameters are kept.
+
+    Args:
+        config: Parameters.
+        seed: Root of the random numbers.
+        inlier: Folder with ``images/`` and ``labels/``.
+        outliers: Folder with ``images/`` and ``masks/``.
+        out: Folder of the training set.
+
+    Returns:
+        Counts: images, objects, images_without_objects, kept.
+
+    Raises:
+        ProtocolError: A source is evaluation data.
+        DataError: Sources are missing, damaged, or do not pair.
+    """
+    sources = Sources.read(inlier, outliers)
+    items = plan_items(config, len(sources.scenes), seed)
+    notes = out / ".compose" / _digest(config, seed, sources)
+    _forget_other_runs(out, notes, {item.key for item in items})
+    work = partial(_compose_item, config, seed, sources, out, notes)
+    workers = min(config.workers or os.cpu_count() or 1, len(items))
+    if workers == 1:
+        records = [work(item) for item in track(items, "compose")]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            records = list(track(pool.map(work, items, chunksize=4), "compose", total=len(items)))
+    atomic_write_json(out / "ood.json", to_coco(records), indent=None)
+    for note in sorted((out / ".compose").rglob("*.json")):
+        note.unlink()
+    notes.rmdir()
+    (out / ".compose").rmdir()
+    empty = sum(not record["boxes"] for record in records)
+    return {
+        "images": len(records),
+        "objects": sum(len(record["boxes"]) for record in records),
+        "images_without_objects": empty,
+        "kept": sum(bool(record["kept"]) for record in records),
+    }
+
+
+def to_coco(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Give the records of composed images as COCO detection JSON, one annotation an object."""
+    images, annotations = [], []
+    for record in records:
+        images.append({name: record[name] for name in ("id", "file_name", "height", "width", "source", "split")})
+        for (x0, y0, x1, y1), area in zip(record["boxes"], record["areas"], strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["id"],
+                    "category_id": CATEGORY_ID,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": CATEGORY_ID, "name": CATEGORY_NAME}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def paste_rules(config: ComposeConfig) -> PasteRules:
+    """Give the parameters of the block ``compose`` as rules of :func:`anomdino.data.mixing.paste_objects`."""
+    return replace(
+        PasteRules(),
+        scale=config.scale,
+        height=(config.height_min, config.height_max),
+        ground_height=(config.ground_height_min, config.ground_height_max),
+        edges=config.edges,
+        match=(0.0, config.match),
+        jitter=config.jitter,
+        shadow=config.shadow,
+    )
+
+
+def _compose_item(
+    config: ComposeConfig, seed: int, sources: Sources, out: Path, notes: Path, item: Item
+) -> dict[str, Any]:
+    note = notes / f"{item.key}.json"
+    image_path, label_path = (out / folder / f"{item.key}.png" for folder in ("offline_dataset", "offline_dataset_label"))
+    if note.is_file() and image_path.is_file() and label_path.is_file():
+        return {**json.loads(note.read_text(encoding="utf-8")), "kept": True}
+    key, scene_path, scene_label_path = sources.scenes[item.scene]
+    scene, label = read_image(scene_path), read_label(scene_label_path)
+    if scene.shape[:2] != label.shape:
+        raise DataError(scene_label_path, f"is {label.shape}, its image is {scene.shape[:2]} (H, W)", "")
+    image, mixed, boxes, areas = _mixed(config, seed, sources, item, scene, label)
+    truth = np.zeros(mixed.shape, np.uint8)
+    truth[mixed == OUTLIER] = 1
+    truth[mixed == VOID] = VOID
+    write_png(image_path, image, config.png_compression)
+    write_png(label_path, truth, config.png_compression)
+    record = {
+        "id": item.number + 1,
+        "file_name": image_path.name,
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "source": key,
+        "split": item.split,
+        "boxes": boxes,
+        "areas": areas,
+    }
+    atomic_write_json(note, record, indent=None)
+    return {**record, "kept": False}
+
+
+def _mixed(
+    config: ComposeConfig,
+    seed: int,
+    sources: Sources,
+    item: Item,
+    scene: npt.NDArray[np.uint8],
+    label: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[list[int]], list[int]]:
+    generator = rng(seed, "compose", "item", item.number)
+    bare = bool(generator.random() < config.empty)
+    if config.rule == "rpl":
+        chosen = _cutout(*sources.objects[int(generator.integers(len(sources.objects)))][1:])
+        draws = random.Random(derive_seed(seed, "compose", "rpl", item.number))
+        mix = mix_rpl(scene, label, chosen[0], chosen[1] & (not bare), draws, size=config.size or _RPL_SIZE)
+        return denormalise(mix.mixed_image), mix.mixed_label, *_group_box(mix.mixed_label == OUTLIER)
+    if config.size:
+        scene, label = _random_crop(scene, label, config.size, generator)
+    count = 0 if bare else int(generator.integers(config.objects_min, config.objects_max + 1))
+    numbers = generator.choice(len(sources.objects), size=count, replace=count > len(sources.objects))
+    objects = [_cutout(*sources.objects[int(number)][1:]) for number in numbers]
+    pasted = paste_objects(scene, label, objects, generator, paste_rules(config))
+    boxes = [[int(v) for v in box] for box in pasted.boxes]
+    return pasted.image, pasted.label, boxes, [int(area) for area in pasted.areas]
+
+
+def _random_crop(
+    image: npt.NDArray[np.uint8], label: npt.NDArray[np.uint8], size: int, generator: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    height, width = label.shape
+    if height < size or width < size:
+        factor = size / min(height, width)
+        target = (max(size, round(width * factor)), max(size, round(height * factor)))
+        image = np.asarray(cv2.resize(image, target, interpolation=cv2.INTER_LINEAR), np.uint8)
+        label = np.asarray(cv2.resize(label, target, interpolation=cv2.INTER_NEAREST), np.uint8)
+        height, width = label.shape
+    top, left = int(generator.integers(height - size + 1)), int(generator.integers(width - size + 1))
+    window = np.s_[top : top + size, left : left + size]
+    return image[window], label[window]
+
+
+def _group_box(mask: npt.NDArray[np.bool_]) -> tuple[list[list[int]], list[int]]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return [], []
+    box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    return [box], [int(mask.sum())]
+
+
+@lru_cache(maxsize=_CACHED_FILES)
+def _cutout(image_path: Path, mask_path: Path) -> CutOut:
+    image, mask = read_image(image_path), read_label(mask_path)
+    if image.shape[:2] != mask.shape:
+        raise DataError(mask_path, f"is {mask.shape}, its image is {image.shape[:2]} (H, W)", "")
+    return image, mask > 127 if mask.max(initial=0) > 1 else mask > 0
+
+
+def _digest(config: ComposeConfig, seed: int, sources: Sources) -> str:
+    """Digest of all that the images depend on; the number of processes is not among it."""
+    listed = [
+        (key, *((path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+        for key, *paths in (*sources.scenes, *sources.objects)
+    ]
+    content = [config.model_dump(exclude={"workers"}), seed, listed]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _forget_other_runs(out: Path, notes: Path, keys: set[str]) -> None:
+    """Remove what runs with other parameters left behind, and notes of images that are gone."""
+    for note in (out / ".compose").glob("*/*.json") if (out / ".compose").is_dir() else ():
+        if note.parent != notes:
+            note.unlink()
+    for folder in (out / ".compose").glob("*") if (out / ".compose").is_dir() else ():
+        if folder != notes:
+            folder.rmdir()
+    kept = {note.stem for note in notes.glob("*.json")} & keys
+    for folder in ("offline_dataset", "offline_dataset_label"):
+        for path in (out / folder).glob("*.png"):
+            if path.stem not in kept:
+                path.unlink()
+    notes.mkdir(parents=True, exist_ok=True)
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
