@@ -121,7 +121,12 @@ def place(source: Path, target: Path, link: bool = False) -> None:
     """Put a file at ``target``: a hard link where ``link`` is set and the file system allows it, else a copy.
 
     Link only files that this project owns, never the user's: DVC makes linked files read-only.
+
+    Raises:
+        DataError: There is a file at ``target`` already: two items give the same one.
     """
+    if target.exists():
+        raise DataError(target, "is given by two items", "choose one of them in data.registry.items")
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
         try:

@@ -172,8 +172,7 @@ class Store:
     def _accept(self, file: RegisteredFile, verdict: Verdict) -> None:
         if self.recorded.record(file, verdict.size, verdict.sha256):
             log.warning(
-                "%s: its publisher gives no sha256; recorded %s in %s, which every later download must match "
-                "(commit that file)",
+                "%s: recorded sha256 %s in %s, as its publisher gives none; commit that file",
                 file.name,
                 verdict.sha256,
                 self.recorded.path,

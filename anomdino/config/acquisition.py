@@ -30,7 +30,9 @@ Item = Literal[
 PAPER_ITEMS: tuple[Item, ...] = (
     "cityscapes",
     "coco_outliers",
-    "s2m_val",
+    "road_anomaly",
+    "smiyc_anomaly_track",
+    "smiyc_obstacle_track",
     "rpl_corocl",
     "wide_resnet38_cityscapes",
     "mm_grounding_dino_t",

@@ -221,7 +221,7 @@ class TestRegistry:
         counts = fill(self.config(), tmp_path / "data")
         assert counts["inlier/train"] == miniature.TRAIN
         assert counts["outliers"] == 3
-        assert counts["val/AnomalyTrack"] == 3
+        assert counts["val/AnomalyTrack"] == 4
         weights = {path.name for path in (tmp_path / "data/weights").iterdir()}
         assert {"rev3.pth", "cityscapes_best.pth", "bert-base-uncased"} <= weights
         assert not list((tmp_path / "data/downloads").glob("*.unpacked"))
@@ -305,6 +305,10 @@ class TestRegistry:
         (one,) = plan(miniature.miniature_registry(), ["camvid"], store_of(config), offline=True)
         assert one.bundle == 1
         assert set(one.files.values()) == {"by hand"}
+
+    def test_two_items_that_give_the_same_set_are_refused(self, published, mini, tmp_path):
+        with pytest.raises(DataError, match="given by two items"):
+            fill(self.config(items=["s2m_val", "road_anomaly"]), tmp_path / "data")
 
     def test_a_failing_item_leaves_the_earlier_outputs(self, published, mini, tmp_path):
         fill(self.config(items=["camvid"]), tmp_path / "data")
