@@ -135,6 +135,14 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)
 
 
+def to_bytes(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Turn normalised images (B, 3, H, W) back into RGB bytes (B, H, W, 3): inverse of :func:`normalise`."""
+    mean = torch.tensor(IMAGENET_MEAN).mul(255)
+    std = torch.tensor(IMAGENET_STD).mul(255)
+    values = images.detach().cpu().permute(0, 2, 3, 1) * std + mean
+    return np.asarray(values.round().clamp(0, 255).byte().numpy(), np.uint8)
+
+
 def to_input(image: npt.NDArray[np.uint8]) -> Tensor:
     """Turn one image, uint8 (H, W, 3) RGB, into a batch of one: float32 (1, 3, H, W), normalised."""
     return normalise(torch.from_numpy(np.ascontiguousarray(image))[None])

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ from anomdino.protocol import refuse_evaluation_data
 from anomdino.scorer.base import (
     Scorer,
     ScorerSpec,
+    anomaly_score,
     build_scorer,
     load_scorer,
     load_strictly,
     save_scorer,
+    to_bytes,
 )
 from anomdino.scorer.dataset import (
     Batch,
@@ -36,11 +39,12 @@ from anomdino.scorer.dataset import (
     Sample,
     StepSampler,
     load_batches,
+    network_input,
     split_outliers,
 )
 from anomdino.scorer.distributed import World, joined_processes
 from anomdino.scorer.live import Live, open_live
-from anomdino.scorer.losses import VOID
+from anomdino.scorer.losses import OUTLIER, VOID
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.residual import DecoderScorer
 from anomdino.scorer.schedule import PolySchedule
@@ -123,10 +127,26 @@ class Trainer:
 
     def __init__(self, config: RplConfig, inlier: Path, outliers: Path, *, seed: int, world: World) -> None:
         self.config, self.seed, self.world = config, seed, world
-        allowed = [*range(config.num_classes), VOID]
-        self.scenes = ImagePairs(inlier / "train", "labels", allowed, config.cache_mb)
-        self.held_out = ImagePairs(inlier / "val", "labels", allowed, config.cache_mb // 4)
-        self.outliers = ImagePairs(outliers, "masks", None, config.cache_mb // 2)
+        self._inlier, self._outliers = inlier, outliers
+
+    @cached_property
+    def scenes(self) -> ImagePairs:
+        """Scenes that are trained on."""
+        return self._labelled("train", self.config.cache_mb)
+
+    @cached_property
+    def held_out(self) -> ImagePairs:
+        """Scenes of the training domain that are kept for validation."""
+        return self._labelled("val", self.config.cache_mb // 4)
+
+    @cached_property
+    def outliers(self) -> ImagePairs:
+        """Photos of foreign objects with their masks."""
+        return ImagePairs(self._outliers, "masks", None, self.config.cache_mb // 2)
+
+    def _labelled(self, split: str, cache_mb: int) -> ImagePairs:
+        allowed = [*range(self.config.num_classes), VOID]
+        return ImagePairs(self._inlier / split, "labels", allowed, cache_mb)
 
     def from_checkpoint(self) -> Trained:
         """Take a trained scorer as it is."""
@@ -149,6 +169,7 @@ class Trainer:
             "residual: AP %.3f on composed images (closed set: %.3f)", composed["ap"], composed["ap_closed"]
         )
         if live is not None:
+            self._show_samples(scorer, live)
             live.close()
         return Trained(scorer.eval(), quality, composed, history)
 
@@ -227,6 +248,9 @@ class Trainer:
         )
 
     def _composed(self, scorer: DecoderScorer) -> dict[str, float]:
+        return composed_quality(scorer, self._validation_batches(), self.world.device)
+
+    def _validation_batches(self) -> Iterable[Batch]:
         config = self.config.residual
         _, held = split_outliers(self.outliers, config.outlier_holdout, self.seed)
         dataset = OutlierCrops(
@@ -234,7 +258,22 @@ class Trainer:
         )
         batch = min(config.batch, config.validation_images)
         sampler = StepSampler(len(self.held_out), batch, max(1, config.validation_images // batch), self.seed)
-        return composed_quality(scorer, load_batches(dataset, sampler, 0), self.world.device)
+        return load_batches(dataset, sampler, 0)
+
+    def _show_samples(self, scorer: DecoderScorer, live: Live) -> None:
+        """Log overlays of the score on the first composed validation images."""
+        from anomdino.viz.overlay import draw_overlay
+        from anomdino.viz.score_views import common_range
+
+        batch = next(iter(self._validation_batches()))
+        inputs = network_input(batch.images)
+        with torch.inference_mode():
+            scores = anomaly_score(scorer.eval()(inputs.to(self.world.device))).cpu().numpy()
+        pictures = to_bytes(inputs)
+        span = common_range(list(scores), 1.0, 99.0)
+        for number, (picture, score, label) in enumerate(zip(pictures, scores, batch.labels, strict=True)):
+            truth = np.where(label == VOID, VOID, label == OUTLIER).astype(np.uint8)
+            live.image(f"composed_{number}", draw_overlay(picture, score, span, truth=truth))
 
     def _loader(
         self,

@@ -115,6 +115,8 @@ def fit(
     average = WeightAverage(objective.scorer, plan.average)
     keeper = Keeper(folder, objective.scorer, optimiser, scaler, plan=plan, world=world, average=average)
     progress = keeper.resume()
+    for record in progress.history:
+        _tell(live, record)
     runner = world.parallel(objective)
     guard = FiniteGuard(plan.name, CHECK_EVERY.get(world.device.type, 1), keeper)
     meter = Meter()

@@ -18,6 +18,7 @@ from anomdino.scorer.base import (
     normalise,
     pixel_score,
     save_scorer,
+    to_bytes,
     to_input,
 )
 
@@ -47,6 +48,11 @@ def test_normalise_matches_the_formula_of_each_channel():
     expected = (image[2, 1] / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(tensor[0, :, 2, 1].numpy(), expected, rtol=1e-5)
     assert normalise(torch.zeros(2, 3, 4, 3, dtype=torch.uint8)).dtype == torch.float32
+
+
+def test_bytes_come_back_from_the_normalised_image():
+    image = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    assert np.array_equal(to_bytes(normalise(torch.from_numpy(image))), image)
 
 
 def test_scores_match_numpy_in_float64():

@@ -296,4 +296,6 @@ def test_live_curves_and_overlays(tiny_data, tmp_path):
     live = tmp_path / "x" / "live"
     assert (live / "plots" / "metrics" / "residual" / "loss.tsv").is_file()
     assert (live / "plots" / "metrics" / "closed_set" / "validation_loss.tsv").is_file()
+    overlays = sorted((live / "plots" / "images").iterdir())
+    assert [path.name for path in overlays] == [f"composed_{number}.png" for number in range(4)]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("dvc")]
