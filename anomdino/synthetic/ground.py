@@ -1,0 +1,280 @@
+"""The ground plane: asphalt, markings, kerbs, pavement, grass, and what lies flat on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.synthetic.camera import Camera, FloatArray
+from anomdino.synthetic.light import Light
+from anomdino.synthetic.noise import fractal, sample, tile
+
+ROAD, SIDEWALK, TERRAIN = 0, 1, 9
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Disc:
+    """Something round and flat on the road: manhole or puddle; metres."""
+
+    x: float
+    z: float
+    radius: float
+    stretch: float = 1.0
+    variant: int = 0
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Something rectangular and flat on the road: a patch, a crossing, a stop line; metres, grey as a factor."""
+
+    x0: float
+    x1: float
+    z0: float
+    z1: float
+    grey: float = 1.0
+
+
+@dataclass(frozen=True)
+class Road:
+    """How the ground is laid out and looks; metres.
+
+    Attributes:
+        half: half the width of the carriageway.
+        lanes: x of the dashed lines.
+        pavement: width of the pavement on the (left, right); 0 for none.
+        asphalt: RGB.
+        paving: RGB of the pavement.
+        grass: RGB beyond the pavement.
+        marking: RGB of the paint.
+        worn: 0 fresh .. 1 nearly gone paint.
+        edge_lines: whether solid lines run along the kerbs.
+        phase: offset of dashes and textures.
+        slab: side of the paving slabs.
+        cracks: strength of cracks, 0 .. 1.
+        variant: which noise is used.
+        manholes, puddles: discs.
+        patches: mended asphalt.
+        crossings: bars of paint across the road (zebra).
+        bands: whole-width coloured surfacing.
+        band_colour: RGB of `bands`.
+        arrows: x, z of painted arrows.
+    """
+
+    half: float
+    lanes: tuple[float, ...]
+    pavement: tuple[float, float]
+    asphalt: tuple[float, float, float]
+    paving: tuple[float, float, float]
+    grass: tuple[float, float, float]
+    marking: tuple[float, float, float]
+    worn: float
+    edge_lines: bool
+    phase: float
+    slab: float
+    cracks: float
+    variant: int
+    manholes: tuple[Disc, ...] = ()
+    puddles: tuple[Disc, ...] = ()
+    patches: tuple[Rectangle, ...] = ()
+    crossings: tuple[Rectangle, ...] = ()
+    bands: tuple[Rectangle, ...] = ()
+    band_colour: tuple[float, float, float] = (140.0, 70.0, 60.0)
+    arrows: tuple[tuple[float, float], ...] = field(default=())
+
+
+def draw_road(rng: np.random.Generator, clutter: float) -> Road:
+    """Draw a road.
+
+    Args:
+        rng: source of chance.
+        clutter: expected number of manholes, puddles and patches each; more is harder.
+    """
+    count = int(rng.choice([2, 2, 2, 3, 4]))
+    lane = rng.uniform(2.9, 3.6)
+    half = count * lane / 2 + rng.uniform(0.1, 0.7)
+    grey = rng.uniform(62, 128)
+    warmth = rng.normal(0, 3)
+    paving = rng.uniform(105, 165)
+    hue = rng.normal(0, 5)
+    yellow = rng.random() < 0.15
+    green = np.array([84, 104, 52]) * rng.uniform(0.75, 1.25) + rng.normal(0, 8, 3)
+    return Road(
+        half=half,
+        lanes=tuple(-count * lane / 2 + lane * index for index in range(1, count)),
+        pavement=(_pavement(rng), _pavement(rng)),
+        asphalt=(grey + warmth, grey, grey - warmth + rng.normal(0, 2)),
+        paving=(paving + hue, paving, paving - hue - 4),
+        grass=(float(green[0]), float(green[1]), float(green[2])),
+        marking=(225.0, 190.0, 80.0) if yellow else (222.0, 222.0, 218.0),
+        worn=rng.uniform(0.0, 0.75),
+        edge_lines=rng.random() < 0.6,
+        phase=rng.uniform(0, 100),
+        slab=rng.choice([0.5, 0.8, 1.2]),
+        cracks=rng.uniform(0, 1) ** 2,
+        variant=int(rng.integers(4)),
+        manholes=tuple(
+            Disc(rng.uniform(-0.8, 0.8) * half, rng.uniform(4, 28), rng.uniform(0.28, 0.4), 1.0, int(rng.integers(3)))
+            for _ in range(rng.poisson(clutter))
+        ),
+        puddles=tuple(
+            Disc(rng.uniform(-0.9, 0.9) * half, rng.uniform(5, 25), rng.uniform(0.4, 1.3), rng.uniform(1, 2.5), 0)
+            for _ in range(rng.poisson(0.7 * clutter))
+        ),
+        patches=tuple(_patch(rng, half) for _ in range(rng.poisson(clutter))),
+        crossings=_crossing(rng, half) if rng.random() < 0.1 + 0.06 * clutter else (),
+        bands=(_band(rng, half, lane),) if rng.random() < 0.05 + 0.04 * clutter else (),
+        band_colour=((150.0, 72.0, 62.0), (84.0, 120.0, 84.0), (80.0, 98.0, 134.0))[int(rng.integers(3))],
+        arrows=tuple(
+            (-count * lane / 2 + lane * (rng.integers(count) + 0.5), rng.uniform(7, 22))
+            for _ in range(rng.poisson(0.25))
+        ),
+    )
+
+
+def _pavement(rng: np.random.Generator) -> float:
+    return 0.0 if rng.random() < 0.15 else float(rng.uniform(1.5, 4.5))
+
+
+def _patch(rng: np.random.Generator, half: float) -> Rectangle:
+    x, z = rng.uniform(-0.9, 0.9) * half, rng.uniform(4, 30)
+    across, along = rng.uniform(0.4, 1.6), rng.uniform(0.8, 6)
+    return Rectangle(x - across, x + across, z, z + along, rng.choice([rng.uniform(0.55, 0.85), rng.uniform(1.12, 1.4)]))
+
+
+def _crossing(rng: np.random.Generator, half: float) -> tuple[Rectangle, ...]:
+    z, depth = rng.uniform(6, 20), rng.uniform(2.5, 4)
+    return tuple(Rectangle(x, x + 0.5, z, z + depth) for x in np.arange(-half + 0.3, half - 0.5, 1.0))
+
+
+def _band(rng: np.random.Generator, half: float, lane: float) -> Rectangle:
+    if rng.random() < 0.5:
+        return Rectangle(half - lane, half, 0, 200)
+    z = rng.uniform(6, 16)
+    return Rectangle(-half, half, z, z + rng.uniform(2, 8))
+
+
+def paint_ground(camera: Camera, road: Road, light: Light) -> tuple[int, FloatArray, UInt8Array, FloatArray]:
+    """Paint the ground as every pixel sees it.
+
+    Returns:
+        First row of the ground, colour (h, W, 3) float32 0..255 before shadows, label (h, W) uint8, depth (h, W) float32.
+    """
+    first, x, z = camera.ground_grid()
+    footprint = np.maximum(z / camera.focal, 1e-4)
+    along = np.maximum(z * z / (camera.focal * camera.eye), 1e-4)
+    fine_fade = np.clip(0.06 / along, 0, 1)
+    u, v = (x + road.phase) / 9.0, (z + 3 * road.phase) / 9.0
+    grain = sample(tile(9, road.variant), u * 2.3, v * 2.3) * fine_fade
+    mottle = sample(fractal(2, 6, road.variant), u * 0.35, v * 0.12)
+
+    distance = np.abs(x)
+    left = x < 0
+    pavement_width = np.where(left, np.float32(road.pavement[0]), np.float32(road.pavement[1]))
+    beyond = distance - road.half
+    on_road = beyond < 0
+    on_pavement = ~on_road & (beyond < pavement_width)
+    label = np.where(on_road, ROAD, np.where(on_pavement, SIDEWALK, TERRAIN)).astype(np.uint8)
+
+    colour = np.empty((*x.shape, 3), dtype=np.float32)
+    tone = _asphalt(road, x, z, mottle, grain)
+    colour[:] = tone[..., None] * np.asarray(road.asphalt, dtype=np.float32)
+    _paint_bands(colour, road, x, z, tone)
+    _paint_marks(colour, road, x, z, footprint, along)
+    _paint_manholes(colour, road, x, z)
+    _paint_puddles(colour, road, x, z, light, on_road)
+    if light.wet > 0.3:
+        shine = np.clip(0.25 + 0.2 * mottle, 0, 0.7) * np.float32(0.6 * light.wet)
+        colour += shine[..., None] * (0.8 * np.asarray(light.haze, dtype=np.float32) - colour)
+
+    joint = _joints(x, z, road.slab, footprint, along)
+    paving = (1 + 0.05 * mottle + 0.05 * grain - 0.25 * joint)[..., None] * np.asarray(road.paving, dtype=np.float32)
+    blades = sample(fractal(5, 9, 1), u * 0.8, v * 0.5)
+    grass = np.asarray(road.grass, dtype=np.float32) * (1 + 0.16 * mottle + 0.2 * blades * np.clip(fine_fade + 0.2, 0, 1))[..., None]
+    colour = np.where(on_road[..., None], colour, np.where(on_pavement[..., None], paving, grass))
+    kerb = np.clip(0.5 + (0.09 - np.abs(beyond - 0.09)) / footprint, 0, 1) * (pavement_width > 0)
+    stones = 0.92 + 0.12 * (np.mod(z + road.phase, 1.0) > 0.04)
+    colour += kerb[..., None] * ((stones * 170)[..., None] - colour)
+    return first, colour, label, z
+
+
+def _asphalt(road: Road, x: FloatArray, z: FloatArray, mottle: FloatArray, grain: FloatArray) -> FloatArray:
+    lane = 3.2
+    track = np.abs(np.mod(x + road.half, lane) - lane / 2)
+    tone = 1 + 0.05 * mottle + 0.07 * grain - 0.06 * np.exp(-(((track - 0.8) / 0.35) ** 2))
+    if road.cracks > 0.15:
+        vein = sample(fractal(4, 8, road.variant + 1), (x + road.phase) / 23, (z + road.phase) / 23)
+        region = sample(tile(2, road.variant + 2), (x + road.phase) / 50, (z + road.phase) / 50) > 0.4
+        width = 0.03 + 0.5 * np.minimum(z / 200, 0.2)
+        tone = tone - 0.3 * road.cracks * region * (np.abs(vein) < width) * np.clip(12 / z, 0, 1)
+    for patch in road.patches:
+        inside = (x > patch.x0) & (x < patch.x1) & (z > patch.z0) & (z < patch.z1)
+        tone = np.where(inside, tone * np.float32(patch.grey), tone)
+    return np.asarray(tone, dtype=np.float32)
+
+
+def _paint_bands(colour: FloatArray, road: Road, x: FloatArray, z: FloatArray, tone: FloatArray) -> None:
+    for band in road.bands:
+        inside = (x > band.x0) & (x < band.x1) & (z > band.z0) & (z < band.z1)
+        colour[inside] = tone[inside][:, None] * np.asarray(road.band_colour, dtype=np.float32)
+
+
+def _paint_marks(
+    colour: FloatArray, road: Road, x: FloatArray, z: FloatArray, footprint: FloatArray, along: FloatArray
+) -> None:
+    """Dashed lane lines, edge lines, crossings and arrows, with analytic anti-aliasing across."""
+    cover = np.zeros_like(x)
+    dash = np.where(along > 3, 0.4, np.mod(z + road.phase, 9.0) < 4.0)
+    for line in road.lanes:
+        cover = np.maximum(cover, dash * np.clip(0.5 + (0.07 - np.abs(x - line)) / footprint, 0, 1))
+    if road.edge_lines:
+        edge = np.abs(np.abs(x) - (road.half - 0.25))
+        cover = np.maximum(cover, np.clip(0.5 + (0.07 - edge) / footprint, 0, 1))
+    for bar in road.crossings:
+        across = np.clip(0.5 + (0.5 * (bar.x1 - bar.x0) - np.abs(x - 0.5 * (bar.x0 + bar.x1))) / footprint, 0, 1)
+        cover = np.maximum(cover, across * ((z > bar.z0) & (z < bar.z1)))
+    for arrow_x, arrow_z in road.arrows:
+        ahead, aside = z - arrow_z, np.abs(x - arrow_x)
+        shaft = (aside < 0.1) & (ahead > 0) & (ahead < 2.2)
+        head = (ahead >= 2.2) & (ahead < 3.6) & (aside < 0.45 * (3.6 - ahead) / 1.4)
+        cover = np.maximum(cover, (shaft | head).astype(np.float32))
+    wear = sample(fractal(4, 9, road.variant + 3), (x + road.phase) / 7, (z - road.phase) / 7)
+    paint = np.clip(0.95 - road.worn * np.clip(0.55 + 0.45 * wear, 0, 1), 0.05, 1)
+    amount = (cover * paint).astype(np.float32)
+    np.copyto(colour, colour + amount[..., None] * (np.asarray(road.marking, dtype=np.float32) - colour))
+
+
+def _paint_manholes(colour: FloatArray, road: Road, x: FloatArray, z: FloatArray) -> None:
+    for hole in road.manholes:
+        reach = np.hypot(x - hole.x, z - hole.z) / hole.radius
+        if hole.variant == 2:
+            reach = np.maximum(np.abs(x - hole.x), np.abs(z - hole.z)) / hole.radius
+        inside = reach < 1
+        if not inside.any():
+            continue
+        period = 0.1
+        relief = (np.mod(x[inside], period) < period / 2) ^ (np.mod(z[inside], period) < period / 2)
+        grey = np.where(reach[inside] > 0.85, 0.45, 0.62 + 0.16 * relief)
+        colour[inside] = grey[:, None] * np.asarray(road.asphalt, dtype=np.float32) + 6
+
+
+def _paint_puddles(
+    colour: FloatArray, road: Road, x: FloatArray, z: FloatArray, light: Light, on_road: npt.NDArray[np.bool_]
+) -> None:
+    for puddle in road.puddles:
+        wobble = sample(fractal(2, 5, road.variant), x / 11, z / 11)
+        reach = np.hypot(x - puddle.x, (z - puddle.z) / puddle.stretch) / puddle.radius + 0.22 * wobble
+        water = np.clip((1.0 - reach) * 6, 0, 1) * on_road
+        mirrored = 0.55 * np.asarray(light.sky, dtype=np.float32) + 0.35 * np.asarray(light.haze, dtype=np.float32)
+        ripple = 1 + 0.04 * wobble[..., None]
+        np.copyto(colour, colour + (0.75 * water)[..., None] * (mirrored * ripple * 0.85 - colour))
+
+
+def _joints(x: FloatArray, z: FloatArray, slab: float, footprint: FloatArray, along: FloatArray) -> FloatArray:
+    def lines(position: FloatArray, step: float, pixel: FloatArray) -> FloatArray:
+        away = np.abs(np.mod(position + step / 2, step) - step / 2)
+        return np.clip(0.5 + (0.012 - away) / pixel, 0, 1) * np.clip(step / (4 * pixel), 0, 1)
+
+    return np.maximum(lines(x, slab, footprint), lines(z, slab, along))

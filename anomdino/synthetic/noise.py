@@ -1,0 +1,48 @@
+"""Band-limited noise that tiles, the raw material of every texture."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+TILE = 512
+
+
+@lru_cache(maxsize=32)
+def tile(octave: int, variant: int = 0) -> FloatArray:
+    """Periodic value noise, float32 (512, 512), about zero mean and unit deviation.
+
+    Args:
+        octave: grid cells a side are 2 ** octave (1 .. 9); 9 is white noise.
+        variant: another pattern of the same kind.
+    """
+    cells = 2**octave
+    grid = np.random.default_rng((octave, variant, 4711)).standard_normal((cells, cells)).astype(np.float32)
+    if cells == TILE:
+        return grid
+    wrapped = np.pad(grid, 3, mode="wrap")
+    step = TILE // cells
+    large = cv2.resize(wrapped, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
+    smooth = large[3 * step : 3 * step + TILE, 3 * step : 3 * step + TILE]
+    return np.ascontiguousarray((smooth - smooth.mean()) / smooth.std())
+
+
+@lru_cache(maxsize=32)
+def fractal(first: int, last: int, variant: int = 0, decay: float = 0.6) -> FloatArray:
+    """Sum of octaves `first` .. `last`, amplitude times `decay` from one to the next; float32 (512, 512), unit deviation."""
+    total = np.zeros((TILE, TILE), dtype=np.float32)
+    for index, octave in enumerate(range(first, last + 1)):
+        total += decay**index * tile(octave, variant)
+    return np.ascontiguousarray(total / total.std())
+
+
+def sample(noise: FloatArray, u: FloatArray, v: FloatArray) -> FloatArray:
+    """Bilinear look-up with wrap-around; u, v float32 (H, W) in tiles (1.0 = one period)."""
+    x = np.mod(u, 1.0).astype(np.float32) * TILE
+    y = np.mod(v, 1.0).astype(np.float32) * TILE
+    return np.asarray(cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), dtype=np.float32)
