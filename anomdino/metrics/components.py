@@ -80,55 +80,59 @@ def frame_components(
     """
     if mask.shape != label.shape:
         raise ValueError(f"mask has shape {mask.shape}, label {label.shape}")
-    gt_map, gt_stats = _labelled(label == 1)
-    predicted_map, predicted_stats = _labelled(mask & (label != 255))
-    gt_area, predicted_area = gt_stats[:, cv2.CC_STAT_AREA], predicted_stats[:, cv2.CC_STAT_AREA]
-    gt_ids = np.flatnonzero(gt_area[1:] >= min_gt) + 1
-    predicted_ids = np.flatnonzero(predicted_area[1:] >= min_predicted) + 1
-    background_counts = label.size - int(gt_area[1:].sum()) >= min_gt
+    gt, predicted = _Labelled(label == 1), _Labelled(mask & (label != 255))
+    gt_ids = np.flatnonzero(gt.area[1:] >= min_gt) + 1
+    predicted_ids = np.flatnonzero(predicted.area[1:] >= min_predicted) + 1
+    background_counts = label.size - len(gt.where) >= min_gt
 
-    overlap, outside = _contingency(
-        gt_map,
-        predicted_map,
-        _ranks(gt_ids, len(gt_area)),
-        _ranks(predicted_ids, len(predicted_area)),
-        (len(gt_ids) + 2, len(predicted_ids) + 2),
-    )
-    gt_size = gt_area[gt_ids].astype(np.int64)
+    overlap, outside = _contingency(gt, predicted, gt_ids, predicted_ids)
+    gt_size = gt.area[gt_ids]
     predicted_size = overlap.sum(axis=0) + (outside if background_counts else 0)
     left = np.flatnonzero(predicted_size > 0)
     overlap, predicted_size, predicted_ids = overlap[:, left], predicted_size[left], predicted_ids[left]
     return FrameComponents(
-        gt=_compared(overlap, gt_size, predicted_size, _boxes(gt_stats[gt_ids])),
-        predicted=_compared(overlap.T, predicted_size, gt_size, _boxes(predicted_stats[predicted_ids])),
+        gt=_compared(overlap, gt_size, predicted_size, gt.boxes(gt_ids)),
+        predicted=_compared(overlap.T, predicted_size, gt_size, predicted.boxes(predicted_ids)),
     )
 
 
-def _labelled(mask: BoolImage) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    pixels = np.ascontiguousarray(mask).view(np.uint8)
-    _, ids, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8, ltype=cv2.CV_32S)
-    return np.asarray(ids, np.int32), np.asarray(stats, np.int32)
+class _Labelled:
+    """8-connected components of a mask; all work after labelling is on the mask's own pixels."""
 
+    def __init__(self, mask: BoolImage) -> None:
+        pixels = np.ascontiguousarray(mask)
+        count, ids = cv2.connectedComponents(pixels.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+        self.map = np.asarray(ids, np.int32).ravel()
+        self.width = mask.shape[1]
+        self.where = np.flatnonzero(pixels)
+        self.ids = self.map[self.where]
+        self.area = np.bincount(self.ids, minlength=count).astype(np.int64)
 
-def _boxes(stats: npt.NDArray[np.int32]) -> Int64:
-    x, y = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
-    return np.stack([x, y, x + stats[:, cv2.CC_STAT_WIDTH], y + stats[:, cv2.CC_STAT_HEIGHT]], axis=1).astype(
-        np.int64
-    )
+    def boxes(self, wanted: npt.NDArray[np.intp]) -> Int64:
+        """Boxes x0, y0, x1, y1, half-open, of some components."""
+        y, x = np.divmod(self.where, self.width)
+        sides = np.empty((4, len(self.area)), np.int64)
+        sides[:2], sides[2:] = np.iinfo(np.int64).max, -1
+        np.minimum.at(sides[0], self.ids, x)
+        np.minimum.at(sides[1], self.ids, y)
+        np.maximum.at(sides[2], self.ids, x + 1)
+        np.maximum.at(sides[3], self.ids, y + 1)
+        return sides[:, wanted].T
 
 
 def _contingency(
-    gt_map: npt.NDArray[np.int32],
-    predicted_map: npt.NDArray[np.int32],
-    gt_rank: Int64,
-    predicted_rank: Int64,
-    shape: tuple[int, int],
+    gt: _Labelled,
+    predicted: _Labelled,
+    gt_ids: npt.NDArray[np.intp],
+    predicted_ids: npt.NDArray[np.intp],
 ) -> tuple[Int64, Int64]:
     """Count pixels for each pair of kept components, (G, P), and of predicted ones on no anomaly, (P,)."""
-    where = np.flatnonzero(predicted_map)
-    code = gt_rank[gt_map.ravel()[where]] * shape[1] + predicted_rank[predicted_map.ravel()[where]]
-    table = np.bincount(code, minlength=shape[0] * shape[1]).astype(np.int64).reshape(shape)
-    return table[1:-1, 1:-1], table[0, 1:-1]
+    shape = (len(gt_ids) + 2, len(predicted_ids) + 2)
+    rows = _ranks(gt_ids, len(gt.area))[gt.map[predicted.where]]
+    columns = _ranks(predicted_ids, len(predicted.area))[predicted.ids]
+    table = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1])
+    counts = table.astype(np.int64).reshape(shape)
+    return counts[1:-1, 1:-1], counts[0, 1:-1]
 
 
 def _ranks(kept: npt.NDArray[np.intp], count: int) -> Int64:

@@ -23,6 +23,7 @@ class PixelMetrics:
         negatives: In-distribution pixels.
         ap_error: Largest possible distance of ``ap`` from the exact value.
         fpr95_error: The same for ``fpr95``.
+        auroc_error: The same for ``auroc``.
         reasons: Why a value is None, by the name of the value.
     """
 
@@ -35,6 +36,7 @@ class PixelMetrics:
     negatives: int
     ap_error: float = 0.0
     fpr95_error: float = 0.0
+    auroc_error: float = 0.0
     reasons: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

@@ -100,7 +100,14 @@ class StreamingPixels:
             return exact
         ap, ap_error = _average_precision(self._state)
         fpr95, fpr95_error = _fpr_at_recall(self._state, rule)
-        return replace(exact, ap=ap, ap_error=ap_error, fpr95=fpr95, fpr95_error=fpr95_error)
+        return replace(
+            exact,
+            ap=ap,
+            ap_error=ap_error,
+            fpr95=fpr95,
+            fpr95_error=fpr95_error,
+            auroc_error=_roc_error(self._state),
+        )
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -199,21 +206,71 @@ def _average_precision(state: _Intervals) -> tuple[float, float]:
     return value, max(upper - value, value - lower, 0.0)
 
 
+def _roc_error(state: _Intervals) -> float:
+    """Largest error of the trapezoid under the ROC curve: half of the pairs whose order is hidden."""
+    hidden = state.low != state.high
+    pairs = float((state.tp[hidden].astype(np.float64) * state.fp[hidden]).sum())
+    return pairs / (2.0 * float(state.tp.sum()) * float(state.fp.sum()))
+
+
 def _fpr_at_recall(state: _Intervals, rule: Fpr95Rule) -> tuple[float, float]:
     """FPR95, interpolated inside the interval where the recall is reached, and its largest error."""
-    p, n = state.tp[::-1], state.fp[::-1]
-    tp, fp = np.cumsum(p), np.cumsum(n)
-    positives, negatives = int(tp[-1]), int(fp[-1])
-    reach = int(np.searchsorted(tp / positives, RECALL))
-    tie = (state.low == state.high)[::-1]
-    if tie[reach] and rule == "closest":
-        before = Curve(np.zeros(len(tp)), tp, fp, positives, negatives).fpr_at_recall("closest")
-        neighbour = max(reach - 1, 0)
-        spread = 0.0 if tie[neighbour] else float(n[neighbour] / negatives)
-        return before, spread
-    if tie[reach]:
-        return float(fp[reach] / negatives), 0.0
-    needed = np.ceil(RECALL * positives) - (tp[reach] - p[reach])
-    start, share = float(fp[reach] - n[reach]), float(needed) / float(p[reach] + 1)
-    value = (start + n[reach] * share) / negatives
-    return float(value), float(max(share, 1 - share) * n[reach] / negatives)
+    levels = _Levels(state)
+    bounds = levels.closest() if rule == "closest" else levels.first()
+    return levels.rated(*bounds)
+
+
+class _Levels:
+    """False positives at the recall levels around 95 %: a lower bound, an estimate and an upper bound."""
+
+    def __init__(self, state: _Intervals) -> None:
+        self.p, self.n = state.tp[::-1], state.fp[::-1]
+        self.tp, self.fp = np.cumsum(self.p), np.cumsum(self.n)
+        self.tie = (state.low == state.high)[::-1]
+        self.positives, self.negatives = int(self.tp[-1]), int(self.fp[-1])
+        self.reach = int(np.searchsorted(self.tp / self.positives, RECALL))
+        self.start = (
+            int(self.tp[self.reach] - self.p[self.reach]),
+            int(self.fp[self.reach] - self.n[self.reach]),
+        )
+
+    def first(self) -> tuple[float, float, float]:
+        """At the first recall of at least 95 %."""
+        end = float(self.fp[self.reach])
+        if self.tie[self.reach]:
+            return end, end, end
+        needed = int(np.searchsorted(np.arange(self.positives + 1) / self.positives, RECALL))
+        return self.start[1], self.start[1] + self._share(needed - self.start[0]), end
+
+    def closest(self) -> tuple[float, float, float]:
+        """At the recall closest to 95 %, the higher one on ties, before the next anomaly is predicted."""
+        here, before = int(self.tp[self.reach]), self.start[0]
+        if self.tie[self.reach]:
+            nearer = abs(here / self.positives - RECALL) <= abs(before / self.positives - RECALL)
+            return self._before_next(self.reach) if nearer or not before else (float(self.start[1]),) * 3
+        wanted = np.arange(max(before, 1), here + 1)
+        level = int(wanted[::-1][np.argmin(np.abs(wanted[::-1] / self.positives - RECALL))])
+        upper = self._before_next(self.reach)
+        if level == here:
+            return self.start[1], upper[1], upper[2]
+        return self.start[1], self.start[1] + self._share(level - before + 1), upper[2]
+
+    def rated(self, lower: float, value: float, upper: float) -> tuple[float, float]:
+        """Rate and largest error."""
+        return value / self.negatives, max(value - lower, upper - value, 0.0) / self.negatives
+
+    def _share(self, anomalies: int) -> float:
+        return float(self.n[self.reach]) * anomalies / float(self.p[self.reach] + 1)
+
+    def _before_next(self, index: int) -> tuple[float, float, float]:
+        """False positives after interval ``index``, before the next anomaly; at full recall at the last."""
+        if self.tp[index] == self.positives:
+            end = float(self.fp[index])
+            inside = 0.0 if self.tie[index] else float(self.n[index])
+            return end - inside, end - inside / float(self.p[index] + 1), end
+        following = index + 1 + int(np.argmax(self.p[index + 1 :] > 0))
+        lower = float(self.fp[following] - self.n[following])
+        if self.tie[following]:
+            return lower, lower, lower
+        hidden = float(self.n[following])
+        return lower, lower + hidden / float(self.p[following] + 1), lower + hidden

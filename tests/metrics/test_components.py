@@ -143,7 +143,7 @@ def test_prediction_on_void_is_cut_before_the_size_limit():
 
 
 def test_small_ground_truth_leaves_the_roi_with_the_predictions_on_it():
-    """The one-pixel anomaly is void afterwards: two pixels of the prediction stay, both wrong; none is missed."""
+    """The one-pixel anomaly becomes void: two pixels of the prediction stay, both wrong; none is missed."""
     label = grid("0100", "0000")
     mask = grid("1110", "0000") == 1
     frame = frame_components(mask, label, 3, 2)
