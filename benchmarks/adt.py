@@ -3,8 +3,8 @@
 Usage: python benchmarks/adt.py [--size 720 1280] [--device cpu] [--threads 2] [--rounds 20]
 
 The plain version runs the same network but works on pixels the obvious way: numpy with boolean indexing in
-float64, both thresholds enlarged apart, and scipy's labelling with a loop over components. Both run alternately
-in this process; the medians and their ratio are printed, and the two results are compared.
+float64, both thresholds enlarged apart, and scipy's labelling with a loop over components. Both run in turn in
+this process; the medians and their ratio are printed, and the results are compared.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def main() -> None:
     disagreeing = np.mean(ours()[1] != plain()[1])
     ours_ms, plain_ms = _medians([ours, plain], arguments.rounds)
     height, width = arguments.size
-    print(
-        f"{width} x {height}, {len(boxes)} boxes, {arguments.device}, {arguments.threads} threads, torch {torch.__version__}"
-    )
+    where = f"{arguments.device}, {arguments.threads} threads, torch {torch.__version__}"
+    print(f"{width} x {height}, {len(boxes)} boxes, {where}")
     print(f"fuse   {ours_ms:8.2f} ms  scores in, final score and mask out (median of {arguments.rounds})")
     print(f"plain  {plain_ms:8.2f} ms")
     print(f"ratio  {plain_ms / ours_ms:8.2f}  plain / fuse")

@@ -1,0 +1,189 @@
+"""What thresholds, boxes and the output rule each bring: ADT-Net's ablation table on the benchmarks of
+params.yaml.
+
+Usage: python benchmarks/adt_ablation.py [--seeds 0 1 2] [--benchmarks NAME ...] [--out table.md]
+
+Run it in a project folder after `dvc repro detect`: it reads the composed training set, the scores and the
+boxes, trains ADT-Net with dense and with scalar thresholds (once a seed) in a temporary folder, and evaluates
+by SMIYC's protocol. All numbers are percent, mean over the seeds, +- standard deviation. F1* is at each
+score's own best threshold on the benchmark; "mask F1*" is of the mask that the method decides on without a
+label of the benchmark. Components are missed or false at sIoU / PPV 0.25. Rows marked (*) use ground-truth
+boxes: an upper bound, not a method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from anomdino.adt.dataset import TrainingFiles, hold_out, list_items, read_item
+from anomdino.adt.fusion import AdtModel, FusionRule, fuse
+from anomdino.adt.histogram import ScoreHistogram
+from anomdino.adt.thresholds import Threshold
+from anomdino.adt.training import TrainingPlan, plan_from, train_adt
+from anomdino.adt.tuning import tune_trained
+from anomdino.benchmarks import Benchmark, Sample
+from anomdino.config.params import load_params
+from anomdino.evaluation import EvaluationSettings, Prediction, evaluate_benchmark
+from anomdino.evaluation.opening import find_benchmark
+from anomdino.io.boxes import Boxes, read_box_results
+from anomdino.io.scores import read_score
+
+DATA = Path("data")
+TRAIN = DATA / "train_dataset"
+FILES = TrainingFiles(
+    TRAIN / "offline_dataset_score",
+    TRAIN / "offline_dataset_label",
+    DATA / "boxes" / "train.json",
+    TRAIN / "ood.json",
+)
+COLUMNS = ("AP", "FPR95", "F1*", "missed", "false", "mask F1*", "mask missed", "mask false")
+
+BoxesOf = Callable[[Sample], Boxes]
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One row of the table: a model with its rule, and where its boxes come from."""
+
+    name: str
+    model: AdtModel
+    boxes: str  # none, detector or truth
+
+
+@dataclass(frozen=True, eq=False)
+class VariantOutputs:
+    """The output of one variant, as the evaluation asks for it."""
+
+    variant: Variant
+    scores: Path
+    boxes_of: BoxesOf
+    min_component: int
+    names: tuple[str, ...] = ("output",)
+
+    def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
+        """Fuse the image's score map with the boxes of the variant."""
+        model = self.variant.model
+        rule = replace(model.rule, min_component=self.min_component)
+        fused = fuse(read_score(self.scores / f"{sample.key}.npz"), self.boxes_of(sample), model, rule)
+        return {"output": Prediction(fused.score, fused.mask)}
+
+    def boxes(self, sample: Sample) -> Boxes | None:
+        """None: the quality of boxes is not measured here."""
+        return None
+
+    def classes(self, sample: Sample) -> None:
+        """None: false positives are not counted by class here."""
+        return None
+
+
+def main() -> None:
+    arguments = _arguments()
+    params = load_params("params.yaml")
+    plan = plan_from(params.adt)
+    names = arguments.benchmarks or list(params.benchmark.sets)
+    rows: dict[str, dict[str, list[list[float]]]] = {name: {} for name in names}
+    for seed in arguments.seeds:
+        variants = train_variants(plan, seed)
+        for name in names:
+            for variant in variants:
+                rows[name].setdefault(variant.name, []).append(measure(variant, find_benchmark(name)))
+    text = "\n\n".join(f"### {name}\n\n{table(rows[name])}" for name in names)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+def train_variants(plan: TrainingPlan, seed: int) -> list[Variant]:
+    """Train what the table needs, from composed images alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        dense, scalar = (
+            tune_trained(
+                train_adt(FILES, changed, Path(folder), seed=seed), FILES, changed, Path(folder), seed=seed
+            )
+            for changed in (
+                plan,
+                replace(plan, architecture=replace(plan.architecture, thresholds="scalar")),
+            )
+        )
+    raw = replace(dense, rule=replace(dense.rule, output="raw"), threshold=best_f1_threshold(plan, seed))
+    outputs = {
+        name: replace(dense, rule=replace(dense.rule, output=name)) for name in ("hard", "soft", "boost")
+    }
+    published = replace(dense, rule=FusionRule("boost", b=1.0))
+    return [
+        Variant("raw, one threshold by F1 on composed images", raw, "none"),
+        Variant("scalar thresholds, fused", scalar, "detector"),
+        Variant("dense thresholds, fused", dense, "detector"),
+        Variant("dense, fused, no boxes", dense, "none"),
+        Variant("dense, fused, ground-truth boxes (*)", dense, "truth"),
+        *(Variant(f"dense, {name}", model, "detector") for name, model in outputs.items()),
+        Variant("boost with b = 1, as the closest rival", published, "detector"),
+    ]
+
+
+def best_f1_threshold(plan: TrainingPlan, seed: int) -> Threshold:
+    """Find the raw score's best pixel F1 on the composed images that training held out."""
+    histogram = ScoreHistogram(bits=22)
+    for item in hold_out(list_items(FILES), plan.holdout, seed)[1]:
+        histogram.add(*read_item(item))
+    return Threshold(histogram.best_f1()[1], "f1", "raw", {})
+
+
+def measure(variant: Variant, benchmark: Benchmark) -> list[float]:
+    """Evaluate a variant on a benchmark."""
+    detected = read_box_results(DATA / "boxes" / f"{benchmark.name}.json", [s.key for s in benchmark])
+    sources: dict[str, BoxesOf] = {
+        "none": lambda sample: Boxes.empty(),
+        "detector": lambda sample: detected[sample.key],
+        "truth": lambda sample: truth(benchmark.read_label(sample)),
+    }
+    scores = DATA / "scores" / benchmark.name / "score"
+    source = VariantOutputs(variant, scores, sources[variant.boxes], benchmark.limits.min_predicted)
+    result = evaluate_benchmark(benchmark, source, EvaluationSettings(bootstrap=0, own_mask="mask"))
+    pixel = result.headline("output")
+    own, best = result.components["mask"], result.components["output"]
+    assert pixel is not None
+    values = (pixel.ap, pixel.fpr95, best.f1, best.missed["25"], best.false["25"])
+    return [float(v or 0) for v in (*values, own.f1, own.missed["25"], own.false["25"])]
+
+
+def truth(label: np.ndarray) -> Boxes:
+    """Give the tight box of every anomalous component, with confidence 1."""
+    count, _, statistics, _ = cv2.connectedComponentsWithStats((label == 1).astype(np.uint8), connectivity=8)
+    left, top, width, height = statistics[1:count, :4].T
+    return Boxes(np.stack([left, top, left + width, top + height], axis=1), np.ones(count - 1))
+
+
+def table(rows: dict[str, list[list[float]]]) -> str:
+    """Write the rows as Markdown."""
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, runs in rows.items():
+        cells = []
+        for column, values in zip(COLUMNS, np.array(runs).T, strict=True):
+            counts = column.split()[-1] in {"missed", "false"}
+            scale, digits = (1, 0 if len(values) == 1 else 1) if counts else (100, 1)
+            spread = f" +- {values.std() * scale:.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean() * scale:.{digits}f}{spread}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--benchmarks", nargs="+", help="names in params.yaml; all if absent")
+    parser.add_argument("--out", type=Path, help="also write the table here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
