@@ -3,8 +3,8 @@
 Usage: python benchmarks/adt.py [--size 720 1280] [--device cpu] [--threads 2] [--rounds 20]
 
 The plain version runs the same network but works on pixels the obvious way: numpy with boolean indexing in
-float64, both thresholds enlarged apart, and scipy's labelling with a loop over components. Both run in turn in
-this process; the medians and their ratio are printed, and the results are compared.
+float64, both thresholds enlarged apart, and scipy's labelling with a loop over components. Both run in turn
+in this process; the medians and their ratio are printed, and the results are compared.
 """
 
 from __future__ import annotations

@@ -80,7 +80,6 @@ class VariantOutputs:
 
     def classes(self, sample: Sample) -> None:
         """None: false positives are not counted by class here."""
-        return None
 
 
 def main() -> None:
