@@ -14,7 +14,8 @@ from anomdino.acquisition.locking import exclusive
 from anomdino.acquisition.normalise import NORMALISERS
 from anomdino.acquisition.registry import RegisteredFile, RegisteredItem, Registry, load_registry
 from anomdino.acquisition.report import missing_screen
-from anomdino.acquisition.sources import address_of, unreachable
+from anomdino.acquisition.sources import address_of, local_path, unreachable
+from anomdino.acquisition.space import disk_errors
 from anomdino.acquisition.staging import merge_tree, remove_tree, scratch_folder, staged_folder
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
@@ -85,7 +86,7 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
     registry = registry or load_registry(config.file)
     store = store_of(config)
     counts: dict[str, int] = {}
-    with exclusive(store.folder / ".lock"):
+    with disk_errors(store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, config.items, store, config.offline)
         require_possible(registry, plans, store)
         for one in plans:
@@ -117,7 +118,7 @@ def fetch_items(
     """
     store = store_of(config, given)
     counts: dict[str, int] = {}
-    with exclusive(store.folder / ".lock"):
+    with disk_errors(into or store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, names, store, config.offline)
         require_possible(registry, plans, store)
         for one in plans:
@@ -264,7 +265,7 @@ def _state(file: RegisteredFile, store: Store, item: str, dead: set[str]) -> Sta
     if store.found_by_hand(file, item) is not None:
         return "by hand"
     for source in store.sources(file):
-        local = source.path and Path(source.path).expanduser().is_file()
+        local = source.path and local_path(source).is_file()
         address = address_of(source)
         if local or (address and address not in dead):
             return "online"

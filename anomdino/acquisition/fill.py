@@ -11,6 +11,7 @@ from pathlib import Path
 from anomdino import __version__
 from anomdino.acquisition.folder import OwnFolders, import_folders, listing_digest
 from anomdino.acquisition.locking import exclusive
+from anomdino.acquisition.space import disk_errors
 from anomdino.acquisition.staging import staged_parts
 from anomdino.config.data import DataConfig
 from anomdino.io.atomic import atomic_write_json
@@ -34,8 +35,9 @@ def fill(data: DataConfig, root: Path) -> Counts:
 
     Raises:
         AnomdinoError: The source cannot be had; what stood in the folders before is untouched.
+        DiskError: The disk is full or not writable, likewise.
     """
-    with exclusive(root / ".download.lock"):
+    with disk_errors(root), exclusive(root / ".download.lock"):
         own = OwnFolders.of(**data.folder.model_dump()) if data.source == "folder" else None
         request = _fingerprint(data, listing_digest(own) if own else "")
         state = root / ".download.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from anomdino.errors import DataError, DiskError
+from anomdino.errors import DataError
 
 WAIT = 5.0
 
@@ -30,7 +30,6 @@ def exclusive(lock: Path, wait: float | None = None) -> Iterator[None]:
 
     Raises:
         DataError: Another process holds the lock; the message names it.
-        DiskError: The place is not writable.
     """
     holder = lock.with_name(f"{lock.name}.holder")
     guard = FileLock(lock)
@@ -42,10 +41,6 @@ def exclusive(lock: Path, wait: float | None = None) -> Iterator[None]:
             lock,
             f"is held by {_describe(holder)}",
             "wait until that run has ended, or stop it; then run again",
-        ) from error
-    except PermissionError as error:
-        raise DiskError(
-            lock, "no permission to write", "make the folder writable or choose another"
         ) from error
     try:
         who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}

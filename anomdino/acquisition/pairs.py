@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,6 @@ TRAIN_IDS = frozenset((*range(19), 255))
 
 Pair = tuple[str, Path, Path]
 LabelReader = Callable[[Path], npt.NDArray[np.uint8]]
-
-
-@dataclass
-class Complaints:
-    """Faults found in single files, collected so that the user sees all of them at once."""
-
-    root: Path
-    found: list[str] = field(default_factory=list)
-
-    def add(self, error: DataError) -> None:
-        """Remember one faulty file."""
-        self.found.append(f"{error.what}: {error.cause}")
-
-    def raise_if_any(self, cure: str) -> None:
-        """Raise one ``DataError`` that lists the first ten faults and their number."""
-        if self.found:
-            more = f"\n  ... and {len(self.found) - 10} more" if len(self.found) > 10 else ""
-            listing = "\n  ".join(self.found[:10])
-            raise DataError(self.root, f"{len(self.found)} files cannot be used:\n  {listing}{more}", cure)
 
 
 def copy_closed_set(
@@ -60,21 +42,17 @@ def copy_closed_set(
     Raises:
         DataError: Files are damaged, sizes differ, or a label has other values; all of them are listed.
     """
-    pairs = list(pairs)
-    complaints = Complaints(target)
-    for key, image, label in track(pairs, what, total=len(pairs)):
-        try:
-            values = read(label)
-            _check_values(label, values, TRAIN_IDS, "Cityscapes train ids 0..18 and 255 (void)")
-            _check_size(image, label, values)
-            _check_decodes(image)
-        except DataError as error:
-            complaints.add(error)
-            continue
+
+    def copy(pair: Pair) -> None:
+        key, image, label = pair
+        values = read(label)
+        _check_values(label, values, TRAIN_IDS, "Cityscapes train ids 0..18 and 255 (void)")
+        _check_size(image, label, values)
+        read_image(image)
         place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
         write_png(target / "labels" / f"{key}.png", values)
-    complaints.raise_if_any("repair or remove them; nothing was written")
-    return len(pairs)
+
+    return _copy_all(list(pairs), copy, target, what)
 
 
 def copy_outliers(pairs: Iterable[Pair], target: Path, what: str, link: bool = False) -> int:
@@ -89,19 +67,38 @@ def copy_outliers(pairs: Iterable[Pair], target: Path, what: str, link: bool = F
         DataError: Files are damaged, sizes differ, a mask is empty or has several values; all of them are
             listed.
     """
-    pairs = list(pairs)
-    complaints = Complaints(target)
-    for key, image, mask in track(pairs, what, total=len(pairs)):
-        try:
-            values = _object_mask(mask)
-            _check_size(image, mask, values)
-            _check_decodes(image)
-        except DataError as error:
-            complaints.add(error)
-            continue
+
+    def copy(pair: Pair) -> None:
+        key, image, mask = pair
+        values = _object_mask(mask)
+        _check_size(image, mask, values)
+        read_image(image)
         place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
         write_png(target / "masks" / f"{key}.png", values)
-    complaints.raise_if_any("repair or remove them; nothing was written")
+
+    return _copy_all(list(pairs), copy, target, what)
+
+
+def _copy_all(pairs: list[Pair], copy: Callable[[Pair], None], target: Path, what: str) -> int:
+    """Copy every pair, one thread a core (decoding releases Python's lock), and report all faults at once."""
+
+    def tried(pair: Pair) -> str:
+        try:
+            copy(pair)
+        except DataError as error:
+            return f"{error.what}: {error.cause}"
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = [fault for fault in track(pool.map(tried, pairs), what, len(pairs)) if fault]
+    if faults:
+        more = f"\n  ... and {len(faults) - 10} more" if len(faults) > 10 else ""
+        listing = "\n  ".join(faults[:10])
+        raise DataError(
+            target.name,
+            f"{len(faults)} files cannot be used:\n  {listing}{more}",
+            "repair or remove them; nothing was written",
+        )
     return len(pairs)
 
 
@@ -129,7 +126,3 @@ def _check_size(image: Path, label: Path, values: npt.NDArray[np.uint8]) -> None
     size = image_size(image)
     if size != values.shape:
         raise DataError(label, f"is {values.shape} (H, W) but its image {image.name} is {size}", "")
-
-
-def _check_decodes(image: Path) -> None:
-    read_image(image)

@@ -40,11 +40,16 @@ def fetch(source: Source, file: RegisteredFile, target: Path, patience: Patience
     if source.by_hand:
         raise SourceError("must be opened by a person")
     if source.path:
-        return _copy(Path(os.path.expandvars(source.path)).expanduser(), target)
+        return _copy(local_path(source), target)
     if source.drive or source.drive_folder:
         number = source.drive or find_in_drive_folder(source.drive_folder, file.name)
         return _from_drive(number, file, target, patience)
     return transfer(address_of(source), target, file.size, patience)
+
+
+def local_path(source: Source) -> Path:
+    """Give the path of a local source with ``~`` and ``$VARIABLES`` expanded."""
+    return Path(os.path.expandvars(source.path)).expanduser()
 
 
 def address_of(source: Source) -> str:
@@ -104,12 +109,10 @@ def _from_drive(number: str, file: RegisteredFile, target: Path, patience: Patie
     try:
         return transfer(DRIVE_FILE.format(id=number), target, file.size, patience, identity)
     except PageError as page:
-        if "consent" not in str(page):
-            raise
         try:
             confirmed = get_url_from_gdrive_confirmation(page.text)
-        except FileURLRetrievalError as error:
-            raise SourceError(f"{page}; it could not be answered") from error
+        except FileURLRetrievalError:
+            raise page from None
         return transfer(confirmed, target, file.size, patience, identity)
 
 

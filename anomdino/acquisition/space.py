@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from anomdino.errors import DiskError
@@ -30,6 +33,28 @@ def require_space(folder: Path, needed: int, what: str, reserve: int = RESERVE) 
             f"{what} needs {in_words(needed)} and {in_words(reserve)} in reserve; free are {in_words(free)}",
             "free some space, or set data.registry.downloads to another disk",
         )
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turn the system's errors of a full or read-only disk into :class:`DiskError`.
+
+    Args:
+        place: Named in the message where the system names no file.
+
+    Raises:
+        DiskError: The disk is full, a quota is used up, or the place is not writable.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            cure = "free some space and run again: parts of downloads and finished files are kept"
+            raise DiskError(error.filename or place, "the disk is full", cure) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            cure = "make the folder writable (`dvc unprotect` where DVC linked it from its cache)"
+            raise DiskError(error.filename or place, "no permission to write", cure) from error
+        raise
 
 
 def in_words(size: int | None) -> str:

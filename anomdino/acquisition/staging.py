@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anomdino.errors import DataError, DiskError
+from anomdino.errors import DataError
 
 
 @contextmanager
@@ -27,19 +27,14 @@ def staged_folder(target: Path) -> Iterator[Path]:
         The folder to fill; it is on the same file system as ``target``.
 
     Raises:
-        DiskError: The place is not writable, or ``target`` is a file.
+        DataError: ``target`` is a file.
     """
     if target.exists() and not target.is_dir():
-        raise DiskError(target, "is a file where a folder is needed", "move it away")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
-        staging = target.with_name(f".{target.name}.{secrets.token_hex(6)}.staging")
-        staging.mkdir()
-    except PermissionError as error:
-        raise DiskError(
-            target, "no permission to write", "make the folder writable or choose another"
-        ) from error
+        raise DataError(target, "is a file where a folder is needed", "move it away")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    staging = target.with_name(f".{target.name}.{secrets.token_hex(6)}.staging")
+    staging.mkdir()
     try:
         yield staging
         _swap(staging, target)

@@ -8,12 +8,9 @@ resolve addresses here (:mod:`anomdino.acquisition.sources`) and one transfer se
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +18,8 @@ import httpx
 import tenacity
 from tqdm import tqdm
 
-from anomdino.acquisition.space import in_words, require_space
+from anomdino.acquisition.space import disk_errors, in_words, require_space
 from anomdino.acquisition.verify import HEAD, describe_page
-from anomdino.errors import DiskError
 from anomdino.io.atomic import atomic_write_json
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -256,7 +252,7 @@ def _receive(answer: httpx.Response, part: _Part, total: int | None, deadline: f
     offset = part.size
     require_space(part.path.parent, (total or offset) - offset, f"downloading {part.path.name}")
     name = part.path.name.removesuffix(".part")
-    with _disk_errors(part.path), part.path.open("ab") as out, _bar(name, offset, total) as bar:
+    with disk_errors(part.path), part.path.open("ab") as out, _bar(name, offset, total) as bar:
         for piece in answer.iter_raw():
             if out.tell() == 0 and (page := describe_page(piece[:HEAD])):
                 part.drop()
@@ -282,17 +278,6 @@ def _bar(name: str, offset: int, total: int | None) -> tqdm:
         disable=not sys.stderr.isatty(),
         leave=False,
     )
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            cure = "free some space and run again: the part is continued"
-            raise DiskError(path, "the disk is full", cure) from error
-        raise
 
 
 def _validators(answer: httpx.Response, identity: str, total: str) -> dict[str, str]:

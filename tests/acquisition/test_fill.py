@@ -26,7 +26,7 @@ from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
 from anomdino.config.data import DataConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
 from anomdino.io.images import read_label
-from anomdino.io.listing import list_images
+from anomdino.io.listing import list_images, pair_by_key
 from anomdino.protocol import mark_evaluation_only
 
 SIZE = (24, 32)
@@ -190,11 +190,51 @@ class TestFolder:
         assert snapshot(tmp_path / "data") == before
         assert not list((tmp_path / "data").glob(".*.staging"))
 
+    def test_a_disk_that_is_full_while_copying(self, own, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+        monkeypatch.setattr(shutil, "copyfile", full)
+        with pytest.raises(DiskError, match="somewhere: the disk is full"):
+            fill(folder_config(own), tmp_path / "data")
+        assert not list((tmp_path / "data").glob(".*.staging"))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_without_permission(self, own, tmp_path):
+        (tmp_path / "data").mkdir(mode=0o500)
+        with pytest.raises(DiskError, match="no permission"):
+            fill(folder_config(own), tmp_path / "data")
+
     def test_leftovers_of_a_killed_run_are_removed(self, own, tmp_path):
         leftover = tmp_path / "data/.parts.0123456789ab.staging"
         (leftover / "inlier").mkdir(parents=True)
         fill(folder_config(own), tmp_path / "data")
         assert not leftover.exists()
+
+
+class TestSynthetic:
+    def test_scenes_objects_and_two_benchmarks(self, tmp_path):
+        sizes = {
+            "height": 96,
+            "width": 128,
+            "train": 2,
+            "val": 1,
+            "outliers": 2,
+            "benchmark": 1,
+            "workers": 1,
+        }
+        fill(DataConfig(source="synthetic", synthetic=sizes), tmp_path / "data")
+        data = tmp_path / "data"
+        pairs = pair_by_key(
+            list_images(data / "inlier/train/images"), list_images(data / "inlier/train/labels")
+        )
+        assert len(pairs) == 2
+        assert len(list_images(data / "outliers/masks")) == 2
+        for name in ("synthetic_road", "synthetic_track"):
+            assert (data / "val" / name / "EVALUATION_ONLY").is_file()
+        before = snapshot(data)
+        fill(DataConfig(source="synthetic", synthetic=sizes), data)
+        assert snapshot(data) == before
 
 
 class TestRegistry:
