@@ -52,7 +52,7 @@ class Chain:
     """
 
     def __init__(self, transforms: list[dict[str, Any]]) -> None:
-        self.transforms = [TRANSFORMS.build(transform) for transform in transforms]
+        self.transforms = [TRANSFORMS.build({**transform, "_scope_": "mmdet"}) for transform in transforms]
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Run all transforms on ``results``."""

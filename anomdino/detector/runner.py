@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -24,10 +25,12 @@ from anomdino.detector.quality import coco_metrics
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import read_checkpoint
 from anomdino.errors import TrainingError
+from anomdino.io.atomic import atomic_path, atomic_write_json
 from anomdino.io.boxes import Boxes
 
 log = logging.getLogger("anomdino.detector")
-CHOSEN_BY = "anomdino/ar100"
+CHOSEN_BY = "ar100"
+BEST_WEIGHTS, EVALUATIONS = "best.pth", "evaluations.json"
 
 
 class BoxRecall(BaseMetric):  # type: ignore[misc]
@@ -69,17 +72,18 @@ class History(Hook):  # type: ignore[misc]
 
     Attributes:
         losses: One entry every ``interval`` steps: the means since the last.
-        evaluations: One entry an evaluation.
+        evaluations: One entry an evaluation; also kept in the work folder, with the best weights so far.
         images_per_second: Training speed without evaluations, of this process.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, interval: int, batch_size: int, steps: int) -> None:
+    def __init__(self, interval: int, batch_size: int, steps: int, work: Path) -> None:
         self.interval, self.batch_size, self.steps = interval, batch_size, steps
         self.losses: list[dict[str, float]] = []
         self.evaluations: list[dict[str, Any]] = []
         self.images_per_second = 0.0
+        self.work = work
         self._sums: dict[str, torch.Tensor] = {}
         self._images, self._seconds, self._started = 0, 0.0, 0.0
 
@@ -118,7 +122,16 @@ class History(Hook):  # type: ignore[misc]
         row = {name.removeprefix("anomdino/"): round(value, 6) for name, value in (metrics or {}).items()}
         self.evaluations.append({"step": runner.iter, **row})
         log.info("step %d/%d: held-out %s", runner.iter, self.steps, _words(row))
+        if runner.rank == 0:
+            if row[CHOSEN_BY] > self.best():
+                with atomic_path(self.work / BEST_WEIGHTS) as temporary:
+                    torch.save({"state_dict": _unwrapped(runner.model).state_dict()}, temporary)
+            atomic_write_json(self.work / EVALUATIONS, self.evaluations)
         self._started = 0.0
+
+    def best(self) -> float:
+        """Give the best AR at 100 boxes of all evaluations but the last, -1 before the second."""
+        return max((float(row[CHOSEN_BY]) for row in self.evaluations[:-1]), default=-1.0)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the checkpoint free of configuration text, which mmengine would execute when it resumes."""
@@ -127,12 +140,14 @@ class History(Hook):  # type: ignore[misc]
             for name, value in checkpoint["meta"].items()
             if name in {"epoch", "iter", "seed", "time"}
         }
-        checkpoint["anomdino"] = {"losses": self.losses, "evaluations": self.evaluations}
+        checkpoint["anomdino"] = {"losses": self.losses}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Continue the history of the run that is resumed."""
-        kept = checkpoint.get("anomdino", {})
-        self.losses, self.evaluations = list(kept.get("losses", [])), list(kept.get("evaluations", []))
+        self.losses = list(checkpoint.get("anomdino", {}).get("losses", []))
+        stored = self.work / EVALUATIONS
+        rows = json.loads(stored.read_text()) if stored.is_file() else []
+        self.evaluations = [row for row in rows if row["step"] <= checkpoint["meta"]["iter"]]
         checkpoint["meta"].pop("config", None)
 
     def _pause(self) -> None:
@@ -176,7 +191,7 @@ def build_runner(
         score_std: Standard deviation of the scores, for their jitter.
         resume_from: A checkpoint of an interrupted training.
     """
-    history = History(config.log_interval, config.batch_size, config.steps)
+    history = History(config.log_interval, config.batch_size, config.steps, work)
     chosen = fold.val[: config.val_images]
     train_set = ComposedDataset(
         fold.train, config.prompt, pipeline=[Chain(train_transforms(config, score_std))]
@@ -184,7 +199,8 @@ def build_runner(
     val_set = ComposedDataset(
         chosen, config.prompt, pipeline=[Chain(test_transforms(config))], test_mode=True
     )
-    MMLogger.get_instance("mmengine", log_level="ERROR")
+    if not MMLogger.check_instance_created("mmengine"):
+        MMLogger.get_instance("mmengine", log_level="ERROR")
     runner = SafeRunner(
         model=detector.to(device),
         work_dir=str(work),
@@ -293,8 +309,6 @@ def _hooks(config: DetectorConfig) -> dict[str, Any]:
             "by_epoch": False,
             "interval": _interval(config),
             "max_keep_ckpts": 1,
-            "save_best": CHOSEN_BY,
-            "rule": "greater",
         },
     }
 

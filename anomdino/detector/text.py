@@ -62,7 +62,7 @@ class LocalBert(nn.Module):
         self.language_backbone.add_module("body", _Body(model, config.hidden_size))
         self._special = self.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
         self._known: dict[tuple[str, ...], dict[str, Tensor]] = {}
-        self.requires_grad_(False)
+        self.requires_grad_(False).eval()
         self.register_load_state_dict_post_hook(lambda module, _: module.forget())
 
     def init_weights(self) -> None:

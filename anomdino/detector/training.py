@@ -72,7 +72,7 @@ def train_detector(
         DataError: Maps are missing, or differ in their number of classes.
         TrainingError: The loss is not finite.
     """
-    from anomdino.detector.runner import build_runner, resumable
+    from anomdino.detector.runner import BEST_WEIGHTS, build_runner, resumable
     from anomdino.seeding import derive_seed, seed_everything
 
     classes, mean, std = map_statistics(fold.train)
@@ -82,9 +82,9 @@ def train_detector(
     work = Path(work) / _fingerprint(config, fold, seed)
     started = time.perf_counter()
     runner, history = build_runner(detector, config, fold, work, number, device, std, resumable(work, config))
-    runner.train()
-    best_file, best = _best(work, history.evaluations)
-    detector.load_state_dict(read_checkpoint(best_file)["state_dict"])
+    _run(runner)
+    best = max(float(row["ar100"]) for row in history.evaluations)
+    detector.load_state_dict(read_checkpoint(work / BEST_WEIGHTS)["state_dict"])
     if runner.rank == 0:
         extra = {
             "fold": fold.name,
@@ -108,6 +108,16 @@ def train_detector(
         min(len(fold.val), config.val_images),
     )
     return Trained(Path(folder), config.steps, best, history.images_per_second)
+
+
+def _run(runner: Any) -> None:
+    try:
+        runner.train()
+    except ValueError as error:
+        if "invalid numeric entries" not in str(error):
+            raise
+        cause = f"the network's outputs are not finite at step {runner.iter}"
+        raise TrainingError("detector", cause, "lower detector.lr or detector.clip") from error
 
 
 def new_detector(
@@ -190,16 +200,6 @@ def _fingerprint(config: DetectorConfig, fold: Fold, seed: int) -> str:
         "files": [[record.key, record.image.stat().st_size, record.boxes.tolist()] for record in fold.train],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _best(work: Path, evaluations: Sequence[dict[str, Any]]) -> tuple[Path, float]:
-    files = sorted(work.glob("best_*.pth"))
-    if not files:
-        raise TrainingError(
-            "detector.val_interval", "no evaluation happened in training", "make it at most detector.steps"
-        )
-    scores = [float(entry["ar100"]) for entry in evaluations if entry.get("ar100") is not None]
-    return files[-1], max(scores, default=0.0)
 
 
 __all__ = ["Trained", "map_statistics", "new_detector", "split_of", "train_detector"]

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+
+from anomdino.detector.dataset import test_transforms as transforms_of_testing
+from anomdino.detector.dataset import train_transforms
+from anomdino.detector.maps import stack_maps, warp_maps
+from anomdino.detector.mmdet_parts import TRANSFORMS, Chain
+from anomdino.uncertainty import UncertaintyMaps
+from tests.detector.conftest import make_maps, small_config
+
+SIZE = (160, 240)
+
+
+def coordinate_scene():
+    """An image and maps whose values are the pixel coordinates of the original image."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
+    image = np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8)
+    h, w = SIZE[0] // 4, SIZE[1] // 4
+    cell_y, cell_x = np.mgrid[:h, :w].astype(np.float32) * 4 + 2  # centres, in pixels
+    semantic = np.zeros((2, h, w), np.float16)
+    maps = UncertaintyMaps(
+        semantic, (cell_x / 256).astype(np.float16), (cell_y / 256).astype(np.float16), cell_x, SIZE
+    )
+    return image, maps
+
+
+def run(transforms, seed):
+    np.random.seed(seed)  # noqa: NPY002 - mmdet's transforms draw from numpy's global generator
+    image, maps = coordinate_scene()
+    instances = [{"bbox": [40, 40, 120, 100], "bbox_label": 0, "ignore_flag": 0}]
+    return Chain(transforms)(
+        {"img": image, "maps": maps, "text": "ood-object", "img_id": 1, "key": "k", "instances": instances}
+    )
+
+
+def check_alignment(packed, stride, inner=2):
+    """Where the maps say the pixel came from must be where the image says it came from."""
+    image = packed["inputs"].numpy().astype(np.float32)  # (3, H, W), channels x, y of the original pixel
+    maps = packed["data_samples"].maps.numpy()
+    rows, columns = image.shape[1] // stride, image.shape[2] // stride
+    cells = (
+        image[:2, : rows * stride, : columns * stride].reshape(2, rows, stride, columns, stride).mean((2, 4))
+    )
+    said = np.stack([maps[2], maps[3]]) * 256 - 0.5  # cell centres to pixel index
+    difference = np.abs(said[:, :rows, :columns] - cells)[:, inner:-inner, inner:-inner]
+    assert difference.max() < 1.5, difference.max()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("stride", [4, 8])
+def test_maps_follow_the_image_through_training_transforms(seed, stride):
+    config = small_config(crop=True, short_sides=[96, 128, 192], long_side=400, fusion={"map_stride": stride})
+    check_alignment(run(train_transforms(config, 1.0), seed), stride)
+
+
+def test_maps_follow_the_image_through_testing_transforms():
+    config = small_config(test_short_side=100, long_side=400)
+    packed = run(transforms_of_testing(config), 0)
+    assert packed["inputs"].shape[1:] == (100, 150)
+    assert packed["data_samples"].maps.shape[1:] == (13, 19)
+    check_alignment(packed, 8)
+
+
+def test_vertical_flips_and_crops_are_followed():
+    steps = train_transforms(small_config(), 1.0)
+    pack = steps[-2:]
+    flip = {"type": "RandomFlip", "prob": 1.0, "direction": "diagonal"}
+    crop = {
+        "type": "RandomCrop",
+        "crop_type": "absolute",
+        "crop_size": (96, 128),
+        "allow_negative_crop": True,
+    }
+    check_alignment(run([*steps[:2], flip, crop, {"type": "Resize", "scale": (192, 144)}, flip, *pack], 3), 8)
+
+
+def test_identity_warp_keeps_the_maps():
+    maps = np.random.default_rng(0).random((3, 8, 12)).astype(np.float32)
+    np.testing.assert_allclose(warp_maps(maps, (32, 48), np.eye(3), (32, 48), 4), maps, atol=1e-6)
+
+
+def test_shrinking_averages_instead_of_sampling():
+    checker = (np.indices((16, 16)).sum(0) % 2).astype(np.float32)[None]
+    half = np.diag([0.5, 0.5, 1.0])
+    np.testing.assert_allclose(warp_maps(checker, (64, 64), half, (32, 32), 4)[0][1:-1, 1:-1], 0.5, atol=1e-6)
+
+
+def test_stacking_order():
+    maps = make_maps(np.random.default_rng(0), (16, 24), classes=3)
+    stacked = stack_maps(maps)
+    assert stacked.shape == (6, 4, 6)
+    assert stacked.dtype == np.float32
+    np.testing.assert_array_equal(stacked[5], maps.score)
+    np.testing.assert_array_equal(stacked[3], maps.entropy.astype(np.float32))
+
+
+def test_score_jitter_changes_the_score_alone():
+    results = {"maps": np.arange(2 * 4, dtype=np.float32).reshape(2, 2, 2)}
+    before = results["maps"].copy()
+    np.random.seed(0)  # noqa: NPY002
+    jitter = TRANSFORMS.build({"type": "JitterScore", "sigma": 0.5, "spread": 2.0})
+    after = jitter(results)["maps"]
+    np.testing.assert_array_equal(after[0], before[0])
+    order = after[1].ravel()
+    assert (np.diff(order) > 0).all()
+    assert not np.allclose(after[1], before[1])

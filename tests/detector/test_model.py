@@ -1,0 +1,260 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from anomdino.detector.architecture import build_detector, describe_grounding_dino
+from anomdino.detector.mmdet_parts import MODELS, ConfigDict, DetDataSample
+from anomdino.detector.model import pad_maps
+from anomdino.detector.weights import load_pretrained, read_checkpoint
+from anomdino.errors import CheckpointError
+from tests.detector.conftest import CLASSES, small_config
+
+
+def sample(size, boxes, batch_size, text="ood-object"):
+    from mmengine.structures import InstanceData
+
+    meta = {
+        "img_shape": size,
+        "batch_input_shape": batch_size,
+        "ori_shape": size,
+        "scale_factor": (1.0, 1.0),
+        "text": text,
+    }
+    data = DetDataSample(metainfo=meta)
+    data.gt_instances = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.zeros(len(boxes), dtype=torch.long),
+    )
+    data.maps = torch.rand(CLASSES + 3, -(-size[0] // 8), -(-size[1] // 8))
+    return data
+
+
+def batch_of(sizes, boxes):
+    height, width = max(s[0] for s in sizes), max(s[1] for s in sizes)
+    images = torch.zeros(len(sizes), 3, height, width)
+    for index, (h, w) in enumerate(sizes):
+        images[index, :, :h, :w] = torch.randn(3, h, w)
+    return images, [sample(size, b, (height, width)) for size, b in zip(sizes, boxes, strict=True)]
+
+
+def total(losses):
+    return sum(value for name, value in losses.items() if "loss" in name)
+
+
+def stock_like(config, detector):
+    """mmdet's own GroundingDINO with the weights of ``detector``."""
+    description = describe_grounding_dino(config)
+    stock = MODELS.build(ConfigDict(type="GroundingDINO", **description, _scope_="mmdet")).eval()
+    state = {name: value for name, value in detector.state_dict().items() if not name.startswith("ouafs.")}
+    stock.load_state_dict(state)
+    return stock
+
+
+def published_width(**changes):
+    return small_config(
+        embed_dims=256, fusion_dims=64, feedforward=64, queries=20, levels=4, heads=8, decoder_layers=2, encoder_layers=2,
+        backbone="resnet18", image_dropout=0.0, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_zero_gates_equal_mmdets_grounding_dino(gate):
+    config = published_width(fusion={"gate_init": gate})
+    detector = build_detector(config, CLASSES).eval()
+    stock = stock_like(config, detector)
+    images, samples = batch_of([(64, 96), (50, 70)], [[], []])
+    with torch.no_grad():
+        ours = detector.predict(images, copy.deepcopy(samples))
+        theirs = stock.predict(images, [with_entities(s) for s in copy.deepcopy(samples)])
+    same = all(
+        torch.allclose(a.pred_instances.bboxes, b.pred_instances.bboxes, atol=1e-4)
+        and torch.allclose(a.pred_instances.scores, b.pred_instances.scores, atol=1e-6)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    assert same == (gate == 0.0)
+
+
+def with_entities(data):
+    data.set_metainfo({"custom_entities": True})
+    return data
+
+
+@pytest.mark.slow
+def test_loads_what_mmengine_saves_of_mmdets_own_model(tmp_path):
+    """A checkpoint in mmengine's form, history objects included, gives equal boxes and scores."""
+    from mmengine.logging import MessageHub
+
+    config = published_width()
+    torch.manual_seed(7)
+    stock = MODELS.build(ConfigDict(type="GroundingDINO", **describe_grounding_dino(config), _scope_="mmdet"))
+    stock.init_weights()
+    stock.eval()
+    hub = MessageHub.get_instance("test_checkpoint")
+    hub.update_scalar("train/loss", 3.0)
+    hub.update_scalar("train/lr", np.float64(1e-4))
+    state = {f"module.{name}": value for name, value in stock.state_dict().items()}
+    state["module.language_model.language_backbone.body.model.embeddings.position_ids"] = torch.arange(512)[
+        None
+    ]
+    path = tmp_path / "published.pth"
+    meta = {
+        "epoch": 1,
+        "iter": 7,
+        "seed": 0,
+        "experiment_name": "x",
+        "cfg": "model = dict()",
+        "classes": ("a",),
+    }
+    torch.save(
+        {"meta": meta, "state_dict": state, "message_hub": hub.state_dict(), "param_schedulers": []}, path
+    )
+
+    detector = build_detector(config, CLASSES).eval()
+    load_pretrained(detector, path)
+    images, samples = batch_of([(64, 96)], [[]])
+    with torch.no_grad():
+        ours = detector.predict(images, copy.deepcopy(samples))[0].pred_instances
+        theirs = stock.predict(images, [with_entities(copy.deepcopy(samples[0]))])[0].pred_instances
+    torch.testing.assert_close(ours.bboxes, theirs.bboxes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
+
+
+def test_checkpoints_that_do_not_fit_are_explained(tmp_path, config):
+    detector = build_detector(config, CLASSES)
+    state = {name: value for name, value in detector.state_dict().items() if not name.startswith("neck.")}
+    state["stranger.weight"] = torch.zeros(2)
+    state["level_embed"] = torch.zeros(9, 9)
+    torch.save({"state_dict": state}, tmp_path / "odd.pth")
+    with pytest.raises(
+        CheckpointError, match=r"missing: neck.*unexpected: stranger\.weight.*level_embed: \(9, 9\)"
+    ):
+        load_pretrained(detector, tmp_path / "odd.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
+    torch.save({"state_dict": {}, "meta": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="may run code"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert "executed" not in capsys.readouterr().out
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "evil.pth").read_bytes()[:100])
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize("boxes", [[[[5, 5, 30, 40]], []], [[], []]], ids=["objects", "no_objects"])
+@pytest.mark.parametrize("backbone", ["tiny", "none"])
+def test_losses_and_gradients_of_unequal_batches(boxes, backbone):
+    config = small_config(backbone=backbone, image_dropout=0.0)
+    detector = build_detector(config, CLASSES).train()
+    images, samples = batch_of([(64, 96), (50, 70)], boxes)
+    losses = detector.loss(images, samples)
+    assert {"loss_cls", "loss_bbox", "loss_iou", "loss_orth", "enc_loss_cls", "dn_loss_cls"} <= set(losses)
+    total(losses).backward()
+    trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in trained.values())
+    assert not any(name.startswith("language_model") for name in trained)
+    if boxes[0]:
+        assert all(detector.ouafs.gates[name].grad.abs().sum() > 0 for name in detector.ouafs.gates)
+
+
+def test_orth_none_leaves_no_loss():
+    detector = build_detector(small_config(fusion={"orth": "none"}), CLASSES).train()
+    images, samples = batch_of([(64, 96)], [[[5, 5, 30, 40]]])
+    assert "loss_orth" not in detector.loss(images, samples)
+
+
+def test_checkpointing_gives_the_same_gradients():
+    images, samples = batch_of([(64, 96)], [[[5, 5, 30, 40]]])
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        detector = build_detector(
+            small_config(checkpointing=checkpointing, image_dropout=0.0), CLASSES
+        ).train()
+        torch.manual_seed(2)
+        total(detector.loss(images, copy.deepcopy(samples))).backward()
+        gradients.append({name: p.grad for name, p in detector.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_mixed_precision_trains():
+    detector = build_detector(small_config(fusion={"gate_init": 1.0}), CLASSES).train()
+    images, samples = batch_of([(64, 96), (50, 70)], [[[5, 5, 30, 40]], []])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector.loss(images, samples)
+    total(losses).backward()
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+
+
+def test_dropped_image_features_leave_the_maps():
+    detector = build_detector(small_config(image_dropout=1.0, fusion={"gate_init": 1.0}), CLASSES).train()
+    _, samples = batch_of([(64, 96)], [[[5, 5, 30, 40]]])
+    first, second = (detector.extract_fused(torch.randn(1, 3, 64, 96), samples).features for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first[0].abs().sum() > 0
+
+
+def test_text_is_encoded_once_a_prompt(monkeypatch):
+    detector = build_detector(small_config(), CLASSES).eval()
+    calls = []
+    original = detector.language_model._encode
+    monkeypatch.setattr(detector.language_model, "_encode", lambda *a: calls.append(a) or original(*a))
+    images, samples = batch_of([(64, 96)], [[]])
+    with torch.no_grad():
+        for _ in range(3):
+            detector.predict(images, copy.deepcopy(samples))
+    assert len(calls) == 1
+    detector.load_state_dict(detector.state_dict())
+    with torch.no_grad():
+        detector.predict(images, samples)
+    assert len(calls) == 2
+
+
+def test_text_encoder_equals_mmdets_bert(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    from anomdino.detector.text import PACKAGED_VOCABULARY, LocalBert
+
+    words = PACKAGED_VOCABULARY.read_text()
+    bert = BertModel(BertConfig(vocab_size=len(words.split()), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                intermediate_size=64), add_pooling_layer=False)  # fmt: skip
+    bert.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text(words)
+    stock = MODELS.build(
+        {"type": "BertModel", "name": str(tmp_path), "pad_to_max": False, "use_sub_sentence_represent": True,
+         "special_tokens_list": ["[CLS]", "[SEP]", ".", "?"]}
+    ).eval()  # fmt: skip
+    captions = ["ood-object. ", "car. person. "]
+    with torch.no_grad():
+        expected = stock(captions)
+    ours = LocalBert(str(tmp_path))(captions)
+    torch.testing.assert_close(ours["embedded"], expected["embedded"])
+    for name in ("position_ids", "text_token_mask", "masks"):
+        assert torch.equal(ours[name], expected[name])
+
+
+def test_missing_text_encoder_names_files_source_and_place(tmp_path):
+    from anomdino.detector.text import LocalBert
+
+    with pytest.raises(CheckpointError, match=r"vocab\.txt") as caught:
+        LocalBert(str(tmp_path))
+    assert "bert-base-uncased" in caught.value.cure
+    assert str(tmp_path) in caught.value.cure
+
+
+def test_maps_of_unequal_sizes_are_padded_with_a_mask():
+    stacked, valid = pad_maps([torch.ones(2, 3, 4), torch.ones(2, 2, 5)], (3, 5))
+    assert stacked.shape == (2, 2, 3, 5)
+    assert valid[:, 0].sum((1, 2)).tolist() == [12, 10]
+    assert pad_maps([torch.ones(2, 3, 5)], (3, 5))[1] is None

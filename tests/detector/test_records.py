@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pytest
+
+from anomdino.detector.records import Record, read_records, split_folds
+from anomdino.errors import DataError, ProtocolError
+from anomdino.protocol import mark_evaluation_only
+from tests.detector.conftest import read_set
+
+
+def test_reads_coco_annotations(composed):
+    records = read_set(composed)
+    assert len(records) == 10
+    assert [r.key for r in records] == sorted(r.key for r in records)
+    second = next(r for r in records if r.key == "part1/001")
+    assert second.size == (64, 96)
+    assert second.source == "s0"
+    assert second.boxes.shape == (1, 4)
+    assert (second.boxes[:, 2:] - second.boxes[:, :2] == [20, 16]).all()
+    assert next(r for r in records if r.key == "part0/000").boxes.shape == (0, 4)
+
+
+def test_reads_s2m_lists(composed, tmp_path):
+    entries = [
+        {"file_name": "part1/001.png", "annotations": {"bbox": [3, 4, 10, 12]}},
+        {"file_name": "part1/001.png", "annotations": {"bbox": [30, 4, 40, 12]}},
+        {"file_name": "part0/002.png", "annotations": {"bbox": [0, 0, 5, 5]}},
+    ]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(entries))
+    records = read_records(path, composed / "offline_dataset", composed / "offline_dataset_maps", composed)
+    assert [r.key for r in records] == ["part0/002", "part1/001"]
+    assert records[1].boxes.tolist() == [[3, 4, 11, 13], [30, 4, 41, 13]]
+    assert records[1].size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("{", "neither COCO"),
+        ('{"images": [{"id": 1}]}', "neither COCO"),
+        ('{"images": [], "annotations": []}', "no image"),
+    ],
+)
+def test_bad_annotations_are_refused(composed, content, cause):
+    (composed / "ood.json").write_text(content)
+    with pytest.raises(DataError, match=cause):
+        read_set(composed)
+
+
+def test_missing_image_is_named(composed):
+    (composed / "offline_dataset" / "part1" / "001.png").unlink()
+    with pytest.raises(DataError, match=r"001\.png"):
+        read_set(composed)
+
+
+def test_evaluation_data_is_refused(composed):
+    mark_evaluation_only(composed / "offline_dataset")
+    with pytest.raises(ProtocolError):
+        read_set(composed)
+
+
+def fake_records(count, split="train"):
+    from pathlib import Path
+
+    nowhere = Path("x")
+    return [
+        Record(
+            f"{i:03d}", nowhere, nowhere, nowhere, (8, 8), f"s{i // 3}", split, np.zeros((0, 4), np.float32)
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("folds", [1, 2, 3, 5])
+def test_no_detector_predicts_a_source_it_learned_from(folds):
+    records = fake_records(45)
+    result = split_folds(records, folds, 0.4, seed=3)
+    predicted = [r.key for fold in result for r in fold.predict]
+    assert len(predicted) == len(set(predicted))
+    for fold in result:
+        learned = {r.source for r in fold.train}
+        assert not learned & {r.source for r in (*fold.predict, *fold.val)}
+        assert fold.val
+        assert len(fold.train) + len(fold.val) == len(records)
+    assert result[-1].name == "final"
+    if folds > 1:
+        assert sorted(predicted) == [r.key for r in records]
+    else:
+        assert len(predicted) == 18
+
+
+def test_the_sets_own_split_is_used_with_one_fold(composed):
+    (fold,) = split_folds(read_set(composed), 1, 0.4, seed=0)
+    assert {r.source for r in fold.predict} == {"s4"}
+    assert len(fold.train) == 8
+
+
+def test_split_depends_on_the_seed_alone():
+    records = fake_records(45)
+    first, again, other = (split_folds(records, 2, 0.4, seed=s)[0] for s in (1, 1, 2))
+    assert [r.key for r in first.train] == [r.key for r in again.train]
+    assert [r.key for r in first.train] != [r.key for r in other.train]
+
+
+def test_too_few_sources():
+    with pytest.raises(DataError, match="too few"):
+        split_folds(fake_records(3), 2, 0.4, seed=0)

@@ -1,0 +1,226 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from anomdino.config.detect import DetectConfig, NegativesConfig
+from anomdino.detector.infer import Detector, best_boxes, non_maximum_suppression, suppress_covered
+from anomdino.detector.records import split_folds
+from anomdino.detector.run import Input, detect_out_of_fold, detect_set
+from anomdino.detector.training import map_statistics, train_detector
+from anomdino.errors import CheckpointError, DataError, ProtocolError, TrainingError
+from anomdino.io.boxes import Boxes, image_id, read_box_results
+from tests.detector.conftest import make_maps, read_set, small_config
+
+CPU = torch.device("cpu")
+
+
+def train(composed, tmp_path, folds=1, name="detector", **changes):
+    config = small_config(**changes)
+    for fold in split_folds(read_set(composed), folds, 0.4, 0):
+        folder = tmp_path / name if fold.name == "final" else tmp_path / name / fold.name
+        train_detector(config, fold, folder, tmp_path / "work", 5, CPU)
+    return tmp_path / name
+
+
+@pytest.mark.slow
+def test_trains_saves_loads_and_detects(composed, tmp_path):
+    folder = train(composed, tmp_path)
+    history = json.loads((folder / "history.json").read_text())
+    assert [row["step"] for row in history["losses"]] == [2, 4]
+    assert [row["step"] for row in history["evaluations"]] == [2, 4]
+    assert {"loss", "loss_cls", "loss_orth"} <= set(history["losses"][0])
+    assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
+
+    detect = DetectConfig(min_score=0.0)
+    report, quality = detect_out_of_fold(
+        folder, read_set(composed), tmp_path / "boxes" / "train.json", detect, CPU
+    )
+    assert report.images == 2
+    split = json.loads((folder / "split.json").read_text())
+    boxes = read_box_results(tmp_path / "boxes" / "train.json", split["predict"])
+    table = pq.read_table(tmp_path / "boxes" / "train.parquet").to_pylist()
+    assert [row["image"] for row in table] == sorted(split["predict"])
+    for row in table:
+        found = boxes[row["image"]]
+        assert row["image_id"] == image_id(row["image"])
+        assert len(found) == len(row["x0"]) > 0
+        assert (found.xyxy[:, 2:] > found.xyxy[:, :2]).all()
+        assert found.xyxy.min() >= 0
+        assert found.xyxy[:, 2].max() <= row["width"]
+        assert found.xyxy[:, 3].max() <= row["height"]
+    assert set(quality) >= {"AR@100", "AP50", "suggested_threshold", "curve"}
+    assert json.loads((tmp_path / "boxes" / "train_quality.json").read_text()) == quality
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_files(composed, tmp_path):
+    first, second = (train(composed, tmp_path, name=name) for name in ("a", "b"))
+    for name in ("model.safetensors", "config.json", "history.json", "split.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_out_of_fold_boxes_are_honest_and_complete(composed, tmp_path):
+    folder = train(composed, tmp_path, folds=2, steps=2)
+    records = read_set(composed)
+    report, _ = detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=2), CPU)
+    assert report.images == len(records)
+    with pytest.raises(CheckpointError, match="no trained fold"):
+        detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=3), CPU)
+    split = json.loads((folder / "fold0" / "split.json").read_text())
+    split["predict"].append(split["train"][0])
+    (folder / "fold0" / "split.json").write_text(json.dumps(split))
+    with pytest.raises(ProtocolError, match="was trained on"):
+        detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=2), CPU)
+
+
+@pytest.mark.slow
+def test_interrupted_training_resumes(composed, tmp_path, monkeypatch):
+    from anomdino.detector import runner as runner_module
+
+    original = runner_module.History.after_train_iter
+
+    def stop(self, runner, batch_idx, data_batch=None, outputs=None):
+        original(self, runner, batch_idx, data_batch, outputs)
+        if runner.iter == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner_module.History, "after_train_iter", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(composed, tmp_path)
+    monkeypatch.setattr(runner_module.History, "after_train_iter", original)
+    seen = []
+    monkeypatch.setattr(
+        runner_module.History, "before_train_iter", lambda self, runner, *a, **k: seen.append(runner.iter)
+    )
+    folder = train(composed, tmp_path)
+    assert seen == [2, 3]
+    history = json.loads((folder / "history.json").read_text())
+    assert [row["step"] for row in history["evaluations"]] == [2, 4]
+
+
+def test_loss_that_is_not_finite_stops(composed, tmp_path):
+    with pytest.raises(TrainingError, match="not finite"):
+        train(composed, tmp_path, lr=1e12, clip=1e12)
+
+
+def test_learns_to_find_bright_blobs_in_the_score(composed, tmp_path):
+    """A few dozen steps on the maps alone must lift the recall on held-out images clearly above the untrained one."""
+    folder = train(
+        composed, tmp_path, backbone="none", steps=60, val_interval=60, log_interval=20, lr=3e-3, clip=1.0, batch_size=4,
+        fusion={"gate_init": 1.0},
+    )  # fmt: skip
+    losses = json.loads((folder / "history.json").read_text())["losses"]
+    assert losses[-1]["loss"] < 0.8 * losses[0]["loss"]
+
+
+def test_statistics_equal_numpy(composed):
+    records = read_set(composed)
+    classes, mean, std = map_statistics(records)
+    scores = np.concatenate([np.load(r.maps)["score"].ravel() for r in records]).astype(np.float64)
+    assert classes == 5
+    assert mean == pytest.approx(scores.mean())
+    assert std == pytest.approx(scores.std())
+
+
+@pytest.fixture
+def detector(config):
+    from anomdino.detector.architecture import build_detector
+
+    return Detector(build_detector(config, 5), config, 5, DetectConfig(min_score=0.0, nms_iou=1.0))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (1, 1), (7, 200), (33, 35)])
+def test_any_size_gives_boxes_inside_the_image(detector, size):
+    rng = np.random.default_rng(1)
+    boxes = detector.detect(rng.integers(0, 255, (*size, 3)).astype(np.uint8), make_maps(rng, size))
+    assert boxes.xyxy.dtype == np.float32
+    assert (boxes.xyxy >= 0).all()
+    assert (boxes.xyxy <= [size[1], size[0], size[1], size[0]]).all()
+    assert (boxes.xyxy[:, 2:] > boxes.xyxy[:, :2]).all()
+    assert (np.diff(boxes.scores) <= 0).all()
+
+
+def test_wrong_number_of_classes_is_explained(detector):
+    rng = np.random.default_rng(1)
+    with pytest.raises(CheckpointError, match="4 classes"):
+        detector.detect(np.zeros((32, 32, 3), np.uint8), make_maps(rng, (32, 32), classes=4))
+
+
+def test_diverged_weights_raise_instead_of_writing_nan(detector, tmp_path):
+    for parameter in detector.network.bbox_head.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    with pytest.raises(DataError, match="NaN"):
+        detector.detect(np.zeros((32, 32, 3), np.uint8), make_maps(np.random.default_rng(1), (32, 32)))
+
+
+def test_maps_of_another_image_are_refused(detector, composed, tmp_path):
+    records = read_set(composed)
+    inputs = [Input("k", records[0].image, records[1].maps)]
+    assert records[0].size != records[1].size
+    with pytest.raises(DataError, match="belongs to an image"):
+        detect_set(detector, inputs, tmp_path / "x.json", "test")
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_images_without_boxes_are_present(detector, composed, tmp_path):
+    detector.detect_config = DetectConfig(min_score=0.999)
+    records = read_set(composed)
+    report = detect_set(
+        detector, [Input(r.key, r.image, r.maps) for r in records], tmp_path / "x.json", "test"
+    )
+    assert (report.images, report.boxes, report.empty) == (10, 0, 10)
+    assert json.loads((tmp_path / "x.json").read_text()) == []
+    assert len(pq.read_table(tmp_path / "x.parquet")) == 10
+
+
+def slow_nms(boxes, limit):
+    kept = []
+    for index in np.argsort(-boxes.scores, kind="stable"):
+        a = boxes.xyxy[index]
+        for other in kept:
+            b = boxes.xyxy[other]
+            width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+            shared = max(0, width) * max(0, height)
+            union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+            if shared / union > limit:
+                break
+        else:
+            kept.append(index)
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_suppression_equals_a_slow_formulation(seed):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 30, (40, 2))
+    boxes = Boxes(np.concatenate([low, low + rng.uniform(3, 20, low.shape)], 1), rng.random(40))
+    kept = non_maximum_suppression(boxes, 0.4)
+    np.testing.assert_array_equal(kept.xyxy, boxes.xyxy[slow_nms(boxes, 0.4)])
+    assert len(best_boxes(boxes, DetectConfig(min_score=0.5, nms_iou=1.0, max_boxes=3))) == 3
+
+
+def test_known_classes_suppress_what_they_cover():
+    objects = Boxes(np.array([[0, 0, 10, 10], [0, 0, 10, 20], [50, 50, 60, 60]]), np.array([0.5, 0.5, 0.7]))
+    known = Boxes(np.array([[0, 0, 10, 10], [49, 49, 61, 61]]), np.array([0.7, 0.75]))
+    rule = NegativesConfig(names=["car"], score=0.3, cover=0.8, margin=0.1)
+    kept = suppress_covered(objects, known, rule)
+    assert kept.xyxy[:, 3].tolist() == [
+        20,
+        60,
+    ]  # the second is half covered, the third nearly as sure as the car
+
+
+def test_negative_prompts_reach_the_network(config):
+    from anomdino.detector.architecture import build_detector
+
+    detect = DetectConfig(min_score=0.0, negatives=NegativesConfig(names=["car", "traffic light"]))
+    detector = Detector(build_detector(config, 5), config, 5, detect)
+    rng = np.random.default_rng(0)
+    boxes = detector.detect(rng.integers(0, 255, (64, 96, 3)).astype(np.uint8), make_maps(rng, (64, 96)))
+    assert len(boxes) <= config.queries
+    caption = next(iter(detector.network.language_model._known))[0]
+    assert caption == "ood-object. car. traffic light. "
