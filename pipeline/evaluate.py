@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help=__doc__, add_completion=False)
 
-METRICS, PLOTS = Path("metrics.json"), Path("plots")
+METRICS, METRIC_TABLES, PLOTS = Path("metrics.json"), Path("eval"), Path("plots")
 CLOSED_SET = _stage.RPL / "closed_set_miou.json"
 
 
@@ -30,7 +30,8 @@ CLOSED_SET = _stage.RPL / "closed_set_miou.json"
 def evaluate() -> None:
     """Evaluate every output on every benchmark."""
     from anomdino.adt.store import load_adt
-    from anomdino.evaluation import EvaluationSettings, write_metrics, write_plots
+    from anomdino.evaluation import EvaluationSettings, write_metric_tables, write_metrics, write_plots
+    from anomdino.evaluation.console import print_summary
     from anomdino.seeding import seed_everything
 
     with _stage.stage("evaluate", "benchmark") as params:
@@ -44,11 +45,13 @@ def evaluate() -> None:
             capacity=config.capacity,
             box_score=model.rule.box_score,
         )
-        for folder in (_stage.PREDICTIONS, PLOTS):
+        for folder in (_stage.PREDICTIONS, METRIC_TABLES, PLOTS):
             shutil.rmtree(folder, ignore_errors=True)
         results = [evaluate_one(params, name, model, settings) for name in config.sets]
         write_plots(PLOTS, results)
-        write_metrics(METRICS, results, params.seed, closed_set_quality())
+        metrics = write_metrics(METRICS, results, params.seed, closed_set_quality())
+        write_metric_tables(METRIC_TABLES, metrics)
+        print_summary(metrics)
         _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from anomdino.config.base import Block
 
@@ -66,7 +67,7 @@ class BenchmarkConfig(Block):
             ),
         }
     )
-    """Evaluation sets by name; results are filed under the name."""
+    """Evaluation sets by name; results are filed under the name. Letters, digits, `_` and `-`."""
     outputs: list[Output] = Field(default_factory=lambda: list(OUTPUTS), min_length=1)
     """Outputs that are evaluated side by side."""
     bootstrap: int = Field(default=1000, ge=0)
@@ -79,3 +80,12 @@ class BenchmarkConfig(Block):
     """Distinct scores up to which pooled metrics are exact; beyond it the error bound is reported."""
     save_predictions: bool = True
     """Write the fused score maps and masks to data/predictions."""
+
+    @field_validator("sets")
+    @classmethod
+    def _names_are_file_names(cls, sets: dict[str, BenchmarkSet]) -> dict[str, BenchmarkSet]:
+        taken = {"train", "seed", "closed_set"}
+        wrong = [name for name in sets if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in taken]
+        if wrong:
+            raise ValueError(f"names {wrong} cannot be used: letters, digits, _ and -; not {sorted(taken)}")
+        return sets

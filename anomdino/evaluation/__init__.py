@@ -2,7 +2,13 @@
 
 from anomdino.evaluation.run import BenchmarkResult, EvaluationSettings, evaluate_benchmark
 from anomdino.evaluation.sources import CascadeOutputs, OutputSource, Prediction, ScoreFolder
-from anomdino.evaluation.writing import write_metrics, write_plots, write_prediction, write_results
+from anomdino.evaluation.writing import (
+    write_metric_tables,
+    write_metrics,
+    write_plots,
+    write_prediction,
+    write_results,
+)
 
 __all__ = [
     "BenchmarkResult",
@@ -12,6 +18,7 @@ __all__ = [
     "Prediction",
     "ScoreFolder",
     "evaluate_benchmark",
+    "write_metric_tables",
     "write_metrics",
     "write_plots",
     "write_prediction",

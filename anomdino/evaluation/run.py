@@ -35,7 +35,7 @@ from anomdino.seeding import rng
 
 LabelImage = npt.NDArray[np.uint8]
 BoolImage = npt.NDArray[np.bool_]
-OWN_MASK = "adt_mask"
+OWN_MASK = "mask"
 LEVELS = {"25": 0, "50": 5, "75": 10}
 
 
@@ -360,7 +360,16 @@ def _measure_boxes(result: BenchmarkResult, source: OutputSource, settings: Eval
         "objects_in_boxes": kept["components_inside"],
         "boxes_per_image": kept["boxes_per_image"],
     }
-    result.detector_curve = coverage.curve()
+    result.detector_curve = [
+        {
+            "threshold": row["threshold"],
+            "pixels_in_boxes": row["pixels_inside"],
+            "objects_in_boxes": row["components_inside"],
+            "boxes_per_image": row["boxes_per_image"],
+            "boxes_per_clean_image": row["boxes_per_clean_image"],
+        }
+        for row in coverage.curve()
+    ]
 
 
 def _add_intervals(result: BenchmarkResult, settings: EvaluationSettings) -> None:

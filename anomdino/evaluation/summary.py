@@ -111,7 +111,8 @@ def curve_points(results: Sequence[BenchmarkResult]) -> dict[str, list[dict[str,
             plots["roc"] += _points(label, curve, fpr=curve.fpr, tpr=curve.recall)
             plots["pr"] += _points(label, curve, recall=curve.recall, precision=curve.precision)
             share = (curve.tp + curve.fp) / (curve.positives + curve.negatives)
-            plots["f1"] += _points(label, curve, predicted_share=share, f1=curve.f1)
+            points = _points(label, curve, predicted_share=share, f1=curve.f1)
+            plots["f1"] += [point for point in points if point["predicted_share"] > 0]
         for row in result.detector_curve:
             named = {"series": result.benchmark.name, "benchmark": result.benchmark.name}
             plots["detector"].append(named | rounded(row))

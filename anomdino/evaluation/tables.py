@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 IMAGES: Columns = {
     "benchmark": ("string", "name of the benchmark"),
     "key": ("string", "key of the image"),
-    "output": ("string", "output, or adt_mask for the method's own mask"),
+    "output": ("string", "output, or `mask` for the mask that the method itself decides on"),
     "tags": ("string", "tags of the image, joined by commas"),
     "height": ("int32", "image height in pixels"),
     "width": ("int32", "image width in pixels"),
@@ -56,7 +56,7 @@ IMAGES: Columns = {
 COMPONENTS: Columns = {
     "benchmark": ("string", "name of the benchmark"),
     "key": ("string", "key of the image"),
-    "output": ("string", "output, or adt_mask for the method's own mask"),
+    "output": ("string", "output, or `mask` for the mask that the method itself decides on"),
     "kind": ("string", "gt or predicted"),
     "index": ("int32", "number of the component in its image and kind"),
     "size": ("int64", "pixels inside the region of interest"),

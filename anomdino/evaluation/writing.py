@@ -48,6 +48,26 @@ def write_metrics(
     return content
 
 
+def write_metric_tables(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``<benchmark>/<output>.json``, one flat file an output, which ``dvc metrics show`` makes a table of.
+
+    Args:
+        folder: Folder of the files.
+        metrics: What :func:`write_metrics` returned.
+    """
+    for name, block in metrics.items():
+        rows = (
+            {key: row for key, row in block.items() if _is_output(row)} if isinstance(block, Mapping) else {}
+        )
+        for output, row in rows.items():
+            values = {key: round(value, 4) for key, value in row.items() if isinstance(value, int | float)}
+            atomic_write_json(folder / name / f"{output}.json", values)
+
+
+def _is_output(row: object) -> bool:
+    return isinstance(row, Mapping) and "F1*" in row
+
+
 def write_plots(folder: Path, results: Sequence[BenchmarkResult]) -> None:
     """Write the points of all curves as ``roc.json``, ``pr.json``, ``f1.json`` and ``detector.json``."""
     for name, points in curve_points(results).items():

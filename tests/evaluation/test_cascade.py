@@ -62,7 +62,7 @@ def test_every_output_and_the_mask_is_reported(cascade, tmp_path):
     )
     assert saved == ["f0", "f1", "f2", "f3"]
     block = write_metrics(tmp_path / "metrics.json", [result], seed=0)["mine"]
-    assert {"raw", "hard", "soft", "boost", "fused", "adt_mask"} <= set(block)
+    assert {"raw", "hard", "soft", "boost", "fused", "mask"} <= set(block)
     assert block["clean_images"] == 1
     assert block["detector"]["pixels_in_boxes"] == pytest.approx(2 / 3, abs=1e-6)
     assert block["detector"]["objects_in_boxes"] == pytest.approx(2 / 3, abs=1e-6)

@@ -179,8 +179,8 @@ def test_own_masks_are_reported_beside_the_threshold(world):
     source = ScoreFolder(world[0] / "scores", masks=world[0] / "masks")
     result = evaluate_benchmark(opened(world), source, EvaluationSettings(bootstrap=20))
     content = write_metrics(world[0] / "m.json", [result], 0)["mine"]
-    assert content["adt_mask"]["sIoU"] > content["score"]["sIoU"]
-    assert "AP" not in content["adt_mask"]
+    assert content["mask"]["sIoU"] > content["score"]["sIoU"]
+    assert "AP" not in content["mask"]
 
 
 def test_an_all_void_image_is_left_out_and_counted(world):
