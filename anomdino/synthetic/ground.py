@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from anomdino.synthetic.camera import Camera, FloatArray
 from anomdino.synthetic.light import Light
-from anomdino.synthetic.noise import fractal, sample, tile
+from anomdino.synthetic.noise import fractal, pick, sample, tile, wrap
 
 ROAD, SIDEWALK, TERRAIN = 0, 1, 9
 UInt8Array = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -160,121 +161,158 @@ def paint_ground(camera: Camera, road: Road, light: Light) -> tuple[int, FloatAr
     """Paint the ground as every pixel sees it.
 
     Returns:
-        First row of the ground, colour (h, W, 3) float32 0..255 before shadows, label (h, W) uint8, depth (h, W) float32.
+        First row of the ground, colour (h, W, 3) float32 0..255 before shadows, label (h, W) uint8 and depth (h, W)
+        float32 in metres.
     """
     first, x, z = camera.ground_grid()
-    footprint = np.maximum(z / camera.focal, 1e-4)
-    along = np.maximum(z * z / (camera.focal * camera.eye), 1e-4)
-    fine_fade = np.clip(0.06 / along, 0, 1)
-    u, v = (x + road.phase) / 9.0, (z + 3 * road.phase) / 9.0
-    grain = sample(tile(9, road.variant), u * 2.3, v * 2.3) * fine_fade
+    view = _View(x, z, z / np.float32(camera.focal), z * z / np.float32(camera.focal * camera.eye))
+    fine = np.minimum(np.float32(0.06) / view.along, 1)
+    u, v = (x + road.phase) / 9, (z + 3 * road.phase) / 9
+    grain = sample(tile(9, road.variant), u * 2.3, v * 2.3) * fine
     mottle = sample(fractal(2, 6, road.variant), u * 0.35, v * 0.12)
 
-    distance = np.abs(x)
-    left = x < 0
-    pavement_width = np.where(left, np.float32(road.pavement[0]), np.float32(road.pavement[1]))
-    beyond = distance - road.half
+    pavement = np.where(x < 0, np.float32(road.pavement[0]), np.float32(road.pavement[1]))
+    beyond = np.abs(x) - np.float32(road.half)
     on_road = beyond < 0
-    on_pavement = ~on_road & (beyond < pavement_width)
+    on_pavement = ~on_road & (beyond < pavement)
     label = np.where(on_road, ROAD, np.where(on_pavement, SIDEWALK, TERRAIN)).astype(np.uint8)
 
-    colour = np.empty((*x.shape, 3), dtype=np.float32)
-    tone = _asphalt(road, x, z, mottle, grain)
-    colour[:] = tone[..., None] * np.asarray(road.asphalt, dtype=np.float32)
-    _paint_bands(colour, road, x, z, tone)
-    _paint_marks(colour, road, x, z, footprint, along)
-    _paint_manholes(colour, road, x, z)
-    _paint_puddles(colour, road, x, z, light, on_road)
+    tone = _asphalt(road, view, mottle, grain)
+    colour = tone[..., None] * np.asarray(road.asphalt, dtype=np.float32)
+    _paint_bands(colour, road, view, tone)
+    _paint_marks(colour, road, view)
+    _paint_manholes(colour, road, view)
+    _paint_puddles(colour, road, view, light)
     if light.wet > 0.3:
         shine = np.clip(0.25 + 0.2 * mottle, 0, 0.7) * np.float32(0.6 * light.wet)
         colour += shine[..., None] * (0.8 * np.asarray(light.haze, dtype=np.float32) - colour)
-
-    joint = _joints(x, z, road.slab, footprint, along)
-    paving = (1 + 0.05 * mottle + 0.05 * grain - 0.25 * joint)[..., None] * np.asarray(road.paving, dtype=np.float32)
-    blades = sample(fractal(5, 9, 1), u * 0.8, v * 0.5)
-    grass = np.asarray(road.grass, dtype=np.float32) * (1 + 0.16 * mottle + 0.2 * blades * np.clip(fine_fade + 0.2, 0, 1))[..., None]
-    colour = np.where(on_road[..., None], colour, np.where(on_pavement[..., None], paving, grass))
-    kerb = np.clip(0.5 + (0.09 - np.abs(beyond - 0.09)) / footprint, 0, 1) * (pavement_width > 0)
-    stones = 0.92 + 0.12 * (np.mod(z + road.phase, 1.0) > 0.04)
-    colour += kerb[..., None] * ((stones * 170)[..., None] - colour)
+    _paint_off_road(colour, road, view, (mottle, grain, fine), (on_pavement, label == TERRAIN))
+    near_kerb = np.abs(beyond - np.float32(0.09))
+    kerb = np.clip(0.5 + (0.09 - near_kerb) / view.footprint, 0, 1) * (pavement > 0)
+    touched = kerb > 0
+    stones = 156 + 20 * (wrap(z[touched] + road.phase, 1.0) > 0.04)
+    colour[touched] += kerb[touched][:, None] * (stones[:, None] - colour[touched])
     return first, colour, label, z
 
 
-def _asphalt(road: Road, x: FloatArray, z: FloatArray, mottle: FloatArray, grain: FloatArray) -> FloatArray:
-    lane = 3.2
-    track = np.abs(np.mod(x + road.half, lane) - lane / 2)
+@dataclass(frozen=True)
+class _View:
+    """The ground under every pixel: x, z in metres, and the pixel's extent across and along in metres."""
+
+    x: FloatArray
+    z: FloatArray
+    footprint: FloatArray
+    along: FloatArray
+
+    def rows(self, z0: float, z1: float) -> slice:
+        """Rows that see the ground between the distances z0 and z1."""
+        far_to_near = -self.z[:, 0]
+        return slice(int(np.searchsorted(far_to_near, -z1)), int(np.searchsorted(far_to_near, -z0)))
+
+
+def _asphalt(road: Road, view: _View, mottle: FloatArray, grain: FloatArray) -> FloatArray:
+    """Brightness of the bare carriageway, about 1."""
+    x, z, lane = view.x, view.z, 3.2
+    track = np.abs(wrap(x + road.half, lane) - lane / 2)
     tone = 1 + 0.05 * mottle + 0.07 * grain - 0.06 * np.exp(-(((track - 0.8) / 0.35) ** 2))
     if road.cracks > 0.15:
-        vein = sample(fractal(4, 8, road.variant + 1), (x + road.phase) / 23, (z + road.phase) / 23)
-        region = sample(tile(2, road.variant + 2), (x + road.phase) / 50, (z + road.phase) / 50) > 0.4
-        width = 0.03 + 0.5 * np.minimum(z / 200, 0.2)
-        tone = tone - 0.3 * road.cracks * region * (np.abs(vein) < width) * np.clip(12 / z, 0, 1)
+        rows = view.rows(0, 40)
+        near_x, near_z = x[rows], z[rows]
+        vein = sample(fractal(4, 8, road.variant + 1), (near_x + road.phase) / 23, (near_z + road.phase) / 23)
+        region = sample(tile(2, road.variant + 2), (near_x + road.phase) / 50, (near_z + road.phase) / 50) > 0.4
+        width = 0.03 + 0.5 * np.minimum(near_z / 200, 0.2)
+        faded = np.clip(12 / near_z, 0, 1) * (1 - near_z / 40)
+        tone[rows] -= np.float32(0.3 * road.cracks) * region * (np.abs(vein) < width) * faded
     for patch in road.patches:
-        inside = (x > patch.x0) & (x < patch.x1) & (z > patch.z0) & (z < patch.z1)
-        tone = np.where(inside, tone * np.float32(patch.grey), tone)
+        rows = view.rows(patch.z0, patch.z1)
+        inside = (x[rows] > patch.x0) & (x[rows] < patch.x1)
+        tone[rows][inside] *= np.float32(patch.grey)
     return np.asarray(tone, dtype=np.float32)
 
 
-def _paint_bands(colour: FloatArray, road: Road, x: FloatArray, z: FloatArray, tone: FloatArray) -> None:
+def _paint_bands(colour: FloatArray, road: Road, view: _View, tone: FloatArray) -> None:
     for band in road.bands:
-        inside = (x > band.x0) & (x < band.x1) & (z > band.z0) & (z < band.z1)
-        colour[inside] = tone[inside][:, None] * np.asarray(road.band_colour, dtype=np.float32)
+        rows = view.rows(band.z0, band.z1)
+        inside = (view.x[rows] > band.x0) & (view.x[rows] < band.x1)
+        colour[rows][inside] = tone[rows][inside][:, None] * np.asarray(road.band_colour, dtype=np.float32)
 
 
-def _paint_marks(
-    colour: FloatArray, road: Road, x: FloatArray, z: FloatArray, footprint: FloatArray, along: FloatArray
-) -> None:
+def _paint_marks(colour: FloatArray, road: Road, view: _View) -> None:
     """Dashed lane lines, edge lines, crossings and arrows, with analytic anti-aliasing across."""
+    x, z, footprint = view.x, view.z, view.footprint
     cover = np.zeros_like(x)
-    dash = np.where(along > 3, 0.4, np.mod(z + road.phase, 9.0) < 4.0)
+    dash = np.where(view.along[:, :1] > 3, np.float32(0.4), (wrap(z[:, :1] + road.phase, 9.0) < 4).astype(np.float32))
     for line in road.lanes:
-        cover = np.maximum(cover, dash * np.clip(0.5 + (0.07 - np.abs(x - line)) / footprint, 0, 1))
+        np.maximum(cover, dash * np.clip(0.5 + (0.07 - np.abs(x - line)) / footprint, 0, 1), out=cover)
     if road.edge_lines:
         edge = np.abs(np.abs(x) - (road.half - 0.25))
-        cover = np.maximum(cover, np.clip(0.5 + (0.07 - edge) / footprint, 0, 1))
+        np.maximum(cover, np.clip(0.5 + (0.07 - edge) / footprint, 0, 1), out=cover)
     for bar in road.crossings:
-        across = np.clip(0.5 + (0.5 * (bar.x1 - bar.x0) - np.abs(x - 0.5 * (bar.x0 + bar.x1))) / footprint, 0, 1)
-        cover = np.maximum(cover, across * ((z > bar.z0) & (z < bar.z1)))
+        rows = view.rows(bar.z0, bar.z1)
+        aside = np.abs(x[rows] - 0.5 * (bar.x0 + bar.x1))
+        across = np.clip(0.5 + (0.5 * (bar.x1 - bar.x0) - aside) / footprint[rows], 0, 1)
+        np.maximum(cover[rows], across, out=cover[rows])
     for arrow_x, arrow_z in road.arrows:
-        ahead, aside = z - arrow_z, np.abs(x - arrow_x)
-        shaft = (aside < 0.1) & (ahead > 0) & (ahead < 2.2)
-        head = (ahead >= 2.2) & (ahead < 3.6) & (aside < 0.45 * (3.6 - ahead) / 1.4)
-        cover = np.maximum(cover, (shaft | head).astype(np.float32))
-    wear = sample(fractal(4, 9, road.variant + 3), (x + road.phase) / 7, (z - road.phase) / 7)
+        rows = view.rows(arrow_z, arrow_z + 3.6)
+        ahead, aside = z[rows] - arrow_z, np.abs(x[rows] - arrow_x)
+        head = (ahead >= 2.2) & (aside < 0.45 * (3.6 - ahead) / 1.4)
+        cover[rows][((aside < 0.1) & (ahead < 2.2)) | head] = 1
+    touched = cover > 0
+    worn = fractal(4, 9, road.variant + 3)
+    wear = pick(worn, (x[touched] + road.phase) / 7, (z[touched] - road.phase) / 7)
     paint = np.clip(0.95 - road.worn * np.clip(0.55 + 0.45 * wear, 0, 1), 0.05, 1)
-    amount = (cover * paint).astype(np.float32)
-    np.copyto(colour, colour + amount[..., None] * (np.asarray(road.marking, dtype=np.float32) - colour))
+    amount = (cover[touched] * paint).astype(np.float32)[:, None]
+    colour[touched] += amount * (np.asarray(road.marking, dtype=np.float32) - colour[touched])
 
 
-def _paint_manholes(colour: FloatArray, road: Road, x: FloatArray, z: FloatArray) -> None:
+def _paint_manholes(colour: FloatArray, road: Road, view: _View) -> None:
     for hole in road.manholes:
+        rows = view.rows(hole.z - hole.radius, hole.z + hole.radius)
+        x, z = view.x[rows], view.z[rows]
         reach = np.hypot(x - hole.x, z - hole.z) / hole.radius
         if hole.variant == 2:
             reach = np.maximum(np.abs(x - hole.x), np.abs(z - hole.z)) / hole.radius
         inside = reach < 1
-        if not inside.any():
-            continue
-        period = 0.1
-        relief = (np.mod(x[inside], period) < period / 2) ^ (np.mod(z[inside], period) < period / 2)
+        relief = (np.mod(x[inside], 0.1) < 0.05) ^ (np.mod(z[inside], 0.1) < 0.05)
         grey = np.where(reach[inside] > 0.85, 0.45, 0.62 + 0.16 * relief)
-        colour[inside] = grey[:, None] * np.asarray(road.asphalt, dtype=np.float32) + 6
+        colour[rows][inside] = grey[:, None] * np.asarray(road.asphalt, dtype=np.float32) + 6
 
 
-def _paint_puddles(
-    colour: FloatArray, road: Road, x: FloatArray, z: FloatArray, light: Light, on_road: npt.NDArray[np.bool_]
-) -> None:
+def _paint_puddles(colour: FloatArray, road: Road, view: _View, light: Light) -> None:
+    """Water that mirrors the sky, with an uneven shore."""
+    mirrored = 0.47 * np.asarray(light.sky, dtype=np.float32) + 0.3 * np.asarray(light.haze, dtype=np.float32)
     for puddle in road.puddles:
+        extent = 1.7 * puddle.radius * puddle.stretch
+        rows = view.rows(puddle.z - extent, puddle.z + extent)
+        x, z = view.x[rows], view.z[rows]
         wobble = sample(fractal(2, 5, road.variant), x / 11, z / 11)
         reach = np.hypot(x - puddle.x, (z - puddle.z) / puddle.stretch) / puddle.radius + 0.22 * wobble
-        water = np.clip((1.0 - reach) * 6, 0, 1) * on_road
-        mirrored = 0.55 * np.asarray(light.sky, dtype=np.float32) + 0.35 * np.asarray(light.haze, dtype=np.float32)
-        ripple = 1 + 0.04 * wobble[..., None]
-        np.copyto(colour, colour + (0.75 * water)[..., None] * (mirrored * ripple * 0.85 - colour))
+        water = 0.75 * np.clip((1.0 - reach) * 6, 0, 1) * (np.abs(x) < road.half)
+        colour[rows] += water[..., None] * (mirrored * (1 + 0.04 * wobble[..., None]) - colour[rows])
 
 
-def _joints(x: FloatArray, z: FloatArray, slab: float, footprint: FloatArray, along: FloatArray) -> FloatArray:
-    def lines(position: FloatArray, step: float, pixel: FloatArray) -> FloatArray:
-        away = np.abs(np.mod(position + step / 2, step) - step / 2)
-        return np.clip(0.5 + (0.012 - away) / pixel, 0, 1) * np.clip(step / (4 * pixel), 0, 1)
+def _paint_off_road(
+    colour: FloatArray,
+    road: Road,
+    view: _View,
+    textures: tuple[FloatArray, FloatArray, FloatArray],
+    places: tuple[BoolArray, BoolArray],
+) -> None:
+    """Paving slabs and grass, only where they are seen."""
+    mottle, grain, fine = textures
+    paved, grown = places
+    x, z = view.x[paved], view.z[paved]
+    joint = np.maximum(_lines(x, road.slab, view.footprint[paved]), _lines(z, road.slab, view.along[paved]))
+    tone = 1 + 0.05 * mottle[paved] + 0.05 * grain[paved] - 0.25 * joint
+    colour[paved] = tone[:, None] * np.asarray(road.paving, dtype=np.float32)
+    x, z = view.x[grown], view.z[grown]
+    blades = pick(fractal(5, 9, 1), (x + road.phase) * 0.089, (z + road.phase) * 0.056)
+    tone = 1 + 0.16 * mottle[grown] + 0.2 * blades * np.clip(fine[grown] + 0.2, 0, 1)
+    colour[grown] = tone[:, None] * np.asarray(road.grass, dtype=np.float32)
 
-    return np.maximum(lines(x, slab, footprint), lines(z, slab, along))
+
+def _lines(position: FloatArray, step: float, pixel: FloatArray) -> FloatArray:
+    """Coverage of joints every `step` metres, fading where a pixel holds several."""
+    away = np.abs(wrap(position + step / 2, step) - np.float32(step / 2))
+    covered = np.clip(0.5 + (0.012 - away) / pixel, 0, 1) * np.clip(step / (4 * pixel), 0, 1)
+    return np.asarray(covered, dtype=np.float32)

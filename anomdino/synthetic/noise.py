@@ -34,15 +34,30 @@ def tile(octave: int, variant: int = 0) -> FloatArray:
 
 @lru_cache(maxsize=32)
 def fractal(first: int, last: int, variant: int = 0, decay: float = 0.6) -> FloatArray:
-    """Sum of octaves `first` .. `last`, amplitude times `decay` from one to the next; float32 (512, 512), unit deviation."""
+    """Sum of octaves `first` .. `last`, each `decay` times the one before; float32 (512, 512), unit deviation."""
     total = np.zeros((TILE, TILE), dtype=np.float32)
     for index, octave in enumerate(range(first, last + 1)):
         total += decay**index * tile(octave, variant)
     return np.ascontiguousarray(total / total.std())
 
 
+def wrap(values: FloatArray, period: float) -> FloatArray:
+    """`values` modulo `period`, float32; several times faster than `numpy.mod`."""
+    turns = values * np.float32(1 / period)
+    turns -= np.floor(turns)
+    turns *= np.float32(period)
+    return turns
+
+
 def sample(noise: FloatArray, u: FloatArray, v: FloatArray) -> FloatArray:
     """Bilinear look-up with wrap-around; u, v float32 (H, W) in tiles (1.0 = one period)."""
-    x = np.mod(u, 1.0).astype(np.float32) * TILE
-    y = np.mod(v, 1.0).astype(np.float32) * TILE
+    x, y = wrap(u, 1.0), wrap(v, 1.0)
+    x *= TILE
+    y *= TILE
     return np.asarray(cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), dtype=np.float32)
+
+
+def pick(noise: FloatArray, u: FloatArray, v: FloatArray) -> FloatArray:
+    """Nearest look-up with wrap-around for scattered points; u, v float32 (N,) in tiles."""
+    columns, rows = wrap(u, 1.0) * TILE, wrap(v, 1.0) * TILE
+    return noise[rows.astype(np.intp) % TILE, columns.astype(np.intp) % TILE]
