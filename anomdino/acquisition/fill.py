@@ -62,7 +62,7 @@ def _filler(data: DataConfig, own: OwnFolders | None) -> Callable[[Path], Counts
 
 
 def _synthetic(data: DataConfig, out: Path) -> Counts:
-    from anomdino.scenes import write_synthetic
+    from anomdino.synthetic import write_synthetic
 
     return dict(write_synthetic(data.synthetic, out))
 
