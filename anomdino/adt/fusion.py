@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import cv2
@@ -75,16 +76,27 @@ class Fused:
     Attributes:
         score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
         mask: bool (H, W), P >= 0.5 (or score >= the model's threshold) without small components.
-        threshold: float32 (H, W) in (0.3, 0.8), the threshold of each pixel on the decision surface.
-        decision: float32 (H, W) in (0.3, 0.8), S_n.
-        boxes: The boxes that were kept, clipped to the image.
+        surfaces: What both were made of.
     """
 
     score: FloatMap
     mask: BoolMap
-    threshold: FloatMap
-    decision: FloatMap
-    boxes: Boxes
+    surfaces: Surfaces
+
+    @cached_property
+    def threshold(self) -> FloatMap:
+        """The threshold of each pixel on the decision surface, float32 (H, W) in (0.3, 0.8)."""
+        return self.surfaces.threshold.cpu().numpy()
+
+    @cached_property
+    def decision(self) -> FloatMap:
+        """S_n, float32 (H, W) in (0.3, 0.8)."""
+        return self.surfaces.decision.cpu().numpy()
+
+    @property
+    def boxes(self) -> Boxes:
+        """The boxes that were kept, clipped to the image."""
+        return self.surfaces.boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,13 +142,7 @@ def fuse(
         mask = final_mask(surfaces, model.net.architecture.ramp, rule.min_component)
     else:
         mask = remove_small_components(score >= np.float32(model.threshold.value), rule.min_component)
-    return Fused(
-        score=score,
-        mask=mask,
-        threshold=surfaces.threshold.cpu().numpy(),
-        decision=surfaces.decision.cpu().numpy(),
-        boxes=surfaces.boxes,
-    )
+    return Fused(score, mask, surfaces)
 
 
 @torch.inference_mode()
@@ -159,7 +165,7 @@ def compute_surfaces(
     inside = coverage > -1
     output = net(scores, inside[None, None])
     return Surfaces(
-        raw=net.sign * scores[0, 0],
+        raw=scores[0, 0] if net.sign > 0 else -scores[0, 0],
         unit=net.unit_score(net.standardise(scores))[0, 0],
         decision=output.decision[0, 0],
         threshold=output.threshold[0, 0],
@@ -260,12 +266,12 @@ def _blend(surfaces: Surfaces, rule: FusionRule) -> Tensor:
 
 
 def _coverage(boxes: Boxes, size: tuple[int, ...], device: torch.device) -> Tensor:
-    canvas = np.full(size, -1, np.float32)
+    canvas = torch.full(size, -1.0, device=device)
     limit = [size[1], size[0], size[1], size[0]]
     for index in np.argsort(boxes.scores, kind="stable"):
         x0, y0, x1, y1 = np.clip(np.ceil(boxes.xyxy[index] - 0.5), 0, limit).astype(int)
-        canvas[y0:y1, x0:x1] = boxes.scores[index]
-    return torch.from_numpy(canvas).to(device)
+        canvas[y0:y1, x0:x1] = float(boxes.scores[index])
+    return canvas
 
 
 def _equal_within_ties(strict: npt.NDArray[np.int64], rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

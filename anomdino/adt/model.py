@@ -179,7 +179,7 @@ class AdtNet(nn.Module):
 
     def standardise(self, scores: Tensor) -> Tensor:
         """Turn scores into (sign * S - mean) / std with the stored statistics."""
-        return (self.sign * scores - self.mean) / self.std
+        return ((scores if self.sign > 0 else -scores) - self.mean) / self.std
 
     def unit_score(self, standardised: Tensor) -> Tensor:
         """Map standardised scores to (0, 1) by the logistic function: S~, the same map for every image."""
