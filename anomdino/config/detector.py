@@ -84,6 +84,8 @@ class DetectorConfig(Block):
     """Half of the training images go through DETR's resize-crop-resize branch."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
+    mosaic: float = Field(default=0.0, ge=0, le=1)
+    """Share of training samples that are mosaics of two by two images: objects of half the relative size."""
     map_noise: float = Field(default=0.0, ge=0)
     """Standard deviation of the random offset, and half that of the random log gain, of the score map in training."""
     steps: int = Field(default=500, ge=1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from anomdino.config.detector import DetectorConfig
-from anomdino.detector.maps import stack_maps, warp_maps
+from anomdino.detector.maps import resized_maps, stack_maps, warp_maps
 from anomdino.detector.mmdet_parts import DATASETS, TRANSFORMS, BaseDetDataset, BaseTransform
 from anomdino.detector.records import Record
 from anomdino.io.boxes import CATEGORY_NAME, image_id
@@ -31,6 +33,48 @@ class LoadComposed(BaseTransform):  # type: ignore[misc]
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         results["maps"] = stack_maps(maps)
         return results
+
+
+@TRANSFORMS.register_module()
+class MosaicComposed(BaseTransform):  # type: ignore[misc]
+    """Put an image and three others into a mosaic of two by two, at random: objects of half the relative size.
+
+    DINO's proposals are relative to the image, so that the sizes of objects, as shares of the image, must occur in
+    training. The others are resized to the first.
+
+    Args:
+        probability: Share of samples that become a mosaic.
+        records: The images that the others are drawn from.
+    """
+
+    def __init__(self, probability: float, records: Sequence[Record]) -> None:
+        self.probability, self.records = probability, list(records)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Merge ``img``, ``maps`` and ``instances``; ``ori_shape`` becomes that of the mosaic."""
+        if np.random.random() >= self.probability:  # noqa: NPY002 - seeded with mmdet's own transforms
+            return results
+        (height, width), grid = results["img"].shape[:2], results["maps"].shape[1:]
+        others = [self._load(number) for number in np.random.randint(0, len(self.records), 3)]  # noqa: NPY002
+        tiles = [(results["img"], results["maps"], [i["bbox"] for i in results["instances"]]), *others]
+        images, maps, instances = [], [], []
+        for index, (image, stacked, boxes) in enumerate(tiles):
+            scale = np.array([width / image.shape[1], height / image.shape[0]] * 2)
+            shift = np.array([index % 2 * width, index // 2 * height] * 2)
+            images.append(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+            maps.append(resized_maps(stacked, (grid[0], grid[1])))
+            instances += [
+                {"bbox": (np.array(box) * scale + shift).tolist(), "bbox_label": 0, "ignore_flag": 0} for box in boxes
+            ]
+        results["img"] = np.vstack([np.hstack(images[:2]), np.hstack(images[2:])])
+        results["maps"] = np.concatenate([np.concatenate(maps[:2], 2), np.concatenate(maps[2:], 2)], 1)
+        results["instances"] = instances
+        results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
+        return results
+
+    def _load(self, number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], list[list[float]]]:
+        record = self.records[number]
+        return read_image(record.image), stack_maps(UncertaintyMaps.load(record.maps)), record.boxes.tolist()
 
 
 @TRANSFORMS.register_module()
@@ -129,8 +173,10 @@ class ComposedDataset(BaseDetDataset):  # type: ignore[misc]
         ]
 
 
-def train_transforms(config: DetectorConfig, score_std: float) -> list[dict[str, Any]]:
-    """List the transforms of training: flip, resize (and DETR's crop branch), maps after them."""
+def train_transforms(
+    config: DetectorConfig, score_std: float, records: Sequence[Record] = ()
+) -> list[dict[str, Any]]:
+    """List the transforms of training: mosaic, flip, resize (and DETR's crop branch), maps after them."""
     resize = _choice_resize([(side, config.long_side) for side in config.short_sides])
     if not config.crop:
         geometry = [resize]
@@ -147,6 +193,7 @@ def train_transforms(config: DetectorConfig, score_std: float) -> list[dict[str,
         geometry = [{"type": "RandomChoice", "transforms": [[resize], branch]}]
     return [
         {"type": "LoadComposed"},
+        {"type": "MosaicComposed", "probability": config.mosaic if records else 0.0, "records": records},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "JitterScore", "sigma": config.map_noise, "spread": score_std},
         {"type": "RandomFlip", "prob": config.flip},

@@ -25,6 +25,14 @@ def stack_maps(maps: UncertaintyMaps) -> npt.NDArray[np.float32]:
     return np.concatenate([maps.semantic.astype(np.float32), *single])
 
 
+def resized_maps(maps: npt.NDArray[np.float32], grid: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Resample maps, float32 (K, h, w), to another grid (h', w') over the same image, without aliasing."""
+    if maps.shape[1:] == grid:
+        return maps
+    scale = np.diag([grid[1] / maps.shape[2], grid[0] / maps.shape[1], 1.0])
+    return warp_maps(maps, (maps.shape[1], maps.shape[2]), scale, grid, 1)
+
+
 def warp_maps(
     maps: npt.NDArray[np.float32],
     image_size: tuple[int, int],

@@ -194,7 +194,7 @@ def build_runner(
     history = History(config.log_interval, config.batch_size, config.steps, work)
     chosen = fold.val[: config.val_images]
     train_set = ComposedDataset(
-        fold.train, config.prompt, pipeline=[Chain(train_transforms(config, score_std))]
+        fold.train, config.prompt, pipeline=[Chain(train_transforms(config, score_std, fold.train))]
     )
     val_set = ComposedDataset(
         chosen, config.prompt, pipeline=[Chain(test_transforms(config))], test_mode=True

@@ -6,7 +6,7 @@ from anomdino.detector.dataset import train_transforms
 from anomdino.detector.maps import stack_maps, warp_maps
 from anomdino.detector.mmdet_parts import TRANSFORMS, Chain
 from anomdino.uncertainty import UncertaintyMaps
-from tests.detector.conftest import make_maps, small_config
+from tests.detector.conftest import make_maps, read_set, small_config
 
 SIZE = (160, 240)
 
@@ -104,3 +104,26 @@ def test_score_jitter_changes_the_score_alone():
     order = after[1].ravel()
     assert (np.diff(order) > 0).all()
     assert not np.allclose(after[1], before[1])
+
+
+def test_mosaics_keep_image_maps_and_boxes_together(composed):
+    """In the composed set objects are bright and score high: both must hold inside the boxes of a mosaic."""
+    records = [r for r in read_set(composed) if len(r.boxes)]
+    steps = train_transforms(small_config(mosaic=1.0, short_sides=[128], long_side=400), 1.0, records)
+    for seed in range(4):
+        np.random.seed(seed)  # noqa: NPY002
+        first = records[seed]
+        instances = [{"bbox": b.tolist(), "bbox_label": 0, "ignore_flag": 0} for b in first.boxes]
+        packed = Chain(steps)(
+            {"img_path": first.image, "maps_path": first.maps, "text": "x", "img_id": 1, "key": "k", "instances": instances}
+        )
+        image, sample = packed["inputs"].numpy(), packed["data_samples"]
+        assert len(sample.gt_instances) >= 4
+        assert sample.ori_shape == (first.size[0] * 2, first.size[1] * 2)
+        inside = np.zeros(image.shape[1:], bool)
+        for x0, y0, x1, y1 in sample.gt_instances.bboxes.tensor.numpy().round().astype(int):
+            inside[y0:y1, x0:x1] = True
+        assert image[:, inside].mean() > image[:, ~inside].mean() + 80
+        cells = np.add.reduceat(np.add.reduceat(inside.astype(float), range(0, inside.shape[0], 8), 0), range(0, inside.shape[1], 8), 1)
+        score = sample.maps[-1].numpy()
+        assert score[cells > 40].mean() > score[cells == 0].mean() + 2
