@@ -71,7 +71,7 @@ class Cascade:
 
         Args:
             models: Folder with ``rpl``, ``detector`` and ``adt``.
-            params: Its parameters; the block ``score`` says how images are scored.
+            params: Its parameters; the blocks ``score`` and ``detect`` are read.
             device: Where the networks run.
             boxes: Load the detector too.
 
@@ -84,7 +84,7 @@ class Cascade:
         if boxes:
             from anomdino.detector.infer import Detector
 
-            detector = Detector.load(models / "detector", device)
+            detector = Detector.load(models / "detector", device, params.detect)
         return Cascade(engine, detector, load_adt(models / "adt", str(device)))
 
     def with_rule(self, output: Output | None = None, min_component: int | None = None) -> Cascade:

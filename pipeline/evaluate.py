@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, add_completion=False)
 
 METRICS, METRIC_TABLES, PLOTS = Path("metrics.json"), Path("eval"), Path("plots")
+REPORT = Path("report")
 CLOSED_SET = _stage.RPL / "closed_set_miou.json"
 
 
@@ -51,6 +52,8 @@ def evaluate() -> None:
         write_plots(PLOTS, results)
         metrics = write_metrics(METRICS, results, params.seed, closed_set_quality())
         write_metric_tables(METRIC_TABLES, metrics)
+        if config.save_predictions:
+            write_report(results, params.seed)
         print_summary(metrics)
         _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
 
@@ -79,6 +82,22 @@ def evaluate_one(params: Params, name: str, model: AdtModel, settings: Evaluatio
     result = evaluate_benchmark(benchmark, source, replace(settings), save)
     write_results(folder, result)
     return result
+
+
+def write_report(results: list[BenchmarkResult], seed: int) -> None:
+    """Write the page that shows every image."""
+    from anomdino.io.boxes import read_box_results
+    from anomdino.report.build import build_report
+
+    boxes = {
+        result.benchmark.name: read_box_results(
+            _stage.BOXES / f"{result.benchmark.name}.json", [sample.key for sample in result.benchmark]
+        )
+        for result in results
+    }
+    facts = {"seed": seed, "images": sum(len(result.keys) for result in results)}
+    page = build_report(REPORT, results, _stage.PREDICTIONS, boxes, facts)
+    _stage.log.info("report: %s (%.1f MB)", page, page.stat().st_size / 1e6)
 
 
 def closed_set_quality() -> dict[str, Any] | None:

@@ -45,7 +45,7 @@ def predict(
     photos = collect(inputs)
     folder, params_file = find_models(models, params)
     chosen = resolve_device(device)
-    cascade = Cascade.load(folder, load_params(params_file, only=("score",)), chosen, boxes=boxes)
+    cascade = Cascade.load(folder, load_params(params_file, only=("score", "detect")), chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component)
     writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay)
     summary = predict_all(cascade, photos, writer, max_pixels=max_pixels, strict=strict)

@@ -1,0 +1,28 @@
+"""``anomdino show``: the metrics of the last evaluation, and where its report is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    metrics: Annotated[Path, typer.Argument(help="The file that the stage evaluate wrote.")] = Path("metrics.json"),
+) -> None:
+    """Print the metrics of the last evaluation and where its report is."""
+    import json
+
+    from anomdino.errors import DataError
+    from anomdino.evaluation.console import print_summary
+
+    try:
+        content = json.loads(metrics.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(metrics, "does not exist", "run the pipeline first: `dvc repro`") from error
+    except ValueError as error:
+        raise DataError(metrics, f"is no JSON ({error})", "run `dvc repro evaluate`") from error
+    print_summary(content)
+    page = metrics.parent / "report" / "index.html"
+    print(f"report: {page}" if page.is_file() else "report: none here, `dvc repro evaluate` writes report/index.html")

@@ -1,0 +1,164 @@
+"""From measured benchmarks and their predictions to the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anomdino.benchmarks import Benchmark
+from anomdino.evaluation.run import OWN_MASK, BenchmarkResult
+from anomdino.evaluation.summary import benchmark_metrics, curve_points, false_positive_shares
+from anomdino.io.boxes import Boxes
+from anomdino.io.images import read_image, read_label
+from anomdino.io.scores import read_score
+from anomdino.progress import track
+from anomdino.report.curves import Curve, curve_svg
+from anomdino.report.page import Column, ImageEntry, ReportWriter, Table
+from anomdino.report.published import published_for
+from anomdino.viz.overlay import ScoreRange
+from anomdino.viz.score_views import common_range
+
+COLUMNS = (
+    Column("AP", "AP", hint="area under the precision-recall curve, percent"),
+    Column("FPR95", "FPR95", "low", hint="false-positive rate at 95 % recall, percent"),
+    Column("AUROC", "AUROC", hint="area under the ROC curve, percent"),
+    Column("sIoU", "sIoU", hint="mean adjusted IoU of ground-truth components, percent"),
+    Column("PPV", "PPV", hint="mean precision of predicted components, percent"),
+    Column("F1*", "F1*", hint="component F1, mean over sIoU thresholds 0.25 to 0.75, percent"),
+    Column("missed", "missed", "low", 1, 0, "ground-truth components with sIoU below 0.25"),
+    Column("false", "false", "low", 1, 0, "predicted components with PPV below 0.25"),
+)
+PLOTS = {
+    "roc": ("ROC", "fpr", "tpr", "FPR", "TPR", True),
+    "pr": ("precision and recall", "recall", "precision", "recall", "precision", False),
+    "f1": ("F1 against the threshold", "predicted_share", "f1", "share of pixels predicted", "F1", True),
+}
+
+
+def build_report(
+    folder: Path,
+    results: Sequence[BenchmarkResult],
+    predictions: Path,
+    boxes: Mapping[str, Mapping[str, Boxes]],
+    facts: Mapping[str, object],
+) -> Path:
+    """Write the report of an evaluation; one image is in memory at a time.
+
+    Args:
+        folder: Output folder, replaced.
+        results: One a benchmark.
+        predictions: Folder with ``<benchmark>/{score,mask}/`` (:func:`anomdino.evaluation.write_prediction`).
+        boxes: Boxes by benchmark and key; a benchmark or key may be missing.
+        facts: Short facts under the heading.
+
+    Returns:
+        The page.
+    """
+    writer = ReportWriter(folder, sum(len(result.keys) for result in results))
+    span = common_range((score for result in results for score in _scores(result, predictions)), 0, 100)
+    span = ScoreRange(span.low, span.high, "final score")
+    for result in results:
+        for entry in _entries(result, predictions, boxes.get(result.benchmark.name, {}), span):
+            writer.add(entry)
+    return writer.finish(
+        "AnomDINO: where it finds anomalies, and where it fails",
+        facts,
+        [table for result in results for table in _tables(result)],
+        _plots(results),
+        published_for({result.benchmark.layout for result in results}),
+        summary_note="Percent; an interval below a value is 95 % over resampled images. Component numbers of the score "
+        f"outputs are taken at the threshold of best pixel F1 on the evaluated labels, as SMIYC does; {OWN_MASK} is the "
+        "mask at ADT-Net's own thresholds, which no evaluation label has touched.",
+        mask_name="ADT-Net",
+    )
+
+
+def _scores(result: BenchmarkResult, predictions: Path) -> Iterator[Any]:
+    for key in result.keys:
+        yield read_score(predictions / result.benchmark.name / "score" / f"{key}.npz")
+
+
+def _entries(
+    result: BenchmarkResult, predictions: Path, boxes: Mapping[str, Boxes], span: ScoreRange
+) -> Iterator[ImageEntry]:
+    benchmark: Benchmark = result.benchmark
+    own = OWN_MASK if OWN_MASK in result.components else next(iter(result.components))
+    scored = list(result.pixel)[-1]
+    components = {row["key"]: row for row in result.rows_of(own)}
+    pixels = {row["key"]: row for row in result.rows_of(scored)}
+    samples = [sample for sample in benchmark.samples if sample.key in components]
+    for sample in track(samples, f"{benchmark.name}: report"):
+        where, row = predictions / benchmark.name, components[sample.key]
+        yield ImageEntry(
+            benchmark=benchmark.name,
+            key=sample.key,
+            image=read_image(sample.image),
+            score=read_score(where / "score" / f"{sample.key}.npz"),
+            mask=read_label(where / "mask" / f"{sample.key}.png") > 0,
+            truth=benchmark.read_label(sample),
+            boxes=boxes.get(sample.key, Boxes.empty()),
+            span=span,
+            ap=pixels[sample.key]["ap"],
+            missed=row["missed_25"],
+            false=row["false_25"],
+            components=row["gt_components"],
+        )
+
+
+def _tables(result: BenchmarkResult) -> Iterator[Table]:
+    metrics = benchmark_metrics(result)
+    name = result.benchmark.name
+    outputs = {output: metrics[output] for output in result.components}
+    yield Table(
+        title=name,
+        subtitle=f"{metrics['images']} images, {metrics['clean_images']} without anomaly, protocol {metrics['protocol']}",
+        columns=COLUMNS,
+        rows=outputs,
+        intervals=result.intervals,
+        reasons={output: row.get("reasons", {}) for output, row in outputs.items()},
+    )
+    if result.detector is not None:
+        keys = [key for key, value in result.detector.items() if value is not None]
+        columns = [Column(key, key.replace("_", " "), "none", 1, 3) for key in keys]
+        yield Table(f"{name}: detector", columns, {"boxes": result.detector}, row_name="")
+    if result.false_positive_classes:
+        yield _false_positive_table(result)
+
+
+def _false_positive_table(result: BenchmarkResult) -> Table:
+    """Shares of the false-positive pixels by the closed-set class that they fall on."""
+    rows: dict[str, dict[str, float | None]] = {}
+    for output in result.false_positive_classes:
+        counts = false_positive_shares(result, output)
+        total = sum(counts.values())
+        rows[output] = {klass: count / total for klass, count in counts.items()} if total else {}
+    classes = sorted({klass for row in rows.values() for klass in row}, key=lambda k: -max(r.get(k, 0) or 0 for r in rows.values()))
+    columns = [Column(klass, klass, "none", digits=1) for klass in classes[:8]]
+    subtitle = "share of the false-positive pixels, percent, by the class that the closed-set network predicts there"
+    return Table(f"{result.benchmark.name}: false positives", columns, rows, subtitle)
+
+
+def _plots(results: Sequence[BenchmarkResult]) -> list[str]:
+    points = curve_points(results)
+    drawn = []
+    for result in results:
+        for kind, (title, x, y, x_label, y_label, log) in PLOTS.items():
+            curves = {
+                output: Curve(
+                    *zip(*[(p[x], p[y]) for p in points[kind] if p["benchmark"] == result.benchmark.name and p["output"] == output], strict=True)
+                )
+                for output in result.pixel
+            }
+            drawn.append(curve_svg(f"{result.benchmark.name}: {title}", curves, x_label, y_label, x_log=log))
+    if points["detector"]:
+        names = [result.benchmark.name for result in results if result.detector_curve]
+        recall = {
+            name: Curve(
+                [row["threshold"] for row in points["detector"] if row["benchmark"] == name],
+                [row["objects_in_boxes"] for row in points["detector"] if row["benchmark"] == name],
+            )
+            for name in names
+        }
+        drawn.append(curve_svg("anomalies more than half inside boxes", recall, "least confidence of a box", "share"))
+    return drawn
