@@ -201,7 +201,7 @@ class RplConfig(Block):
     """train: closed-set and residual training; checkpoint: a trained scorer is taken as it is."""
     checkpoint: str = ""
     """A scorer's folder or a published RPL checkpoint (such as rev3.pth), used when source is checkpoint."""
-    architecture: Literal["small", "efficientnet_lite0", "wide_resnet38", "transformers"] = "small"
+    architecture: Literal["small", "efficientnet_lite0", "wide_resnet38"] = "small"
     """The network."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network's builder that differ from its defaults."""

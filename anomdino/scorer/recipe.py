@@ -184,7 +184,7 @@ class Trainer:
             raise ConfigError(
                 "rpl.architecture",
                 f"'{self.config.architecture}' has no decoder that a residual block could be trained on",
-                "set rpl.source: checkpoint for it, or choose small, efficientnet_lite0 or wide_resnet38",
+                "choose small, efficientnet_lite0 or wide_resnet38, or let score.source name the network",
             )
         if config.source == "train" and config.pretrained:
             log.info("encoder starts from %s", scorer.load_pretrained_encoder())
@@ -347,30 +347,25 @@ class Trainer:
 
 
 def open_checkpoint(path: Path, spec: ScorerSpec, seed: int) -> Scorer:
-    """Open a scorer's folder, a published checkpoint of wide_resnet38, or a model directory of transformers.
+    """Open a scorer's folder, or a published checkpoint of wide_resnet38.
 
     Raises:
         CheckpointError: There is no such file, or it does not fit.
     """
-    if (
-        (path / "config.json").is_file()
-        and (path / "model.safetensors").is_file()
-        and spec.architecture != "transformers"
-    ):
+    if path.is_dir():
         return load_scorer(path)
-    if spec.architecture == "transformers":
-        return build_scorer(
-            ScorerSpec("transformers", spec.num_classes, {"model": str(path), **spec.options})
-        )
     if spec.architecture == "wide_resnet38":
-        from anomdino.scorer.convert import rpl_state
+        from anomdino.scorer.convert import rpl_state, with_counters
 
         scorer = build_scorer(spec)
-        state, _ = rpl_state(path, seed)
-        load_strictly(scorer, state, path)
+        state, origin = rpl_state(path, seed)
+        load_strictly(scorer, with_counters(state, scorer), path)
+        log.info("%s: %s", path, origin)
         return scorer
     raise CheckpointError(
-        path, "is no scorer's folder", "give a folder with config.json and model.safetensors"
+        path,
+        f"is no folder, and '{spec.architecture}' has no published checkpoint files",
+        "give the folder of a trained scorer (config.json and model.safetensors)",
     )
 
 
