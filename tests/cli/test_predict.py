@@ -1,0 +1,163 @@
+"""`anomdino predict` and its neighbours, with small untrained networks saved to disk."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from anomdino.adt.fusion import AdtModel, FusionRule
+from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.adt.store import save_adt
+from anomdino.cascade import find_models
+from anomdino.cli.main import app
+from anomdino.errors import AnomdinoError, CheckpointError, DataError
+from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.scores import read_score
+from anomdino.prediction import collect
+from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer, anomaly_score, to_input
+
+SIZES = {"a/one.png": (40, 64), "a/b/two.png": (33, 47), "three ü.png": (50, 50)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("trained")
+    save_scorer(build_scorer(ScorerSpec("small")), folder / "models" / "rpl")
+    net = AdtNet(Architecture(), ScoreStatistics(mean=-3.0, std=1.0))
+    save_adt(AdtModel(net, FusionRule(output="fused")), folder / "models" / "adt")
+    (folder / "params.yaml").write_text("score: {}\n")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in SIZES.items():
+        write_png(tmp_path / "photos" / name, rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    return tmp_path / "photos"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_folder_keeps_its_tree(models, photos, tmp_path):
+    out = tmp_path / "out"
+    result = run("predict", photos, "-o", out, "--models", models, "--no-boxes", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "3 photos" in result.output
+    for name, size in SIZES.items():
+        key = name.removesuffix(".png")
+        assert read_score(out / "score" / f"{key}.npz", size).dtype == np.float32
+        assert set(np.unique(read_label(out / "mask" / f"{key}.png"))) <= {0, 255}
+        assert read_image(out / "overlay" / f"{key}.jpg").shape[1] == size[1]
+        boxes = json.loads((out / "boxes" / f"{key}.json").read_text())
+        assert (boxes["height"], boxes["width"], boxes["boxes"]) == (*size, [])
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["images"]) == 3
+    assert summary["skipped"] == []
+
+
+def test_without_boxes_the_order_of_the_score_is_kept(models, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run("predict", photos / "a" / "one.png", "-o", out, "--models", models, "--no-boxes").exit_code == 0
+    scorer = load_scorer(models / "models" / "rpl").eval()
+    with torch.inference_mode():
+        raw = anomaly_score(scorer(to_input(read_image(photos / "a" / "one.png"))))[0].numpy()
+    fused = read_score(out / "score" / "one.npz")
+    order = np.argsort(raw, axis=None)
+    steps = np.diff(raw.ravel()[order])
+    assert (np.diff(fused.ravel()[order])[steps > 1e-4] > 0).all()
+
+
+def test_bad_photos_are_listed_and_the_others_done(models, photos, tmp_path):
+    (photos / "page.jpg").write_text("<!DOCTYPE html><html>not here</html>")
+    out = tmp_path / "out"
+    result = run("predict", photos, "-o", out, "--models", models, "--no-boxes")
+    assert result.exit_code == 0
+    assert "1 skipped" in result.output
+    skipped = json.loads((out / "summary.json").read_text())["skipped"]
+    assert [(line["image"], "HTML" in line["reason"]) for line in skipped] == [("page", True)]
+    assert not (out / "score" / "page.npz").exists()
+
+
+def test_a_file_that_is_no_image_fails_clearly(models, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    result = run("predict", tmp_path / "notes.txt", "-o", tmp_path / "out", "--models", models, "--no-boxes")
+    assert result.exit_code == 2
+    strict = run("predict", tmp_path / "notes.txt", "-o", tmp_path / "o2", "--models", models, "--no-boxes", "--strict")
+    assert isinstance(strict.exception, AnomdinoError)
+    assert "no image in a known format" in str(strict.exception)
+
+
+def test_raw_output_is_the_score_itself(models, photos, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["predict", photos / "a" / "one.png", "-o", out, "--models", models, "--no-boxes", "--output", "raw"]
+    assert run(*arguments).exit_code == 0
+    scorer = load_scorer(models / "models" / "rpl").eval()
+    with torch.inference_mode():
+        raw = anomaly_score(scorer(to_input(read_image(photos / "a" / "one.png"))))[0].numpy()
+    np.testing.assert_allclose(read_score(out / "score" / "one.npz"), raw, atol=1e-4)
+
+
+def test_missing_models_say_what_to_run(photos, tmp_path):
+    result = run("predict", photos, "-o", tmp_path / "out", "--models", tmp_path / "none", "--no-boxes", "--params", tmp_path / "p")
+    assert isinstance(result.exception, AnomdinoError)
+
+
+def test_models_are_found_here_before_the_released_ones(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("anomdino.cascade.released_folder", lambda: None)
+    with pytest.raises(CheckpointError, match="dvc repro"):
+        find_models(None, None)
+    monkeypatch.setattr("anomdino.cascade.released_folder", lambda: models)
+    assert find_models(None, None) == (models / "models", models / "params.yaml")
+    shutil.copytree(models / "models", tmp_path / "data" / "models")
+    assert find_models(None, None)[0].as_posix() == "data/models"
+
+
+def test_files_and_globs_are_named_below_their_common_folder(photos, monkeypatch):
+    listed = collect([str(photos / "a" / "*.png"), str(photos / "three ü.png")])
+    assert list(listed) == ["a/one", "three ü"]
+    assert list(collect([str(photos / "**" / "*.png")])) == ["a/b/two", "a/one", "three ü"]
+
+
+@pytest.mark.parametrize("text", ["nothing-here", "no/*.png"])
+def test_inputs_that_match_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="matches nothing"):
+        collect([text])
+
+
+def test_two_photos_with_one_name_are_refused(photos, tmp_path):
+    write_png(tmp_path / "other" / "a" / "one.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(DataError, match="would be written under the name"):
+        collect([str(photos), str(tmp_path / "other")])
+
+
+def test_help_of_every_command():
+    for command in ["predict", "doctor", "show", "fuse", "calibrate", "tune", "evaluate", "compare", "config", "data", "weights"]:
+        assert run(command, "--help").exit_code == 0, command
+
+
+def test_config_use_says_what_changed_and_check_passes(tmp_path):
+    path = tmp_path / "params.yaml"
+    assert run("config", "use", "demo", "--params", path).exit_code == 0
+    assert run("config", "check", "--params", path).exit_code == 0
+    changed = run("config", "use", "folder", "--params", path)
+    assert "data.source: synthetic -> folder" in changed.output
+    path.write_text("adt:\n  lr: banana\n")
+    assert run("config", "check", "--params", path).exit_code != 0
+    assert run("config", "use", "demo", "--params", path).exit_code == 0
+    assert run("config", "check", "--params", path).exit_code == 0
+
+
+def test_doctor_names_what_it_found():
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for word in ("python", "torch", "device", "disk"):
+        assert word in result.output
