@@ -25,9 +25,9 @@ class FusionConfig(Block):
     """Weight of the absolute part of the orthogonality loss."""
     orth_l2: float = Field(default=0.1, ge=0)
     """Weight of the squared part of the orthogonality loss."""
-    gate_init: float = 0.0
-    """Start of the gates. 0 leaves a pretrained detector as it is; networks from scratch start better at 1."""
-    heads: int = Field(default=8, ge=1)
+    gate_init: float = 1.0
+    """Start of the gates: 0 leaves a pretrained detector as it is, 1 suits networks from scratch."""
+    heads: int = Field(default=4, ge=1)
     """Heads of the cross-attention of the distance stage."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of that attention, and of the attention between image and text."""
@@ -52,11 +52,11 @@ class DetectorConfig(Block):
     """The text of the one class that is looked for."""
     init_checkpoint: str = ""
     """Local (MM-)Grounding-DINO checkpoint to start from, mmengine .pth or .safetensors; empty starts from scratch."""
-    embed_dims: int = Field(default=96, ge=32, multiple_of=32)
+    embed_dims: int = Field(default=64, ge=32, multiple_of=32)
     """Width of the transformer."""
-    queries: int = Field(default=50, ge=1)
+    queries: int = Field(default=30, ge=1)
     """Object queries, which is also the most boxes an image can have."""
-    levels: int = Field(default=4, ge=2, le=5)
+    levels: int = Field(default=3, ge=2, le=5)
     """Pyramid levels, from stride 8 upwards by factors of two."""
     encoder_layers: int = Field(default=1, ge=1)
     """Encoder layers."""
@@ -64,21 +64,21 @@ class DetectorConfig(Block):
     """Decoder layers."""
     heads: int = Field(default=4, ge=1)
     """Attention heads of the transformer."""
-    points: int = Field(default=4, ge=1)
+    points: int = Field(default=2, ge=1)
     """Sampling points a head and level of deformable attention."""
-    feedforward: int = Field(default=256, ge=32)
+    feedforward: int = Field(default=128, ge=32)
     """Hidden width of the feed-forward blocks."""
-    fusion_dims: int = Field(default=96, ge=32)
+    fusion_dims: int = Field(default=64, ge=32)
     """Width of the attention between image and text."""
     fusion: FusionConfig = Field(default_factory=FusionConfig)
     """The uncertainty fusion."""
     image_dropout: float = Field(default=0.3, ge=0, le=1)
     """Share of training samples whose image features are dropped, so that the detector learns to trust the maps."""
-    short_sides: list[int] = Field(default=[192, 224, 256], min_length=1)
+    short_sides: list[int] = Field(default=[176, 192], min_length=1)
     """Training sizes: the shorter side in pixels, drawn at random."""
-    long_side: int = Field(default=640, ge=64)
+    long_side: int = Field(default=512, ge=64)
     """Upper limit of the longer side, in training and testing."""
-    test_short_side: int = Field(default=256, ge=32)
+    test_short_side: int = Field(default=192, ge=32)
     """Shorter side in testing."""
     crop: bool = False
     """Half of the training images go through DETR's resize-crop-resize branch."""
@@ -90,7 +90,7 @@ class DetectorConfig(Block):
     """Standard deviation of the random offset, and half that of the random log gain, of the score map in training."""
     steps: int = Field(default=500, ge=1)
     """Training steps of each detector."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     """Images a step and process."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
@@ -100,13 +100,13 @@ class DetectorConfig(Block):
     """Factor on the learning rate of OUAFS."""
     schedule: Literal["cosine", "step"] = "cosine"
     """Decay of the learning rate: cosine to zero, or a tenth after 80 % of the steps."""
-    warmup: int = Field(default=50, ge=0)
+    warmup: int = Field(default=30, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Weight decay of AdamW."""
-    clip: float = Field(default=0.1, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
-    denoising_queries: int = Field(default=40, ge=1)
+    denoising_queries: int = Field(default=20, ge=1)
     """Queries of the denoising task in training."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""

@@ -21,7 +21,7 @@ def one_thread():
 
 
 def small_config(**changes):
-    fusion = {"heads": 4, "key_pool": 2, **changes.pop("fusion", {})}
+    fusion = {"heads": 4, "key_pool": 2, "gate_init": 0.0, **changes.pop("fusion", {})}
     settings = {
         "embed_dims": 32,
         "fusion_dims": 32,
