@@ -137,7 +137,9 @@ def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
     released = released_folder()
     if released is None:
         raise CheckpointError(
-            "data/models", "holds no trained pipeline, and this installation has no released model", "run `dvc repro`"
+            "data/models",
+            "holds no trained pipeline, and this installation has no released model",
+            "run `dvc repro`",
         )
     log.info("no trained pipeline here: using the released model %s", released)
     return released / "models", params or released / "params.yaml"

@@ -67,7 +67,9 @@ def collect(inputs: Sequence[str]) -> dict[str, Path]:
         else:
             matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
             if not matches:
-                raise DataError(text, "is no file, no folder, and matches nothing", "check the path or quote the pattern")
+                raise DataError(
+                    text, "is no file, no folder, and matches nothing", "check the path or quote the pattern"
+                )
             files += [match for match in matches if match.is_file()]
             for match in matches:
                 if match.is_dir():
@@ -83,7 +85,9 @@ def _merge(photos: dict[str, Path], more: Mapping[str, Path]) -> None:
     for key, path in more.items():
         if key in photos and photos[key] != path:
             raise DataError(
-                path, f"would be written under the name '{key}', as {photos[key]}", "predict them into two output folders"
+                path,
+                f"would be written under the name '{key}', as {photos[key]}",
+                "predict them into two output folders",
             )
         photos[key] = path
 
@@ -132,14 +136,21 @@ class PredictionWriter:
         picture = draw_overlay(
             image, prediction.score, span, boxes=prediction.boxes, mask=prediction.mask, title=Path(key).name
         )
-        good, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
+        good, encoded = cv2.imencode(
+            ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92]
+        )
         if not good:
             raise DataError(key, "its overlay could not be encoded", "")
         atomic_write_bytes(self.folder / "overlay" / f"{key}.jpg", encoded.tobytes())
 
 
 def predict_all(
-    cascade: Cascade, photos: Mapping[str, Path], writer: PredictionWriter, *, max_pixels: int, strict: bool = False
+    cascade: Cascade,
+    photos: Mapping[str, Path],
+    writer: PredictionWriter,
+    *,
+    max_pixels: int,
+    strict: bool = False,
 ) -> Summary:
     """Predict photo by photo; memory does not grow with their number.
 
@@ -168,7 +179,12 @@ def predict_all(
     with_anomaly = sum(1 for line in lines if line["anomaly_share"])
     atomic_write_json(
         writer.folder / "summary.json",
-        {"output": writer.rule.output, "score_range": [writer.span.low, writer.span.high], "images": lines, "skipped": skipped},
+        {
+            "output": writer.rule.output,
+            "score_range": [writer.span.low, writer.span.high],
+            "images": lines,
+            "skipped": skipped,
+        },
     )
     rate = len(lines) / max(1e-9, time.perf_counter() - started)
     return Summary(len(lines), len(skipped), with_anomaly, rate)

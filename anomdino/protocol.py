@@ -13,7 +13,8 @@ MARKER = "EVALUATION_ONLY"
 def mark_evaluation_only(folder: Path | str) -> None:
     """Mark a folder, with everything below it, as data that no training stage may read."""
     atomic_write_text(
-        Path(folder) / MARKER, "Images below this folder are for evaluation only. Training stages refuse to read them.\n"
+        Path(folder) / MARKER,
+        "Images below this folder are for evaluation only. Training stages refuse to read them.\n",
     )
 
 
@@ -25,7 +26,9 @@ def refuse_evaluation_data(*paths: Path | str) -> None:
     """
     for path in map(Path, paths):
         resolved = path.resolve()
-        holder = next((folder for folder in (resolved, *resolved.parents) if (folder / MARKER).is_file()), None)
+        holder = next(
+            (folder for folder in (resolved, *resolved.parents) if (folder / MARKER).is_file()), None
+        )
         if holder is None and resolved.is_dir():
             holder = next((marker.parent for marker in resolved.rglob(MARKER)), None)
         if holder is not None:

@@ -95,7 +95,11 @@ class UncertaintyMaps:
             with np.load(path, allow_pickle=False) as stored:
                 height, width = stored["image_size"].tolist()
                 return UncertaintyMaps(
-                    stored["semantic"], stored["entropy"], stored["distance"], stored["score"], (height, width)
+                    stored["semantic"],
+                    stored["entropy"],
+                    stored["distance"],
+                    stored["score"],
+                    (height, width),
                 )
         except FileNotFoundError as error:
             raise DataError(path, "does not exist", "run the score stage first: `dvc repro score`") from error

@@ -48,7 +48,9 @@ def stage(name: str, *blocks: str, params: Path = Path("params.yaml")) -> Iterat
     Yields:
         The checked parameters; blocks not named keep the schema's defaults.
     """
-    logging.basicConfig(level=os.environ.get("ANOMDINO_LOG", "INFO"), format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=os.environ.get("ANOMDINO_LOG", "INFO"), format="%(message)s", stream=sys.stderr, force=True
+    )
     started = time.perf_counter()
     try:
         checked = load_params(params, only=(*blocks, "seed", "device"))
@@ -68,10 +70,15 @@ def open_benchmark(params: Params, name: str) -> Benchmark:
     """
     sets = params.benchmark.sets
     if name not in sets:
-        raise ConfigError(f"benchmark.sets.{name}", "is not in params.yaml", f"known: {', '.join(sets) or 'none'}")
+        raise ConfigError(
+            f"benchmark.sets.{name}", "is not in params.yaml", f"known: {', '.join(sets) or 'none'}"
+        )
     return open_set(name, sets[name])
 
 
 def done(name: str, **counts: object) -> None:
     """Print the closing line of a stage: its name and what it counted."""
-    print(f"{name}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()), flush=True)
+    print(
+        f"{name}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()),
+        flush=True,
+    )

@@ -18,7 +18,9 @@ def main() -> None:
     from anomdino.data.compose import compose
 
     with _stage.stage("compose", "compose") as params:
-        counts = compose(params.compose, params.seed, _stage.INLIER / "train", _stage.OUTLIERS, _stage.TRAIN_SET)
+        counts = compose(
+            params.compose, params.seed, _stage.INLIER / "train", _stage.OUTLIERS, _stage.TRAIN_SET
+        )
         _stage.done("compose", **counts)
 
 

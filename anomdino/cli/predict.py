@@ -20,18 +20,25 @@ class OutputRule(StrEnum):
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(help="Photos: files, folders (their tree is kept) or quoted globs.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Photos: files, folders (their tree is kept) or quoted globs.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
     models: Annotated[
         Path | None, typer.Option(help="Trained models; default: data/models, else the released model.")
     ] = None,
     params: Annotated[Path | None, typer.Option(help="Parameter file of the models.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")] = "auto",
-    output: Annotated[OutputRule | None, typer.Option(help="Rule of the final score; default: the model's.")] = None,
-    boxes: Annotated[bool, typer.Option(help="Run the detector; without it the score's order is kept.")] = True,
+    output: Annotated[
+        OutputRule | None, typer.Option(help="Rule of the final score; default: the model's.")
+    ] = None,
+    boxes: Annotated[
+        bool, typer.Option(help="Run the detector; without it the score's order is kept.")
+    ] = True,
     overlay: Annotated[bool, typer.Option(help="Write pictures.")] = True,
     min_component: Annotated[
-        int | None, typer.Option(min=0, help="Remove mask components with fewer pixels; default: the model's.")
+        int | None,
+        typer.Option(min=0, help="Remove mask components with fewer pixels; default: the model's."),
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that cannot be read.")] = False,

@@ -9,7 +9,9 @@ import typer
 
 
 def show(
-    metrics: Annotated[Path, typer.Argument(help="The file that the stage evaluate wrote.")] = Path("metrics.json"),
+    metrics: Annotated[Path, typer.Argument(help="The file that the stage evaluate wrote.")] = Path(
+        "metrics.json"
+    ),
 ) -> None:
     """Print the metrics of the last evaluation and where its report is."""
     import json
@@ -25,4 +27,8 @@ def show(
         raise DataError(metrics, f"is no JSON ({error})", "run `dvc repro evaluate`") from error
     print_summary(content)
     page = metrics.parent / "report" / "index.html"
-    print(f"report: {page}" if page.is_file() else "report: none here, `dvc repro evaluate` writes report/index.html")
+    print(
+        f"report: {page}"
+        if page.is_file()
+        else "report: none here, `dvc repro evaluate` writes report/index.html"
+    )

@@ -71,7 +71,9 @@ def load_params(path: Path | str = "params.yaml", only: tuple[str, ...] | None =
     """
     content = read_yaml(path)
     if only is not None:
-        content = {key: value for key, value in content.items() if key in only or key not in Params.model_fields}
+        content = {
+            key: value for key, value in content.items() if key in only or key not in Params.model_fields
+        }
     return check_params(content, str(path))
 
 
@@ -83,7 +85,9 @@ def check_params(content: Any, source: str) -> Params:
         source: Name of the file for messages.
     """
     if not isinstance(content, dict):
-        raise ConfigError(source, f"holds {type(content).__name__}, expected one block a stage", "see `config use demo`")
+        raise ConfigError(
+            source, f"holds {type(content).__name__}, expected one block a stage", "see `config use demo`"
+        )
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -56,10 +56,14 @@ class Sources:
         """
         refuse_evaluation_data(inlier, outliers)
         scenes = pair_by_key(list_images(inlier / "images"), list_images(inlier / "labels"))
-        objects = pair_by_key(list_images(outliers / "images"), list_images(outliers / "masks"), ("image", "mask"))
+        objects = pair_by_key(
+            list_images(outliers / "images"), list_images(outliers / "masks"), ("image", "mask")
+        )
         for found, folder in ((scenes, inlier), (objects, outliers)):
             if not found:
-                raise DataError(folder, "holds no images", "run the download stage first: `dvc repro download`")
+                raise DataError(
+                    folder, "holds no images", "run the download stage first: `dvc repro download`"
+                )
         return Sources(tuple(scenes), tuple(objects))
 
 
@@ -145,7 +149,9 @@ def to_coco(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Give the records of composed images as COCO detection JSON, one annotation an object."""
     images, annotations = [], []
     for record in records:
-        images.append({name: record[name] for name in ("id", "file_name", "height", "width", "source", "split")})
+        images.append(
+            {name: record[name] for name in ("id", "file_name", "height", "width", "source", "split")}
+        )
         for (x0, y0, x1, y1), area in zip(record["boxes"], record["areas"], strict=True):
             annotations.append(
                 {
@@ -179,7 +185,9 @@ def _compose_item(
     config: ComposeConfig, seed: int, sources: Sources, out: Path, notes: Path, item: Item
 ) -> dict[str, Any]:
     note = notes / f"{item.key}.json"
-    image_path, label_path = (out / folder / f"{item.key}.png" for folder in ("offline_dataset", "offline_dataset_label"))
+    image_path, label_path = (
+        out / folder / f"{item.key}.png" for folder in ("offline_dataset", "offline_dataset_label")
+    )
     if note.is_file() and image_path.is_file() and label_path.is_file():
         return {**json.loads(note.read_text(encoding="utf-8")), "kept": True}
     key, scene_path, scene_label_path = sources.scenes[item.scene]

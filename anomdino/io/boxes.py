@@ -72,7 +72,9 @@ class Boxes:
         height, width = size
         canvas = np.zeros((height, width), np.float32)
         for index in np.argsort(self.scores, kind="stable"):
-            x0, y0, x1, y1 = np.clip(np.ceil(self.xyxy[index] - 0.5), 0, [width, height, width, height]).astype(int)
+            x0, y0, x1, y1 = np.clip(
+                np.ceil(self.xyxy[index] - 0.5), 0, [width, height, width, height]
+            ).astype(int)
             canvas[y0:y1, x0:x1] = self.scores[index]
         return canvas
 
@@ -163,7 +165,9 @@ def read_box_results(path: Path | str, keys: Iterable[str]) -> dict[str, Boxes]:
     grouped: dict[str, list[tuple[list[float], float]]] = {key: [] for key in by_id.values()}
     for result in results:
         if result["image_id"] not in by_id:
-            raise DataError(path, f"has a box for the unknown image_id {result['image_id']}", "were images renamed?")
+            raise DataError(
+                path, f"has a box for the unknown image_id {result['image_id']}", "were images renamed?"
+            )
         grouped[by_id[result["image_id"]]].append((result["bbox"], result.get("score", 1.0)))
     return {key: _from_xywh(path, items) for key, items in grouped.items()}
 

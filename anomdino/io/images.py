@@ -50,7 +50,7 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
         DataError: The file is missing, empty, truncated, no image, or larger than ``max_pixels``.
     """
     path = Path(path)
-    with _opened(path, max_pixels) as image:
+    with _Opened(path, max_pixels) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I;16", "I", "F")) or _is_16_bit_colour(path, image):
             return _sixteen_bit_to_rgb(path)
@@ -71,7 +71,7 @@ def read_label(path: Path | str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
         DataError: The file cannot be read, has colour channels that differ, or values above 255.
     """
     path = Path(path)
-    with _opened(path, max_pixels) as image:
+    with _Opened(path, max_pixels) as image:
         values = np.array(image)
     if values.ndim == 3:
         if values.shape[2] in {2, 4}:
@@ -124,7 +124,7 @@ def write_png(path: Path | str, array: npt.NDArray[np.uint8], compression: int =
         temporary.write_bytes(encoded.tobytes())
 
 
-class _opened:
+class _Opened:
     """Open an image, check its size, decode it fully, and turn each fault into a :class:`DataError`."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:

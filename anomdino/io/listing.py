@@ -28,7 +28,9 @@ def list_files(root: Path | str, suffixes: Iterable[str]) -> dict[str, Path]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(root, "is not a folder", "check the path; `dvc repro` makes the pipeline's own folders")
+        raise DataError(
+            root, "is not a folder", "check the path; `dvc repro` makes the pipeline's own folders"
+        )
     wanted = frozenset(suffixes)
     found: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):

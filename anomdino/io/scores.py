@@ -46,18 +46,24 @@ def read_score(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDA
     try:
         with np.load(path, allow_pickle=False) as stored:
             if KEY not in stored:
-                raise DataError(path, f"has no array '{KEY}' but {sorted(stored)}", "save it with np.savez(path, score)")
+                raise DataError(
+                    path, f"has no array '{KEY}' but {sorted(stored)}", "save it with np.savez(path, score)"
+                )
             score = stored[KEY]
     except FileNotFoundError as error:
         raise DataError(path, "does not exist", "run the score stage first: `dvc repro score`") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(path, f"is no score file or is damaged ({error})", "remove it and run the score stage") from error
+        raise DataError(
+            path, f"is no score file or is damaged ({error})", "remove it and run the score stage"
+        ) from error
     score = np.asarray(score, dtype=np.float32)
     check_score(path, score, size)
     return score
 
 
-def check_score(path: Path | str, score: npt.NDArray[np.float32], size: tuple[int, int] | None = None) -> None:
+def check_score(
+    path: Path | str, score: npt.NDArray[np.float32], size: tuple[int, int] | None = None
+) -> None:
     """Check that a score map is (H, W), finite, and of the given size.
 
     Raises:
@@ -66,9 +72,15 @@ def check_score(path: Path | str, score: npt.NDArray[np.float32], size: tuple[in
     if score.ndim != 2:
         raise DataError(path, f"has shape {score.shape}, a score map is (H, W)", "")
     if size is not None and score.shape != tuple(size):
-        raise DataError(path, f"is {score.shape[0]} x {score.shape[1]}, the image is {size[0]} x {size[1]} (H x W)", "")
+        raise DataError(
+            path, f"is {score.shape[0]} x {score.shape[1]}, the image is {size[0]} x {size[1]} (H x W)", ""
+        )
     finite = np.isfinite(score)
     if not finite.all():
         good = score[finite]
         span = f"finite values {good.min():.4g} .. {good.max():.4g}" if good.size else "no finite value"
-        raise DataError(path, f"holds {int((~finite).sum())} NaN or infinite pixels ({span})", "fix the method that made it")
+        raise DataError(
+            path,
+            f"holds {int((~finite).sum())} NaN or infinite pixels ({span})",
+            "fix the method that made it",
+        )

@@ -133,9 +133,14 @@ def _false_positive_table(result: BenchmarkResult) -> Table:
         counts = false_positive_shares(result, output)
         total = sum(counts.values())
         rows[output] = {klass: count / total for klass, count in counts.items()} if total else {}
-    classes = sorted({klass for row in rows.values() for klass in row}, key=lambda k: -max(r.get(k, 0) or 0 for r in rows.values()))
+    classes = sorted(
+        {klass for row in rows.values() for klass in row},
+        key=lambda k: -max(r.get(k, 0) or 0 for r in rows.values()),
+    )
     columns = [Column(klass, klass, "none", digits=1) for klass in classes[:8]]
-    subtitle = "share of the false-positive pixels, percent, by the class that the closed-set network predicts there"
+    subtitle = (
+        "share of the false-positive pixels, percent, by the class that the closed-set network predicts there"
+    )
     return Table(f"{result.benchmark.name}: false positives", columns, rows, subtitle)
 
 
@@ -146,7 +151,14 @@ def _plots(results: Sequence[BenchmarkResult]) -> list[str]:
         for kind, (title, x, y, x_label, y_label, log) in PLOTS.items():
             curves = {
                 output: Curve(
-                    *zip(*[(p[x], p[y]) for p in points[kind] if p["benchmark"] == result.benchmark.name and p["output"] == output], strict=True)
+                    *zip(
+                        *[
+                            (p[x], p[y])
+                            for p in points[kind]
+                            if p["benchmark"] == result.benchmark.name and p["output"] == output
+                        ],
+                        strict=True,
+                    )
                 )
                 for output in result.pixel
             }
@@ -160,5 +172,7 @@ def _plots(results: Sequence[BenchmarkResult]) -> list[str]:
             )
             for name in names
         }
-        drawn.append(curve_svg("anomalies more than half inside boxes", recall, "least confidence of a box", "share"))
+        drawn.append(
+            curve_svg("anomalies more than half inside boxes", recall, "least confidence of a box", "share")
+        )
     return drawn

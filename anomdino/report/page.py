@@ -131,7 +131,10 @@ class ReportWriter:
             "aspect": f"{size[1]} / {size[0]}",
             "range": [entry.span.low, entry.span.high],
             "boxes": [
-                [*(round(float(v), 4) for v in (x0 / width, y0 / height, x1 / width, y1 / height)), round(float(c), 3)]
+                [
+                    *(round(float(v), 4) for v in (x0 / width, y0 / height, x1 / width, y1 / height)),
+                    round(float(c), 3),
+                ]
                 for (x0, y0, x1, y1), c in zip(entry.boxes.xyxy, entry.boxes.scores, strict=True)
             ],
             "facts": _facts(entry),
@@ -167,7 +170,9 @@ class ReportWriter:
         """
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-        environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+        environment = Environment(
+            loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+        )
         page = environment.get_template("report.html.j2").render(
             title=title,
             facts=facts,
@@ -210,7 +215,9 @@ def _pictures(entry: ImageEntry, max_side: int) -> tuple[dict[str, str], tuple[i
     levels = (entry.span.unit(np.asarray(score, np.float32)) * 255).round().astype(np.uint8)
     marks = entry.mask.astype(np.uint8)
     if entry.truth is not None:
-        marks = marks | ((entry.truth == 1).astype(np.uint8) << 1) | ((entry.truth == 255).astype(np.uint8) << 2)
+        marks = (
+            marks | ((entry.truth == 1).astype(np.uint8) << 1) | ((entry.truth == 255).astype(np.uint8) << 2)
+        )
     marks = np.asarray(cv2.resize(marks, size, interpolation=cv2.INTER_NEAREST), np.uint8)
     encoded = {
         "photo": _data_uri(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82]),
@@ -241,13 +248,21 @@ def _rendered(table: Table) -> dict[str, Any]:
                 {
                     "text": _printed(value, column),
                     "best": value is not None and value == best[column.key],
-                    "interval": "" if interval is None else " .. ".join(_printed(v, column) for v in interval),
+                    "interval": ""
+                    if interval is None
+                    else " .. ".join(_printed(v, column) for v in interval),
                     "reason": table.reasons.get(name, {}).get(column.key, ""),
                 }
             )
         rows.append({"name": name, "cells": cells})
     columns = [{"name": c.name, "hint": c.hint, "arrow": arrows[c.better]} for c in table.columns]
-    return {"title": table.title, "subtitle": table.subtitle, "row_name": table.row_name, "columns": columns, "rows": rows}
+    return {
+        "title": table.title,
+        "subtitle": table.subtitle,
+        "row_name": table.row_name,
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def _best(column: Column, rows: Mapping[str, Mapping[str, float | None]]) -> float | None:
@@ -258,4 +273,4 @@ def _best(column: Column, rows: Mapping[str, Mapping[str, float | None]]) -> flo
 
 
 def _printed(value: float | None, column: Column) -> str:
-    return "–" if value is None else f"{value * column.scale:.{column.digits}f}"
+    return "-" if value is None else f"{value * column.scale:.{column.digits}f}"

@@ -122,10 +122,14 @@ def draw_overlay(
     picture = Image.fromarray(canvas)
     if boxes is not None:
         _draw_boxes(picture, boxes, scale, thickness)
-    return _with_footer(picture, span, colormap, title, boxes is not None, mask is not None, truth is not None)
+    return _with_footer(
+        picture, span, colormap, title, boxes is not None, mask is not None, truth is not None
+    )
 
 
-def _outline(canvas: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_], colour: Rgb, thickness: int) -> None:
+def _outline(
+    canvas: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_], colour: Rgb, thickness: int
+) -> None:
     contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
     cv2.drawContours(canvas, contours, -1, colour, thickness, cv2.LINE_AA)
@@ -163,7 +167,9 @@ def _with_footer(
     caption = "score" if not span.origin or bar < 160 else span.origin
     middle = left + (bar - draw.textlength(caption, font=font)) / 2
     draw.text((middle, top + 22), caption, fill=INK, font=font)
-    legend = [("box", BOX_COLOUR)] * boxes + [("mask", MASK_COLOUR)] * mask + [("truth", TRUTH_COLOUR)] * truth
+    legend = (
+        [("box", BOX_COLOUR)] * boxes + [("mask", MASK_COLOUR)] * mask + [("truth", TRUTH_COLOUR)] * truth
+    )
     at = 10.0
     for name, colour in legend:
         draw.rectangle((at, top + 26, at + 12, top + 38), outline=colour, width=2)

@@ -17,7 +17,7 @@ from anomdino.errors import AnomdinoError, CheckpointError, DataError
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score
 from anomdino.prediction import collect
-from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer, anomaly_score, to_input
+from anomdino.scorer.base import ScorerSpec, anomaly_score, build_scorer, load_scorer, save_scorer, to_input
 
 SIZES = {"a/one.png": (40, 64), "a/b/two.png": (33, 47), "three ü.png": (50, 50)}
 
@@ -64,7 +64,9 @@ def test_a_folder_keeps_its_tree(models, photos, tmp_path):
 
 def test_without_boxes_the_order_of_the_score_is_kept(models, photos, tmp_path):
     out = tmp_path / "out"
-    assert run("predict", photos / "a" / "one.png", "-o", out, "--models", models, "--no-boxes").exit_code == 0
+    assert (
+        run("predict", photos / "a" / "one.png", "-o", out, "--models", models, "--no-boxes").exit_code == 0
+    )
     scorer = load_scorer(models / "models" / "rpl").eval()
     with torch.inference_mode():
         raw = anomaly_score(scorer(to_input(read_image(photos / "a" / "one.png"))))[0].numpy()
@@ -89,14 +91,26 @@ def test_a_file_that_is_no_image_fails_clearly(models, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     result = run("predict", tmp_path / "notes.txt", "-o", tmp_path / "out", "--models", models, "--no-boxes")
     assert result.exit_code == 2
-    strict = run("predict", tmp_path / "notes.txt", "-o", tmp_path / "o2", "--models", models, "--no-boxes", "--strict")
+    strict = run(
+        "predict", tmp_path / "notes.txt", "-o", tmp_path / "o2", "--models", models, "--no-boxes", "--strict"
+    )
     assert isinstance(strict.exception, AnomdinoError)
     assert "no image in a known format" in str(strict.exception)
 
 
 def test_raw_output_is_the_score_itself(models, photos, tmp_path):
     out = tmp_path / "out"
-    arguments = ["predict", photos / "a" / "one.png", "-o", out, "--models", models, "--no-boxes", "--output", "raw"]
+    arguments = [
+        "predict",
+        photos / "a" / "one.png",
+        "-o",
+        out,
+        "--models",
+        models,
+        "--no-boxes",
+        "--output",
+        "raw",
+    ]
     assert run(*arguments).exit_code == 0
     scorer = load_scorer(models / "models" / "rpl").eval()
     with torch.inference_mode():
@@ -105,7 +119,17 @@ def test_raw_output_is_the_score_itself(models, photos, tmp_path):
 
 
 def test_missing_models_say_what_to_run(photos, tmp_path):
-    result = run("predict", photos, "-o", tmp_path / "out", "--models", tmp_path / "none", "--no-boxes", "--params", tmp_path / "p")
+    result = run(
+        "predict",
+        photos,
+        "-o",
+        tmp_path / "out",
+        "--models",
+        tmp_path / "none",
+        "--no-boxes",
+        "--params",
+        tmp_path / "p",
+    )
     assert isinstance(result.exception, AnomdinoError)
 
 
@@ -140,7 +164,19 @@ def test_two_photos_with_one_name_are_refused(photos, tmp_path):
 
 
 def test_help_of_every_command():
-    for command in ["predict", "doctor", "show", "fuse", "calibrate", "tune", "evaluate", "compare", "config", "data", "weights"]:
+    for command in [
+        "predict",
+        "doctor",
+        "show",
+        "fuse",
+        "calibrate",
+        "tune",
+        "evaluate",
+        "compare",
+        "config",
+        "data",
+        "weights",
+    ]:
         assert run(command, "--help").exit_code == 0, command
 
 

@@ -121,7 +121,11 @@ def test_bad_scores_are_refused(tmp_path):
 coordinates = st.floats(-50, 150, allow_nan=False, width=32)
 
 
-@given(st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates, st.floats(0, 1, width=32)), max_size=6))
+@given(
+    st.lists(
+        st.tuples(coordinates, coordinates, coordinates, coordinates, st.floats(0, 1, width=32)), max_size=6
+    )
+)
 def test_clipped_boxes_lie_inside_and_cover_like_a_loop(rows):
     boxes = Boxes(np.array([r[:4] for r in rows], np.float32), np.array([r[4] for r in rows], np.float32))
     size = (40, 60)

@@ -79,7 +79,9 @@ def test_many_images_lie_beside_the_page(tmp_path):
 def browser(tmp_path_factory):
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("no chromium and chromedriver here; `apt-get install chromium chromium-driver` installs them")
+        pytest.skip(
+            "no chromium and chromedriver here; `apt-get install chromium chromium-driver` installs them"
+        )
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

@@ -19,7 +19,9 @@ from anomdino.viz.overlay import (
 from anomdino.viz.score_views import common_range
 
 
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=30), st.floats(-10, 10), st.floats(0.01, 10))
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=30), st.floats(-10, 10), st.floats(0.01, 10)
+)
 def test_unit_is_monotone_and_bounded(values, low, width):
     score = np.sort(np.array(values, np.float32))[None]
     unit = ScoreRange(low, low + width).unit(score)
@@ -53,7 +55,11 @@ def test_elements_are_drawn_where_they_are(element, colour):
     score, span = np.zeros((200, 400), np.float32), ScoreRange(0, 1)
     region = np.zeros((200, 400), np.uint8)
     region[60:120, 40:100] = 1
-    value = {"mask": region > 0, "truth": region, "boxes": Boxes(np.array([[40, 60, 100, 120]]), np.array([0.5]))}
+    value = {
+        "mask": region > 0,
+        "truth": region,
+        "boxes": Boxes(np.array([[40, 60, 100, 120]]), np.array([0.5])),
+    }
     bare = draw_overlay(image, score, span)
     drawn = draw_overlay(image, score, span, **{element: value[element]})
     assert drawn.shape == (200 + FOOTER, 400, 3)
