@@ -1,0 +1,82 @@
+"""From a trained pipeline to the model that is released with the package."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anomdino.errors import CheckpointError
+from anomdino.io.atomic import atomic_write_text
+
+SCORER_LIMIT = 14_000_000
+COPIED = {"detector": ("model.safetensors", "config.json"), "adt": ("model.safetensors", "config.json")}
+
+
+def build_release(
+    models: Path, params: Path, target: Path, details: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Lay out a released model: ``params.yaml`` and ``models/{rpl,detector,adt}``.
+
+    The scorer is stored in half precision; detector and ADT-Net are copied. Parts that were not trained are
+    left out.
+
+    Args:
+        models: Folder with ``rpl`` and, where they were trained, ``detector`` and ``adt``.
+        params: The parameters that they were trained with.
+        target: Folder of the release; parts of it that are replaced are replaced whole.
+        details: What the scorer's ``config.json`` should say about its origin.
+
+    Returns:
+        Bytes of the weights by part.
+
+    Raises:
+        CheckpointError: A model is missing or does not load, or the scorer is larger than 14 MB.
+    """
+    import torch
+
+    from anomdino.scorer.base import load_scorer, save_scorer
+
+    scorer = load_scorer(models / "rpl")
+    rpl = target / "models" / "rpl"
+    save_scorer(scorer, rpl, details, dtype=torch.float16)
+    sizes = {"rpl": (rpl / "model.safetensors").stat().st_size}
+    if sizes["rpl"] > SCORER_LIMIT:
+        raise CheckpointError(
+            rpl, f"has {sizes['rpl']} bytes, {SCORER_LIMIT} are allowed", "make the network smaller"
+        )
+    for part, files in COPIED.items():
+        if not (models / part / "config.json").is_file():
+            continue
+        folder = target / "models" / part
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in files:
+            if (models / part / name).is_file():
+                shutil.copyfile(models / part / name, folder / name)
+        sizes[part] = sum(file.stat().st_size for file in folder.iterdir())
+    atomic_write_text(target / "params.yaml", params.read_text(encoding="utf-8"))
+    return sizes
+
+
+def half_agrees(models: Path, target: Path, images: int = 2) -> float:
+    """Measure the relative error that half precision brings to the residual logits, on random images.
+
+    Args:
+        models: Folder with the trained ``rpl``.
+        target: Folder of the release.
+        images: How many images of 128 x 256 pixels.
+
+    Returns:
+        Norm of the difference over norm of the trained scorer's residual logits.
+    """
+    import torch
+
+    from anomdino.scorer.base import load_scorer
+
+    inputs = torch.randn(images, 3, 128, 256, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        trained = load_scorer(models / "rpl")(inputs).residual_logits
+        released = load_scorer(target / "models" / "rpl")(inputs).residual_logits
+    return float((released - trained).norm() / trained.norm())
