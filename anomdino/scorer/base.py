@@ -113,7 +113,7 @@ def build_scorer(spec: ScorerSpec) -> Scorer:
         scorer: Scorer = build(num_classes=spec.num_classes, **spec.options)
     except TypeError as error:
         raise ConfigError(
-            "rpl.architecture_options",
+            "rpl.options",
             f"'{spec.architecture}' cannot be built from {dict(spec.options)}: {error}",
             "see the arguments of the architecture's builder",
         ) from error

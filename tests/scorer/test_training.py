@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from anomdino.config.params import profile_params
 from anomdino.config.rpl import RplConfig
 from anomdino.errors import ConfigError, ProtocolError, TrainingError
 from anomdino.protocol import mark_evaluation_only
@@ -42,7 +43,8 @@ def config(**changes):
         },
     }
     merged = {
-        key: base.get(key, {}) | value if isinstance(value, dict) else value for key, value in changes.items()
+        key: base.get(key, {}) | value if isinstance(value, dict) and key != "options" else value
+        for key, value in changes.items()
     }
     return RplConfig.model_validate(base | merged)
 
@@ -55,7 +57,7 @@ def files_of(out):
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-class Killed(Exception):  # noqa: N818
+class Killed(Exception):
     """Stands for SIGKILL: nothing in the code catches it."""
 
 
@@ -299,3 +301,67 @@ def test_live_curves_and_overlays(tiny_data, tmp_path):
     overlays = sorted((live / "plots" / "images").iterdir())
     assert [path.name for path in overlays] == [f"composed_{number}.png" for number in range(4)]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("dvc")]
+
+
+def test_published_training_is_the_default_of_the_residual_block():
+    residual = profile_params("paper").rpl.residual
+    schedule = residual.schedule
+    assert (residual.batch, residual.lr, residual.final_factor, residual.weight_decay) == (8, 7.5e-5, 10, 0)
+    assert (residual.energy_weight, residual.corocl.samples, residual.corocl.temperature) == (0.05, 512, 0.1)
+    assert (residual.rule, residual.rpl_size, residual.order, residual.loss_at) == (
+        "rpl",
+        700,
+        "files",
+        "input",
+    )
+    assert (schedule.epochs, schedule.power, schedule.minimum, schedule.lag) == (40, 0.9, 1e-8, 1)
+    assert steps_of(schedule.steps, schedule.epochs, 2975, residual.batch) == 14840
+    assert (residual.clip, residual.average, residual.corocl.min_images, residual.outlier_probability) == (
+        0,
+        0,
+        2,
+        1,
+    )
+
+
+def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
+    from anomdino.scorer.base import ScorerSpec, build_scorer
+
+    options = {"channel_divisor": 16}
+    torch.manual_seed(5)
+    network = build_scorer(ScorerSpec("wide_resnet38", 4, options))
+    prefix = "branch1."
+    closed = {
+        "module." + name.removeprefix(prefix): tensor
+        for name, tensor in network.state_dict().items()
+        if ".residual_block." not in name
+    }
+    torch.save({"state_dict": closed, "epoch": 3}, tmp_path / "cityscapes_best.pth")
+    settings = config(
+        architecture="wide_resnet38",
+        options=options,
+        closed_set={"source": "checkpoint", "checkpoint": str(tmp_path / "cityscapes_best.pth")},
+        residual={
+            "schedule": {"steps": 1},
+            "batch": 2,
+            "rule": "rpl",
+            "rpl_size": 40,
+            "validation_images": 2,
+        },
+    )
+    trained = train(tiny_data, tmp_path / "x", settings)
+    for name, tensor in trained.scorer.frozen_state():
+        assert torch.equal(tensor, network.state_dict()[name]), name
+    torch.save({"model": trained.scorer.state_dict()}, tmp_path / "rev3.pth")
+    again = train(
+        tiny_data,
+        tmp_path / "y",
+        config(
+            architecture="wide_resnet38",
+            options=options,
+            source="checkpoint",
+            checkpoint=str(tmp_path / "rev3.pth"),
+            residual={"rule": "rpl", "rpl_size": 40, "batch": 2, "validation_images": 2},
+        ),
+    )
+    assert again.composed == trained.composed
