@@ -1,0 +1,155 @@
+"""The command that trains the released model: its parameters, its order of stages, its failures, its result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from anomdino.config.params import load_params
+from anomdino.errors import CheckpointError, ConfigError, TrainingError
+from anomdino.release.build import build_release, half_agrees
+from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
+from pipeline import release
+from pipeline.release import Step, parameters, run_together, waves
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_stages_are_those_of_the_graph_in_an_order_it_allows() -> None:
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    names = ["A", "B"]
+    place = {step.name: number for number, wave in enumerate(waves(names)) for step in wave}
+    produced: dict[str, int] = {}
+    wanted: list[tuple[str, list[str]]] = []
+    for stage in graph.values():
+        for name in names if "foreach" in stage else [""]:
+            body = json.loads(json.dumps(stage.get("do", stage)).replace("${key}", name))
+            command = body["cmd"].removeprefix("python -m pipeline.")
+            if command.startswith("score_view"):
+                continue
+            assert command in place, command
+            for out in body.get("outs", []):
+                produced[out if isinstance(out, str) else next(iter(out))] = place[command]
+            wanted.append((command, body["deps"]))
+    for command, needs in wanted:
+        for need in needs:
+            for out, number in produced.items():
+                if (need + "/").startswith(out + "/") or (out + "/").startswith(need + "/"):
+                    assert number < place[command], (command, need)
+
+
+def test_parameters_take_folders_and_changes(tmp_path: Path) -> None:
+    params = parameters(
+        "light",
+        tmp_path,
+        tmp_path,
+        {"AnomalyTrack": tmp_path},
+        ["rpl.residual.lr=1e-4", "score.widths=[256]"],
+    )
+    assert params.data.source == "folder"
+    assert params.data.folder.inlier == str(tmp_path.resolve())
+    assert list(params.benchmark.sets) == ["AnomalyTrack"]
+    assert params.rpl.residual.lr == 1e-4
+    assert params.score.widths == [256]
+    assert params.rpl.architecture == "efficientnet_lite0"
+    untouched = parameters("light", None, None, {}, [])
+    assert untouched.data.source == "registry"
+    assert "camvid" in untouched.data.registry.items
+    with pytest.raises(ConfigError, match=r"rpl\.residual\.lrr"):
+        parameters("light", None, None, {}, ["rpl.residual.lrr=1"])
+
+
+def test_stages_run_together_and_a_failure_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "root" / "pipeline"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "good.py").write_text("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('done')")
+    (package / "bad.py").write_text("import sys; sys.exit(5)")
+    (package / "slow.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(release, "ROOT", tmp_path / "root")
+    run_together([Step("good", ("a",)), Step("good", ("b",))], tmp_path)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "done"
+    with pytest.raises(TrainingError, match="exit code 5"):
+        run_together([Step("slow"), Step("bad")], tmp_path)
+
+
+def trained(folder: Path, options: dict[str, object]) -> Path:
+    torch.manual_seed(0)
+    scorer = build_scorer(ScorerSpec("small", 19, options))
+    save_scorer(scorer, folder / "models" / "rpl")
+    for part in ("detector", "adt"):
+        (folder / "models" / part).mkdir()
+        (folder / "models" / part / "config.json").write_text("{}")
+        (folder / "models" / part / "model.safetensors").write_bytes(b"weights of " + part.encode())
+        (folder / "models" / part / "history.json").write_text("[]")
+    (folder / "params.yaml").write_text("seed: 3\n")
+    return folder / "models"
+
+
+def test_release_holds_half_weights_and_what_prediction_needs(tmp_path: Path) -> None:
+    models = trained(tmp_path / "work", {})
+    target = tmp_path / "light"
+    sizes = build_release(models, tmp_path / "work" / "params.yaml", target, {"commands": "one"})
+    files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
+    assert files == [
+        "models/adt/config.json",
+        "models/adt/model.safetensors",
+        "models/detector/config.json",
+        "models/detector/model.safetensors",
+        "models/rpl/config.json",
+        "models/rpl/model.safetensors",
+        "params.yaml",
+    ]
+    stored = load_file(target / "models" / "rpl" / "model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    assert json.loads((target / "models" / "rpl" / "config.json").read_text())["details"] == {
+        "commands": "one"
+    }
+    assert all(value.dtype == torch.float32 for value in load_scorer(target / "models" / "rpl").parameters())
+    assert sizes["rpl"] < 0.6 * (models / "rpl" / "model.safetensors").stat().st_size
+    assert 0 < half_agrees(models, target) < 1e-2
+    assert load_params(target / "params.yaml").seed == 3
+
+
+def test_parts_that_were_not_trained_are_left_out_and_replaced_whole(tmp_path: Path) -> None:
+    models = trained(tmp_path / "work", {})
+    target = tmp_path / "light"
+    (target / "models" / "adt").mkdir(parents=True)
+    (target / "models" / "adt" / "old.txt").touch()
+    (models / "detector" / "config.json").unlink()
+    build_release(models, tmp_path / "work" / "params.yaml", target)
+    assert not (target / "models" / "detector").exists()
+    assert not (target / "models" / "adt" / "old.txt").exists()
+
+
+def test_a_scorer_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = trained(tmp_path / "work", {})
+    monkeypatch.setattr("anomdino.release.build.SCORER_LIMIT", 1000)
+    with pytest.raises(CheckpointError, match="1000 are allowed"):
+        build_release(models, tmp_path / "work" / "params.yaml", tmp_path / "light")
+
+
+def test_light_benchmark_figures_agree_with_scikit_learn() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from light import pooled_figures
+    finally:
+        sys.path.pop(0)
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    generator = torch.Generator().manual_seed(1)
+    for decimals in (1, 6):
+        scores = torch.randn(4000, generator=generator)
+        truth = torch.rand(4000, generator=generator) < torch.sigmoid(2 * scores - 2)
+        scores = torch.round(scores, decimals=decimals)
+        figures = pooled_figures(scores, truth)
+        assert figures["AP"] == pytest.approx(100 * average_precision_score(truth, scores))
+        assert figures["AUROC"] == pytest.approx(100 * roc_auc_score(truth, scores))
+        fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
+        assert figures["FPR95"] == pytest.approx(100 * fpr[tpr >= 0.95][0])
