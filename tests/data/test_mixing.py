@@ -1,0 +1,324 @@
+"""Pasting: RPL's rule against a slow formulation with the same draws; laws of the improved rule."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomdino.data.mixing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OUTLIER,
+    RPL_SCALES,
+    VOID,
+    PasteRules,
+    denormalise,
+    mix_rpl,
+    normalise,
+    paste_objects,
+)
+
+EXACT = PasteRules(
+    scale="log_uniform",
+    truncation=0,
+    edges="hard",
+    erode=0,
+    match=(0, 0),
+    jitter=0,
+    blur=0,
+    shadow=0,
+    flip=0,
+    rotation=0,
+    max_extent=1.0,
+    min_area=1,
+)
+
+
+def noise(rng, *shape):
+    return rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+def road(rng, height, width):
+    label = np.full((height, width), 10, np.uint8)
+    label[height // 3 :] = 0
+    label[:3] = VOID
+    return noise(rng, height, width, 3), label
+
+
+def blob(rng, height, width):
+    mask = np.zeros((height, width), bool)
+    rows, columns = np.mgrid[:height, :width]
+    mask |= ((rows - height / 2) / (height / 2.2)) ** 2 + ((columns - width / 2) / (width / 2.2)) ** 2 < 1
+    mask &= rng.random((height, width)) > 0.02
+    return noise(rng, height, width, 3), mask
+
+
+# ---------------------------------------------------------------------------------------------- RPL's rule, the slow way
+
+
+def slow_normalise(pixel):
+    return [
+        (value / 255 - mean) / std
+        for value, mean, std in zip(pixel, IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    ]
+
+
+def slow_bilinear(image, height, width):
+    """Bilinear with pixel centres at half integers and clamped borders."""
+    source_height, source_width = image.shape[:2]
+    out = np.zeros((height, width, 3))
+    for i in range(height):
+        y = min(max((i + 0.5) * source_height / height - 0.5, 0), source_height - 1)
+        for j in range(width):
+            x = min(max((j + 0.5) * source_width / width - 0.5, 0), source_width - 1)
+            y0, x0 = int(y), int(x)
+            y1, x1 = min(y0 + 1, source_height - 1), min(x0 + 1, source_width - 1)
+            a, b = y - y0, x - x0
+            top = (1 - b) * image[y0, x0] + b * image[y0, x1]
+            bottom = (1 - b) * image[y1, x0] + b * image[y1, x1]
+            out[i, j] = (1 - a) * top + a * bottom
+    return out
+
+
+def slow_nearest(mask, height, width):
+    rows = [min(int(i * mask.shape[0] / height), mask.shape[0] - 1) for i in range(height)]
+    columns = [min(int(j * mask.shape[1] / width), mask.shape[1] - 1) for j in range(width)]
+    return np.array([[mask[r, c] for c in columns] for r in rows])
+
+
+def slow_frame(plane, size, fill):
+    """Pad to the centre of a `size` square where short, then cut the centre where long."""
+    for axis in (0, 1):
+        missing = max(size - plane.shape[axis], 0)
+        before, after = missing // 2, missing // 2 + missing % 2
+        shape = list(plane.shape)
+        blocks = []
+        for count in (before, after):
+            shape[axis] = count
+            blocks.append(np.full(shape, fill, plane.dtype))
+        plane = np.concatenate([blocks[0], plane, blocks[1]], axis=axis)
+    for axis in (0, 1):
+        start = max(plane.shape[axis] // 2 - size // 2, 0)
+        plane = np.take(plane, range(start, start + size), axis=axis)
+    return plane
+
+
+def slow_mix(image, label, outlier, mask, rng, size):
+    if rng.random() >= 0.2:
+        image, label = np.flip(image, 1), np.flip(label, 1)
+    height, width = label.shape
+    top = rng.randint(0, height - size + 1) if height > size else 0
+    left = rng.randint(0, width - size + 1) if width > size else 0
+    city = np.apply_along_axis(slow_normalise, 2, image)[top : top + size, left : left + size]
+    city_label = label[top : top + size, left : left + size]
+    city, city_label = slow_frame(city, size, 0.0), slow_frame(city_label, size, 255)
+    scale = rng.choice(RPL_SCALES)
+    photo = np.apply_along_axis(slow_normalise, 2, outlier)
+    target = np.where(mask > 0, 254, 0).astype(np.uint8)
+    new = int(outlier.shape[0] * scale), int(outlier.shape[1] * scale)
+    group = slow_frame(slow_bilinear(photo, *new), size, 0.0)
+    group_label = slow_frame(slow_nearest(target, *new), size, 255)
+    ys, xs = np.nonzero(group_label == 254)
+    y1, x1, y2, x2 = (ys.min(), xs.min(), ys.max() + 1, xs.max() + 1) if ys.size else (0, 0, 0, 0)
+    at_row, at_column = rng.randint(0, size - (y2 - y1)), rng.randint(0, size - (x2 - x1))
+    mixed, mixed_label = city.copy(), city_label.copy()
+    for y, x in zip(ys, xs, strict=True):
+        mixed[y - y1 + at_row, x - x1 + at_column] = group[y, x]
+        mixed_label[y - y1 + at_row, x - x1 + at_column] = 254
+    return city, city_label, mixed, mixed_label, slow_frame(photo, size, 0.0), slow_frame(target, size, 255)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("city_size", "photo_size"), [((60, 90), (50, 40)), ((40, 44), (90, 70)), ((49, 48), (31, 57))]
+)
+def test_rpl_rule_equals_the_slow_formulation(seed, city_size, photo_size):
+    rng = np.random.default_rng(seed)
+    image, label = noise(rng, *city_size, 3), rng.integers(0, 19, city_size, dtype=np.uint8)
+    outlier, mask = blob(rng, *photo_size)
+    fast = mix_rpl(image, label, outlier, mask, random.Random(seed), size=48)
+    slow = slow_mix(image, label, outlier, mask, random.Random(seed), 48)
+    for name, expected in zip(
+        ("image", "label", "mixed_image", "mixed_label", "outlier_image", "outlier_label"), slow, strict=True
+    ):
+        found = getattr(fast, name)
+        assert found.shape[:2] == (48, 48)
+        np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=name)
+
+
+def test_rpl_rule_leaves_the_generator_where_the_published_order_of_draws_does():
+    rng = np.random.default_rng(0)
+    image, label = road(rng, 64, 80)
+    used, replayed = random.Random(5), random.Random(5)
+    mix = mix_rpl(image, label, *blob(rng, 30, 30), used, size=32)
+    ys, xs = np.nonzero(mix.mixed_label == OUTLIER)
+    replayed.random()
+    replayed.randint(0, 64 - 32 + 1)
+    replayed.randint(0, 80 - 32 + 1)
+    replayed.choice(RPL_SCALES)
+    assert replayed.randint(0, 32 - (ys.max() + 1 - ys.min())) == ys.min()
+    assert replayed.randint(0, 32 - (xs.max() + 1 - xs.min())) == xs.min()
+    assert used.getstate() == replayed.getstate()
+
+
+def test_rpl_rule_with_a_photo_without_objects_changes_nothing():
+    rng = np.random.default_rng(0)
+    image, label = road(rng, 64, 64)
+    mix = mix_rpl(image, label, noise(rng, 40, 40, 3), np.zeros((40, 40), bool), random.Random(1), size=48)
+    np.testing.assert_array_equal(mix.mixed_image, mix.image)
+    np.testing.assert_array_equal(mix.mixed_label, mix.label)
+
+
+def test_normalisation_is_undone():
+    image = noise(np.random.default_rng(3), 20, 20, 3)
+    np.testing.assert_array_equal(denormalise(normalise(image).astype(np.float32)), image)
+
+
+# --------------------------------------------------------------------------------------------------- the improved rule
+
+
+def slow_boxes(instances, count):
+    boxes = []
+    for index in range(1, count + 1):
+        points = [
+            (y, x)
+            for y, row in enumerate(instances.tolist())
+            for x, value in enumerate(row)
+            if value == index
+        ]
+        ys, xs = zip(*points, strict=True)
+        boxes.append([min(xs), min(ys), max(xs) + 1, max(ys) + 1])
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(0, 5),
+    scale=st.sampled_from(["ground_row", "log_uniform", "mixed"]),
+    edges=st.sampled_from(["soft", "hard", "mixed"]),
+)
+def test_labels_boxes_and_areas_agree_with_the_pixels(seed, count, scale, edges):
+    rng = np.random.default_rng(seed)
+    image, label = road(rng, 60, 90)
+    objects = [blob(rng, int(rng.integers(6, 50)), int(rng.integers(6, 50))) for _ in range(count)]
+    rules = PasteRules(scale=scale, edges=edges, shadow=0)
+    pasted = paste_objects(image, label, objects, np.random.default_rng(seed), rules)
+
+    np.testing.assert_array_equal(pasted.instances > 0, pasted.label == OUTLIER)
+    kept = len(pasted.areas)
+    assert kept <= count
+    assert set(pasted.sources.tolist()) <= set(range(count))
+    assert len(set(pasted.sources.tolist())) == kept
+    np.testing.assert_array_equal(pasted.boxes, slow_boxes(pasted.instances, kept))
+    np.testing.assert_array_equal(pasted.areas, [(pasted.instances == i + 1).sum() for i in range(kept)])
+    assert (pasted.areas >= rules.min_area).all()
+    untouched = pasted.label == label
+    untouched &= ~((label == VOID) & (pasted.image != image).any(axis=2))
+    np.testing.assert_array_equal(pasted.image[untouched], image[untouched])
+    assert set(np.unique(pasted.label[~(pasted.label == label)]).tolist()) <= {OUTLIER, VOID}
+    if edges == "hard":
+        assert (pasted.label == VOID).sum() <= (label == VOID).sum()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_object_at_its_own_size_arrives_pixel_by_pixel(seed):
+    rng = np.random.default_rng(seed)
+    image, label = road(rng, 80, 100)
+    rgb, mask = blob(rng, 24, 30)
+    ys, xs = np.nonzero(mask)
+    tight = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    rgb, mask = rgb[tight], mask[tight]
+    share = mask.shape[0] / 80
+    rules = PasteRules(**{**EXACT.__dict__, "height": (share, share)})
+    pasted = paste_objects(image, label, [(rgb, mask)], np.random.default_rng(seed), rules)
+    x0, y0, x1, y1 = pasted.boxes[0].astype(int)
+    assert (y1 - y0, x1 - x0) == mask.shape
+    np.testing.assert_array_equal(pasted.instances[y0:y1, x0:x1] > 0, mask)
+    np.testing.assert_array_equal(pasted.image[y0:y1, x0:x1][mask], rgb[mask])
+    expected = image.copy()
+    expected[y0:y1, x0:x1][mask] = rgb[mask]
+    np.testing.assert_array_equal(pasted.image, expected)
+
+
+def test_the_objects_own_background_never_reaches_the_picture():
+    """A red object cut from a green photo, shrunk and softened: no green may appear around it."""
+    rng = np.random.default_rng(0)
+    image = np.full((120, 160, 3), 100, np.uint8)
+    label = np.zeros((120, 160), np.uint8)
+    rgb = np.zeros((90, 90, 3), np.uint8)
+    rgb[..., 1] = 255
+    mask = np.zeros((90, 90), bool)
+    mask[20:70, 20:70] = True
+    rgb[mask] = (200, 100, 100)
+    rules = PasteRules(edges="soft", shadow=0, jitter=0, match=(0, 0))
+    for seed in range(10):
+        pasted = paste_objects(image, label, [(rgb, mask)], np.random.default_rng(seed), rules)
+        assert len(pasted.areas) == 1
+        assert abs(pasted.image[..., 1].astype(int) - 100).max() <= 3
+
+
+def test_ground_objects_stand_on_the_ground_and_shrink_with_distance():
+    rng = np.random.default_rng(0)
+    image, label = np.zeros((200, 300, 3), np.uint8), np.full((200, 300), 10, np.uint8)
+    label[80:] = 0
+    rules = PasteRules(
+        scale="ground_row",
+        edges="hard",
+        shadow=0,
+        rotation=0,
+        ground_height=(0.5, 0.5),
+        min_height=2,
+        erode=0,
+    )
+    full = (noise(rng, 40, 20, 3), np.ones((40, 20), bool))
+    ratios = []
+    for seed in range(60):
+        pasted = paste_objects(image, label, [full], np.random.default_rng(seed), rules)
+        x0, y0, x1, y1 = pasted.boxes[0]
+        assert y1 - 1 >= 80
+        if x0 > 0 and x1 < 300 and y1 - y0 > 12:
+            ratios.append((y1 - y0) / (y1 - 76))
+    assert len(ratios) > 20
+    np.testing.assert_allclose(ratios, 0.5, atol=0.06)
+
+
+def test_the_same_generator_state_gives_the_same_bytes_and_inputs_stay_as_they_are():
+    rng = np.random.default_rng(0)
+    image, label = road(rng, 90, 120)
+    objects = [blob(rng, 40, 30) for _ in range(3)]
+    before = image.copy(), label.copy(), objects[0][0].copy()
+    first = paste_objects(image, label, objects, np.random.default_rng(9))
+    second = paste_objects(image, label, objects, np.random.default_rng(9))
+    for name in ("image", "label", "boxes", "areas", "instances", "sources"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(label, before[1])
+    np.testing.assert_array_equal(objects[0][0], before[2])
+
+
+def test_contact_shadows_darken_and_never_brighten_the_ground():
+    rng = np.random.default_rng(0)
+    image, label = road(rng, 90, 120)
+    rules = PasteRules(scale="ground_row", shadow=1.0)
+    pasted = paste_objects(image, label, [blob(rng, 40, 30)], np.random.default_rng(2), rules)
+    outside = pasted.label == label
+    assert (pasted.image[outside] <= image[outside]).all()
+    assert (pasted.image[outside] < image[outside]).any()
+
+
+def test_sizes_that_differ_are_refused():
+    with pytest.raises(ValueError, match="differ in size"):
+        paste_objects(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8), [], np.random.default_rng(0))
+
+
+def test_no_object_gives_empty_boxes():
+    image, label = road(np.random.default_rng(0), 30, 40)
+    pasted = paste_objects(image, label, [], np.random.default_rng(0))
+    assert pasted.boxes.shape == (0, 4)
+    assert pasted.areas.shape == (0,)
+    np.testing.assert_array_equal(pasted.image, image)
