@@ -91,8 +91,8 @@ def fit(
     """Train until the schedule ends and leave the chosen weights in the objective's scorer.
 
     A resume point in ``folder`` with the same fingerprint is taken up; on a CPU the result is then bit for
-    bit that of
-    an unbroken training. Resume points and best weights appear whole or not at all.
+    bit
+    that of an unbroken training. Resume points and best weights appear whole or not at all.
 
     Args:
         objective: Scorer and loss, on the world's device.
@@ -113,13 +113,14 @@ def fit(
     optimiser = objective.optimiser()
     scaler = torch.amp.GradScaler(world.device.type, enabled=_low_precision(plan, world) == torch.float16)
     average = WeightAverage(objective.scorer, plan.average)
-    keeper = Keeper(folder, objective.scorer, optimiser, scaler, plan=plan, world=world, average=average)
+    meter = Meter()
+    moving = Moving(objective.scorer, optimiser, scaler, average, meter)
+    keeper = Keeper(folder, moving, plan, world)
     progress = keeper.resume()
     for record in progress.history:
         _tell(live, record)
     runner = world.parallel(objective)
     guard = FiniteGuard(plan.name, CHECK_EVERY.get(world.device.type, 1), keeper)
-    meter = Meter()
     total = plan.schedule.total
 
     for batch in track(load(progress.step), plan.name, total=total - progress.step, unit="step"):
@@ -193,23 +194,46 @@ class FiniteGuard:
         self._waiting.clear()
 
 
+@dataclass(frozen=True)
+class Moving:
+    """Everything that a step changes, and a resume point has to hold."""
+
+    scorer: nn.Module
+    optimiser: optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage
+    meter: Meter
+
+    def state(self) -> dict[str, Any]:
+        """Give the content of a resume point."""
+        return {
+            "scorer": self.scorer.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state(),
+            "meter": self.meter.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up the content of a resume point."""
+        self.scorer.load_state_dict(state["scorer"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.average.load_state(state["average"])
+        self.meter.load_state(state["meter"])
+
+
 class Keeper:
     """Keeps resume points and the best weights in a folder."""
 
     def __init__(
         self,
         folder: Path,
-        scorer: nn.Module,
-        optimiser: optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        *,
+        moving: Moving,
         plan: Plan,
         world: World,
-        average: WeightAverage,
     ) -> None:
-        self.average = average
-        self.scorer, self.optimiser, self.scaler = scorer, optimiser, scaler
-        self.plan, self.world = plan, world
+        self.moving, self.scorer, self.plan, self.world = moving, moving.scorer, plan, world
         self.state_file, self.best_file = folder / "state.pt", folder / "best.pt"
 
     def save(self, progress: Progress) -> None:
@@ -218,10 +242,7 @@ class Keeper:
             return
         state = {
             "fingerprint": self.plan.fingerprint,
-            "scorer": self.scorer.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": self.average.state(),
+            **self.moving.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.world.device.type == "cuda" else [],
             "progress": dict(vars(progress)),
@@ -241,10 +262,7 @@ class Keeper:
         if state.get("fingerprint") != self.plan.fingerprint:
             log.info("%s is of other parameters or data: training starts afresh", self.state_file)
             return Progress()
-        self.scorer.load_state_dict(state["scorer"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.average.load_state(state["average"])
+        self.moving.load_state(state)
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"]:
             torch.cuda.set_rng_state_all([item.cpu() for item in state["random_cuda"]])
@@ -299,6 +317,14 @@ class Meter:
         means = {name: float(world.average(total / self._count)) for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
+
+    def state(self) -> dict[str, Any]:
+        """Give what a resume point needs."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up a resume point."""
+        self._sums, self._count = dict(state["sums"]), int(state["count"])
 
 
 def fingerprint(**parts: Any) -> str:

@@ -114,17 +114,18 @@ def test_loading_processes_change_nothing(tiny_data, tmp_path):
 def test_resume_gives_the_result_of_an_unbroken_run(
     tiny_data, tmp_path, kill_at, monkeypatch, objective, step
 ):
-    train(tiny_data, tmp_path / "whole")
+    settings = config(log_every=4, closed_set={"average": 0.9}, residual={"average": 0.9})
+    train(tiny_data, tmp_path / "whole", settings)
     kill_at(objective, step)
     with pytest.raises(Killed):
-        train(tiny_data, tmp_path / "cut")
+        train(tiny_data, tmp_path / "cut", settings)
     assert not (tmp_path / "cut").exists()
     monkeypatch.undo()
     torch.manual_seed(12345)
     done = []
     original = objective.hints
     monkeypatch.setattr(objective, "hints", lambda self, b, s: (done.append(s), original(self, b, s))[1])
-    train(tiny_data, tmp_path / "cut")
+    train(tiny_data, tmp_path / "cut", settings)
     assert done[0] == step - step % 3
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "cut")
     assert not (tmp_path / ".cut.training").exists()
