@@ -1,6 +1,7 @@
 """Evaluating a method on benchmarks: the loop, its tables and files, intervals and comparison of runs."""
 
-from anomdino.evaluation.run import BenchmarkResult, EvaluationSettings, evaluate_benchmark
+from anomdino.evaluation.result import BenchmarkResult, EvaluationSettings
+from anomdino.evaluation.run import evaluate_benchmark
 from anomdino.evaluation.sources import CascadeOutputs, OutputSource, Prediction, ScoreFolder
 from anomdino.evaluation.writing import (
     write_metric_tables,

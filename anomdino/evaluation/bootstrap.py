@@ -25,13 +25,13 @@ class ImageHistograms:
 
     Attributes:
         thresholds: float64 (B,) descending lower edges of the bins.
-        tp: (N, B) anomalous pixels of each image in each bin.
-        fp: (N, B) in-distribution pixels of each image in each bin.
+        tp: float64 (N, B) anomalous pixels of each image in each bin.
+        fp: float64 (N, B) in-distribution pixels of each image in each bin.
     """
 
     thresholds: Float64
-    tp: npt.NDArray[np.int64]
-    fp: npt.NDArray[np.int64]
+    tp: Float64
+    fp: Float64
 
 
 @dataclass(frozen=True, eq=False)

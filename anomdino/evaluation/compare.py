@@ -19,7 +19,7 @@ from anomdino.evaluation.bootstrap import (
     pixel_values,
     resamplings,
 )
-from anomdino.evaluation.run import image_counts
+from anomdino.evaluation.result import image_counts
 from anomdino.evaluation.summary import rounded
 from anomdino.evaluation.tables import read_table
 from anomdino.evaluation.writing import HISTOGRAMS_FILE, IMAGES_FILE

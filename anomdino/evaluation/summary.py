@@ -9,7 +9,7 @@ import numpy as np
 
 from anomdino.evaluation.bootstrap import pixel_values
 from anomdino.evaluation.groups import BANDS, SIZES, component_groups, tag_groups
-from anomdino.evaluation.run import BenchmarkResult, headline_values, image_counts
+from anomdino.evaluation.result import BenchmarkResult, headline_values, image_counts
 from anomdino.metrics.components import ComponentState
 from anomdino.metrics.curve import Curve
 from anomdino.metrics.results import NO_ANOMALY, NO_INLIER

@@ -80,8 +80,8 @@ HISTOGRAMS: Columns = {
         "list<float64>",
         "descending lower edges of the bins, the same for all images of an output",
     ),
-    "tp": ("list<int64>", "anomalous pixels in each bin"),
-    "fp": ("list<int64>", "in-distribution pixels in each bin"),
+    "tp": ("list<float64>", "anomalous pixels in each bin, interpolated between the image's own scores"),
+    "fp": ("list<float64>", "in-distribution pixels in each bin, likewise"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from anomdino.benchmarks import Sample
-from anomdino.evaluation.run import BenchmarkResult
+from anomdino.evaluation.result import BenchmarkResult
 from anomdino.evaluation.sources import Prediction
 from anomdino.evaluation.summary import benchmark_details, benchmark_metrics, curve_points, rounded
 from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, write_table
@@ -49,7 +49,7 @@ def write_metrics(
 
 
 def write_metric_tables(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write ``<benchmark>/<output>.json``, one flat file an output, which ``dvc metrics show`` makes a table of.
+    """Write ``<benchmark>/<output>.json``, one flat file an output, rows of `dvc metrics show`.
 
     Args:
         folder: Folder of the files.

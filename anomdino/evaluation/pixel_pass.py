@@ -1,0 +1,101 @@
+"""First pass: pooled pixel metrics, each image's own, and the threshold of each output's mask."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from anomdino.errors import DataError
+from anomdino.evaluation.frames import LoadedFrame, loaded_frames
+from anomdino.evaluation.histograms import ScoreSketch, common_histograms, sketch
+from anomdino.evaluation.result import BenchmarkResult, EvaluationSettings, Save
+from anomdino.evaluation.sources import OutputSource
+from anomdino.metrics.curve import positive_curve, rank_auroc
+from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
+from anomdino.metrics.smiyc import SmiycPixels
+from anomdino.metrics.sorting import SortedScores, sort_scores
+from anomdino.metrics.streaming import StreamingPixels
+
+
+@dataclass(eq=False)
+class _Output:
+    """What is gathered of one output, image by image."""
+
+    name: str
+    pooled: StreamingPixels
+    smiyc: SmiycPixels = field(default_factory=SmiycPixels)
+    sketches: list[ScoreSketch] = field(default_factory=list)
+
+    def add(self, frame: LoadedFrame) -> dict[str, Any]:
+        """Add an image and return its row of pixel metrics."""
+        prediction = frame.predictions[self.name]
+        try:
+            scores = sort_scores(prediction.score, frame.label)
+        except ValueError as error:
+            cause = f"output '{self.name}': {error}"
+            raise DataError(frame.sample.image, cause, "fix the method that made it") from error
+        self.smiyc.update_sorted(scores)
+        self.sketches.append(sketch(scores))
+        row = {"key": frame.sample.key, "output": self.name} | _image_metrics(scores)
+        row |= {"score_min": float(prediction.score.min()), "score_max": float(prediction.score.max())}
+        self.pooled.update_sorted(scores)
+        return row
+
+
+def pool_pixels(
+    result: BenchmarkResult, source: OutputSource, settings: EvaluationSettings, save: Save | None
+) -> None:
+    """Fill ``pixel``, ``curves``, ``thresholds``, ``histograms`` and the pixel columns of ``image_rows``.
+
+    Raises:
+        DataError: An output cannot be used, or one class is missing in the whole set.
+    """
+    outputs = [_Output(name, StreamingPixels(settings.capacity, buffer=1 << 20)) for name in source.names]
+    with ThreadPoolExecutor(settings.workers) as pool:
+        saving: Future[None] | None = None
+        for frame in loaded_frames(result, source, "pixels", settings.workers):
+            if saving is not None:
+                saving.result()
+            saving = pool.submit(save, frame.sample, frame.predictions) if save is not None else None
+            if (frame.label == 255).all():
+                result.left_out[frame.sample.key] = "every pixel is void"
+                continue
+            rows = pool.map(lambda output, frame=frame: output.add(frame), outputs)
+            result.image_rows += list(rows)
+        if saving is not None:
+            saving.result()
+    if not result.keys:
+        raise DataError(result.benchmark.name, "every pixel of every image is void", "check the label map")
+    for output in outputs:
+        _read_off(result, output, settings)
+    for row in result.image_rows:
+        row["threshold"] = result.thresholds[row["output"]]
+
+
+def _read_off(result: BenchmarkResult, output: _Output, settings: EvaluationSettings) -> None:
+    first, name = output.pooled.compute("first"), output.name
+    if not (first.positives and first.negatives):
+        reason = NO_INLIER if first.positives else NO_ANOMALY
+        cause = f"cannot be scored: {reason} in any image"
+        raise DataError(result.benchmark.name, cause, "check the label map")
+    curve, pooled = output.smiyc.curve(), output.pooled.curve()
+    metrics = curve.metrics()
+    assert metrics.best_f1_threshold is not None
+    closest = output.pooled.compute("closest")
+    result.pixel[name] = {"pooled": first, "rpl": closest, "fishyscapes": first, "smiyc": metrics}
+    result.thresholds[name] = metrics.best_f1_threshold
+    points = settings.curve_points
+    result.curves[name] = {"smiyc": curve.thinned(points), "pooled": pooled.thinned(points)}
+    bins = pooled.thinned(settings.histogram_bins).thresholds
+    result.histograms[name] = common_histograms(output.sketches, bins)
+
+
+def _image_metrics(scores: SortedScores) -> dict[str, Any]:
+    measured = positive_curve(scores).metrics()
+    return {
+        "ap": measured.ap,
+        "auroc": None if measured.reasons else rank_auroc(scores),
+        "fpr95": measured.fpr95,
+        "best_f1": measured.best_f1,
+    }

@@ -1,0 +1,120 @@
+"""Histograms on common bins, and the intervals made from them, against pixels and plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from anomdino.evaluation.bootstrap import (
+    ImageCounts,
+    ImageHistograms,
+    component_values,
+    intervals,
+    pixel_values,
+    resamplings,
+)
+from anomdino.evaluation.histograms import common_histograms, sketch
+from anomdino.metrics.curve import exact_curve
+from anomdino.metrics.sorting import sort_scores
+
+
+def images(kind, count=6, size=20_000):
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        label = (rng.random(size) < [0.02, 0.0, 0.1, 0.002, 0.05, 0.03][index % 6]).astype(np.uint8)
+        score = rng.normal(-10 + 0.3 * index, 1, size) + 2 * label
+        if kind == "ties":
+            score = np.maximum(np.round(score, 1), -10)
+        yield score.astype(np.float32), label
+
+
+def common(data, bins=1024):
+    scores = [sort_scores(*image) for image in data]
+    pooled = exact_curve(
+        sort_scores(np.concatenate([s for s, _ in data]), np.concatenate([label for _, label in data]))
+    )
+    return common_histograms([sketch(one) for one in scores], pooled.thinned(bins).thresholds)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "ties"])
+def test_any_subset_of_images_is_pooled_closely(kind):
+    data = list(images(kind))
+    histograms = common(data)
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        drawn = rng.integers(0, len(data), len(data))
+        weights = np.bincount(drawn, minlength=len(data)).astype(float)[None]
+        score, label = (np.concatenate([data[i][part] for i in drawn]) for part in (0, 1))
+        got = pixel_values(histograms, weights)
+        assert got["AP"][0] == pytest.approx(average_precision_score(label, score), abs=4e-3)
+        assert got["AUROC"][0] == pytest.approx(roc_auc_score(label, score), abs=1e-3)
+        exact = exact_curve(sort_scores(score, label))
+        assert got["FPR95"][0] == pytest.approx(exact.fpr_at_recall(), abs=6e-3)
+
+
+def test_counts_at_the_images_own_scores_are_exact_and_ties_are_steps():
+    score = np.array([0.0, 0.0, 0.0, 1.0, 2.0], np.float32)
+    label = np.array([0, 0, 1, 1, 0], np.uint8)
+    one = sketch(sort_scores(score, label))
+    np.testing.assert_array_equal(one.cumulative(np.array([2.0, 1.0, 0.0])), [[0, 1, 2], [1, 1, 3]])
+    np.testing.assert_array_equal(one.cumulative(np.array([3.0, 0.5, -1.0])), [[0, 1, 2], [0, 1, 3]])
+
+
+def test_every_pixel_is_counted_once():
+    data = list(images("smooth"))
+    histograms = common(data, bins=64)
+    for index, (_, label) in enumerate(data):
+        assert histograms.tp[index].sum() == pytest.approx((label == 1).sum())
+        assert histograms.fp[index].sum() == pytest.approx((label == 0).sum())
+
+
+def test_component_values_equal_a_loop_over_drawn_images():
+    rng = np.random.default_rng(2)
+    found, missed, false = (rng.integers(0, 4, (5, 11)) for _ in range(3))
+    missed[:, 0] += 1
+    gt, predicted = (found + missed)[:, 0], rng.integers(1, 5, 5)
+    counts = ImageCounts(found, missed, false, rng.random(5) * gt, rng.random(5) * predicted, predicted)
+    drawn = [0, 0, 3, 4, 1]
+    weights = np.bincount(drawn, minlength=5).astype(float)[None]
+    got = component_values(counts, weights)
+    tp, fn, fp = (sum(part[i] for i in drawn) for part in (found, missed, false))
+    assert got["F1*"][0] == pytest.approx((2 * tp / (2 * tp + fn + fp)).mean())
+    siou = sum(counts.siou_sum[i] for i in drawn) / sum(gt[i] for i in drawn)
+    assert got["sIoU"][0] == pytest.approx(siou)
+    assert got["PPV"][0] == pytest.approx(
+        sum(counts.ppv_sum[i] for i in drawn) / sum(predicted[i] for i in drawn)
+    )
+
+
+def test_resamplings_draw_as_many_images_as_there_are():
+    rows = np.concatenate(list(resamplings(7, 150, np.random.default_rng(0))))
+    assert rows.shape == (150, 7)
+    assert (rows.sum(axis=1) == 7).all()
+    assert rows.std() > 0
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_claim():
+    """Sets of 40 images from one population: the interval of a set holds the population's value in most sets."""
+    rng = np.random.default_rng(1)
+    thresholds = np.arange(20.0)[::-1]
+    shares = 0.6 ** np.arange(20)
+    population = rng.multinomial(1000, shares[::-1] / shares.sum(), size=4000).astype(float)
+    quality = rng.random(4000)[:, None]
+    anomalies = quality * shares / shares.sum() * 40 + (1 - quality) * 2
+    everything = ImageHistograms(thresholds, anomalies, population)
+    truth = float(pixel_values(everything, np.ones((1, 4000)))["AP"][0])
+    held = 0
+    for _ in range(60):
+        chosen = rng.choice(4000, 40, replace=False)
+        some = ImageHistograms(thresholds, anomalies[chosen], population[chosen])
+        measured = float(pixel_values(some, np.ones((1, 40)))["AP"][0])
+        low, high = intervals(some, None, 200, rng, {"AP": measured})["AP"]
+        held += low <= truth <= high
+    assert 48 <= held <= 60
+
+
+def test_no_interval_without_resamplings_or_value():
+    data = common(list(images("smooth")))
+    assert intervals(data, None, 0, np.random.default_rng(0), {"AP": 0.5}) == {}
+    assert "AP" not in intervals(data, None, 10, np.random.default_rng(0), {"AP": None})
