@@ -64,7 +64,8 @@ class MosaicComposed(BaseTransform):  # type: ignore[misc]
             images.append(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
             maps.append(resized_maps(stacked, (grid[0], grid[1])))
             instances += [
-                {"bbox": (np.array(box) * scale + shift).tolist(), "bbox_label": 0, "ignore_flag": 0} for box in boxes
+                {"bbox": (np.array(box) * scale + shift).tolist(), "bbox_label": 0, "ignore_flag": 0}
+                for box in boxes
             ]
         results["img"] = np.vstack([np.hstack(images[:2]), np.hstack(images[2:])])
         results["maps"] = np.concatenate([np.concatenate(maps[:2], 2), np.concatenate(maps[2:], 2)], 1)

@@ -46,20 +46,19 @@ def grid_attention(
     """The operator through ``grid_sample``, differentiable on every device; see :func:`deformable_attention`."""
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
-    grids = (2 * sampling_locations - 1).to(value.dtype)
-    weights = (
-        attention_weights.to(value.dtype).transpose(1, 2).flatten(0, 1)
-    )  # (B heads, queries, levels, points)
+    exact = torch.promote_types(value.dtype, sampling_locations.dtype)  # half positions would be pixels off
+    grids = (2 * sampling_locations - 1).to(exact)
+    weights = attention_weights.to(exact).transpose(1, 2).flatten(0, 1)  # (B heads, queries, levels, points)
     sizes = level_sizes(value_spatial_shapes)
-    total = value.new_zeros(batch * heads, channels, queries)
+    total = grids.new_zeros(batch * heads, channels, queries)
     for level, (part, (h, w)) in enumerate(
         zip(value.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
     ):
-        image = part.permute(0, 2, 3, 1).reshape(batch * heads, channels, h, w)
+        image = part.permute(0, 2, 3, 1).reshape(batch * heads, channels, h, w).to(exact)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B heads, queries, points, 2)
         sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         total = total + (sampled * weights[:, None, :, level]).sum(-1)
-    return total.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
+    return total.view(batch, heads * channels, queries).transpose(1, 2).contiguous().to(value.dtype)
 
 
 def bag_attention(
@@ -94,23 +93,27 @@ def corner_rows(
     sizes = level_sizes(value_spatial_shapes)
     counts = [h * w for h, w in sizes]
     device = sampling_locations.device
-    extent = torch.tensor([(w, h) for h, w in sizes], device=device).view(1, 1, 1, -1, 1, 2)
-    start = torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=device).view(1, 1, 1, -1, 1)
-    position = sampling_locations * extent - 0.5
+    width, height = (torch.tensor([size[i] for size in sizes], device=device).view(-1, 1) for i in (1, 0))
+    start = torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=device).view(-1, 1)
+    x0, x1, left, right = _neighbours(sampling_locations[..., 0], width)
+    y0, y1, upper, lower = _neighbours(sampling_locations[..., 1], height)
+    rows = (start + y0 * width, start + y1 * width)
+    heavy = (attention_weights * upper, attention_weights * lower)
+    index = torch.stack([row + x for row in rows for x in (x0, x1)], -1)
+    weight = torch.stack([share * side for share in heavy for side in (left, right)], -1)
+    return index.flatten(3), weight.flatten(3)
+
+
+def _neighbours(location: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give the two nearest indices along an axis (cut to it) and their weights, 0 for an index outside."""
+    position = location * length - 0.5
     low = position.floor()
     fraction = position - low
-    low = low.long()
-    indices, weights = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = low[..., 0] + dx, low[..., 1] + dy
-            w, h = extent[..., 0], extent[..., 1]
-            inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-            share_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
-            share_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            weights.append(attention_weights * share_x * share_y * inside)
-            indices.append(torch.where(inside, start + y * w + x, start.expand_as(x)))
-    return torch.stack(indices, -1).flatten(3), torch.stack(weights, -1).flatten(3)
+    before = (1 - fraction) * ((low >= 0) & (low < length))
+    after = fraction * ((low >= -1) & (low < length - 1))
+    first = low.long()
+    zero = torch.zeros_like(length)
+    return first.clamp(zero, length - 1), (first + 1).clamp(zero, length - 1), before, after
 
 
 def _needs_grad(*tensors: Tensor) -> bool:

@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     from mmdet.models import DetDataPreprocessor, GroundingDINO
     from mmdet.models.language_models.bert import generate_masks_with_special_tokens_and_transfer_map
     from mmdet.models.layers.transformer.utils import MLP, get_text_sine_pos_embed
+    from mmdet.models.utils.vlfuse_helper import BiMultiHeadAttention
     from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
     from mmdet.structures import DetDataSample
     from mmengine.config import ConfigDict
@@ -33,6 +34,7 @@ __all__ = [
     "TRANSFORMS",
     "BaseDetDataset",
     "BaseTransform",
+    "BiMultiHeadAttention",
     "Chain",
     "ConfigDict",
     "DetDataPreprocessor",

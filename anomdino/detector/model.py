@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anomdino.detector.mmdet_parts import MLP, MODELS, GroundingDINO, get_text_sine_pos_embed
 from anomdino.detector.ouafs import Fused, Ouafs
+from anomdino.detector.text_fusion import LeanBiAttention
 
 _PUBLISHED_WIDTH = 256
 
@@ -53,6 +54,8 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
 
     def _init_layers(self) -> None:
         super()._init_layers()
+        for layer in self.encoder.fusion_layers:
+            layer.attn = LeanBiAttention.like(layer.attn)
         if self.embed_dims != _PUBLISHED_WIDTH:
             self.decoder.ref_point_head = MLP(2 * _PUBLISHED_WIDTH, self.embed_dims, self.embed_dims, 2)
 

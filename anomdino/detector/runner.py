@@ -160,6 +160,11 @@ class History(Hook):  # type: ignore[misc]
 class SafeRunner(Runner):  # type: ignore[misc]
     """mmengine's Runner that reads checkpoints weights-only."""
 
+    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
+        """Wrap for several processes; a single one stays on the device that it was put on."""
+        wrapped: nn.Module = super().wrap_model(model_wrapper_cfg, model) if self.distributed else model
+        return wrapped
+
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
         """Load a checkpoint of this training into the model and return it."""
         checkpoint = read_checkpoint(filename)

@@ -115,7 +115,14 @@ def test_mosaics_keep_image_maps_and_boxes_together(composed):
         first = records[seed]
         instances = [{"bbox": b.tolist(), "bbox_label": 0, "ignore_flag": 0} for b in first.boxes]
         packed = Chain(steps)(
-            {"img_path": first.image, "maps_path": first.maps, "text": "x", "img_id": 1, "key": "k", "instances": instances}
+            {
+                "img_path": first.image,
+                "maps_path": first.maps,
+                "text": "x",
+                "img_id": 1,
+                "key": "k",
+                "instances": instances,
+            }
         )
         image, sample = packed["inputs"].numpy(), packed["data_samples"]
         assert len(sample.gt_instances) >= 4
@@ -124,6 +131,10 @@ def test_mosaics_keep_image_maps_and_boxes_together(composed):
         for x0, y0, x1, y1 in sample.gt_instances.bboxes.tensor.numpy().round().astype(int):
             inside[y0:y1, x0:x1] = True
         assert image[:, inside].mean() > image[:, ~inside].mean() + 80
-        cells = np.add.reduceat(np.add.reduceat(inside.astype(float), range(0, inside.shape[0], 8), 0), range(0, inside.shape[1], 8), 1)
+        cells = np.add.reduceat(
+            np.add.reduceat(inside.astype(float), range(0, inside.shape[0], 8), 0),
+            range(0, inside.shape[1], 8),
+            1,
+        )
         score = sample.maps[-1].numpy()
         assert score[cells > 40].mean() > score[cells == 0].mean() + 2
