@@ -249,10 +249,7 @@ def _write(archive: Path, stream: IO[bytes], file: Path, member: Member) -> None
     written = 0
     with file.open("xb") as out:
         while piece := stream.read(PIECE):
-            written += len(piece)
-            if written > member.size:
-                raise _refused(archive, f"member {member.name!r} is larger than it declares")
-            out.write(piece)
+            written += out.write(piece)
     if written != member.size:
         raise _refused(archive, f"member {member.name!r} has {written:,} bytes, declares {member.size:,}")
 

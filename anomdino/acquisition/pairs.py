@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from anomdino.acquisition.staging import place
 from anomdino.errors import DataError
-from anomdino.io.images import image_size, read_image, read_label, write_png
+from anomdino.io.images import read_image, read_label, write_png
 from anomdino.progress import track
 
 TRAIN_IDS = frozenset((*range(19), 255))
@@ -48,7 +48,6 @@ def copy_closed_set(
         values = read(label)
         _check_values(label, values, TRAIN_IDS, "Cityscapes train ids 0..18 and 255 (void)")
         _check_size(image, label, values)
-        read_image(image)
         place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
         write_png(target / "labels" / f"{key}.png", values)
 
@@ -72,7 +71,6 @@ def copy_outliers(pairs: Iterable[Pair], target: Path, what: str, link: bool = F
         key, image, mask = pair
         values = _object_mask(mask)
         _check_size(image, mask, values)
-        read_image(image)
         place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
         write_png(target / "masks" / f"{key}.png", values)
 
@@ -123,6 +121,6 @@ def _check_values(path: Path, values: npt.NDArray[np.uint8], allowed: frozenset[
 
 
 def _check_size(image: Path, label: Path, values: npt.NDArray[np.uint8]) -> None:
-    size = image_size(image)
+    size = read_image(image).shape[:2]
     if size != values.shape:
         raise DataError(label, f"is {values.shape} (H, W) but its image {image.name} is {size}", "")
