@@ -26,6 +26,8 @@ class ComposeConfig(Block):
     """Share of composed images without any object."""
     val_fraction: float = Field(0.5, gt=0, lt=1)
     """Share of the inlier images whose composed images are marked `val` in ood.json (held out)."""
+    split_objects: bool = True
+    """Whether held-out images show other outlier objects than the images that the detector learns from."""
     scale: Literal["ground_row", "log_uniform", "mixed"] = "mixed"
     """ground_row: objects stand on the ground, sized by distance; log_uniform: any size, anywhere; mixed: a coin."""
     height_min: float = Field(0.05, gt=0, le=1)

@@ -1,0 +1,1 @@
+"""Training data: outlier mixing and the composed set."""

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -99,6 +100,19 @@ def plan_items(config: ComposeConfig, scenes: int, seed: int) -> list[Item]:
     return items
 
 
+def objects_of_part(config: ComposeConfig, objects: int, seed: int, split: str) -> list[int]:
+    """Give the numbers of the outlier objects that may be pasted in a part of the set.
+
+    With `split_objects` the parts share no object, so that what is predicted on the held-out part is predicted on
+    objects never seen; all objects serve both parts where there are fewer than four.
+    """
+    if not config.split_objects or objects < 4:
+        return list(range(objects))
+    order = rng(seed, "compose", "objects").permutation(objects).tolist()
+    held_out = min(max(1, round(config.val_fraction * objects)), objects - 1)
+    return sorted(order[:held_out] if split == "val" else order[held_out:])
+
+
 def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out: Path) -> dict[str, int]:
     """Write the composed set: ``offline_dataset/``, ``offline_dataset_label/`` and ``ood.json``.
 
@@ -126,11 +140,11 @@ def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out:
     _forget_other_runs(out, notes, {item.key for item in items})
     work = partial(_compose_item, config, seed, sources, out, notes)
     workers = min(config.workers or os.cpu_count() or 1, len(items))
-    if workers == 1:
-        records = [work(item) for item in track(items, "compose")]
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            records = list(track(pool.map(work, items, chunksize=4), "compose", total=len(items)))
+    records = (
+        _in_processes(work, items, workers)
+        if workers > 1
+        else [work(item) for item in track(items, "compose")]
+    )
     atomic_write_json(out / "ood.json", to_coco(records), indent=None)
     for note in sorted((out / ".compose").rglob("*.json")):
         note.unlink()
@@ -145,9 +159,25 @@ def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out:
     }
 
 
+def _in_processes(
+    work: Callable[[Item], dict[str, Any]], items: Sequence[Item], workers: int
+) -> list[dict[str, Any]]:
+    """Do all items in `workers` processes; a process that dies ends the stage instead of hanging it."""
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            return list(track(pool.map(work, items, chunksize=4), "compose", total=len(items)))
+    except BrokenProcessPool as error:
+        raise DataError(
+            "compose",
+            "a worker process died (killed, or out of memory)",
+            "run again: finished images are kept; lower compose.workers where memory is short",
+        ) from error
+
+
 def to_coco(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Give the records of composed images as COCO detection JSON, one annotation an object."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for record in records:
         images.append(
             {name: record[name] for name in ("id", "file_name", "height", "width", "source", "split")}
@@ -224,16 +254,18 @@ def _mixed(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[list[int]], list[int]]:
     generator = rng(seed, "compose", "item", item.number)
     bare = bool(generator.random() < config.empty)
+    allowed = objects_of_part(config, len(sources.objects), seed, item.split)
+    pool = [sources.objects[number] for number in allowed]
     if config.rule == "rpl":
-        chosen = _cutout(*sources.objects[int(generator.integers(len(sources.objects)))][1:])
+        chosen = _cutout(*pool[int(generator.integers(len(pool)))][1:])
         draws = random.Random(derive_seed(seed, "compose", "rpl", item.number))
         mix = mix_rpl(scene, label, chosen[0], chosen[1] & (not bare), draws, size=config.size or _RPL_SIZE)
         return denormalise(mix.mixed_image), mix.mixed_label, *_group_box(mix.mixed_label == OUTLIER)
     if config.size:
         scene, label = _random_crop(scene, label, config.size, generator)
     count = 0 if bare else int(generator.integers(config.objects_min, config.objects_max + 1))
-    numbers = generator.choice(len(sources.objects), size=count, replace=count > len(sources.objects))
-    objects = [_cutout(*sources.objects[int(number)][1:]) for number in numbers]
+    numbers = generator.choice(len(pool), size=count, replace=count > len(pool))
+    objects = [_cutout(*pool[int(number)][1:]) for number in numbers]
     pasted = paste_objects(scene, label, objects, generator, paste_rules(config))
     boxes = [[int(v) for v in box] for box in pasted.boxes]
     return pasted.image, pasted.label, boxes, [int(area) for area in pasted.areas]
@@ -289,8 +321,8 @@ def _forget_other_runs(out: Path, notes: Path, keys: set[str]) -> None:
         if folder != notes:
             folder.rmdir()
     kept = {note.stem for note in notes.glob("*.json")} & keys
-    for folder in ("offline_dataset", "offline_dataset_label"):
-        for path in (out / folder).glob("*.png"):
+    for part in ("offline_dataset", "offline_dataset_label"):
+        for path in (out / part).glob("*.png"):
             if path.stem not in kept:
                 path.unlink()
     notes.mkdir(parents=True, exist_ok=True)

@@ -57,13 +57,13 @@ class RplMix:
 
 def normalise(image: UInt8Array) -> npt.NDArray[np.float64]:
     """(x / 255 - mean) / std, ImageNet's statistics, uint8 (H, W, 3) RGB to float64 (`reference.md` a.6)."""
-    return (image / 255.0 - np.asarray(IMAGENET_MEAN)) / np.asarray(IMAGENET_STD)
+    return np.asarray((image / 255.0 - np.asarray(IMAGENET_MEAN)) / np.asarray(IMAGENET_STD))
 
 
 def denormalise(image: npt.NDArray[np.floating]) -> UInt8Array:
     """Inverse of `normalise`, rounded and clipped to uint8."""
     unit = np.asarray(image, dtype=np.float64) * np.asarray(IMAGENET_STD) + np.asarray(IMAGENET_MEAN)
-    return np.clip(np.rint(unit * 255.0), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(unit * 255.0), 0, 255), dtype=np.uint8)
 
 
 def mix_rpl(
@@ -375,13 +375,13 @@ def _sprite(cutout: CutOut, height: float, rng: np.random.Generator, rules: Past
     size = (max(round(mask.shape[1] * scale), 1), max(round(height), 1))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     weighted = rgb * mask[..., None].astype(np.uint8)
-    weight = cv2.resize(mask.astype(np.float32), size, interpolation=interpolation)
-    premultiplied = cv2.resize(weighted, size, interpolation=interpolation).astype(np.float32)
+    weight = _reals(cv2.resize(mask.astype(np.float32), size, interpolation=interpolation))
+    premultiplied = _reals(cv2.resize(weighted, size, interpolation=interpolation))
     margin = int(np.ceil(2.5 * sigma)) + 1
     premultiplied, weight = _rotate(premultiplied, weight, angle, margin)
     if blur > 0.3:
-        premultiplied = cv2.GaussianBlur(premultiplied, (0, 0), blur)
-        spread = cv2.GaussianBlur(weight, (0, 0), blur)
+        premultiplied = _reals(cv2.GaussianBlur(premultiplied, (0, 0), blur))
+        spread = _reals(cv2.GaussianBlur(weight, (0, 0), blur))
     else:
         spread = weight
     if sigma > 0:
@@ -389,12 +389,16 @@ def _sprite(cutout: CutOut, height: float, rng: np.random.Generator, rules: Past
         outside = weight < 0.5
         far_colour = cv2.GaussianBlur(premultiplied, (0, 0), 2 * sigma)
         far_weight = cv2.GaussianBlur(spread, (0, 0), 2 * sigma)
-        premultiplied = np.where(outside[..., None], far_colour, premultiplied)
-        spread = np.where(outside, far_weight, spread)
+        premultiplied = _reals(np.where(outside[..., None], far_colour, premultiplied))
+        spread = _reals(np.where(outside, far_weight, spread))
     else:
         alpha = (weight >= 0.5).astype(np.float32)
     colour = premultiplied / np.maximum(spread, 1e-3)[..., None]
     return _Sprite(np.clip(colour, 0, 255), alpha)
+
+
+def _reals(values: npt.ArrayLike) -> FloatArray:
+    return np.asarray(values, dtype=np.float32)
 
 
 def _soft_alpha(weight: FloatArray, sigma: float) -> FloatArray:
@@ -430,7 +434,7 @@ def _rotate(
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
     turn[0, 2] += (grown[0] - width) / 2
     turn[1, 2] += (grown[1] - height) / 2
-    return cv2.warpAffine(colour, turn, grown), cv2.warpAffine(weight, turn, grown)
+    return _reals(cv2.warpAffine(colour, turn, grown)), _reals(cv2.warpAffine(weight, turn, grown))
 
 
 def _match_colour(
@@ -471,7 +475,7 @@ class _Canvas:
     def __init__(self, image: UInt8Array, label: UInt8Array) -> None:
         self.image = image.copy()
         self.label = label.copy()
-        self.owner = np.zeros(label.shape, dtype=np.uint8)
+        self.owner: UInt8Array = np.zeros(label.shape, dtype=np.uint8)
         self.areas: list[int] = []
         self.sources: list[int] = []
 
@@ -514,7 +518,7 @@ class _Canvas:
 
     def cast_shadow(self, window: _Window, plan: _Plan, rng: np.random.Generator) -> None:
         """Darken the ground around the object's foot by a soft ellipse; labels stay."""
-        rows, columns = window.target
+        columns = window.target[1]
         width = columns.stop - columns.start
         depth = max(2.0, 0.12 * width)
         pad = int(np.ceil(2 * depth))

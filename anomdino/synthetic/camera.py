@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Reals = npt.NDArray[np.floating]
 NEAR = 1.2
 
 
@@ -37,12 +38,12 @@ class Camera:
     curvature: float
     yaw: float
 
-    def bend(self, z: FloatArray | float) -> FloatArray | float:
+    def bend(self, z: Reals) -> Reals:
         """Lateral shift of the road's centre line at the distance z."""
         return 0.5 * self.curvature * z * z + self.yaw * z
 
     def project(self, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Project (N, 3) road coordinates (x, y, z) to (N, 2) pixel coordinates (column, row); z is cut at 1.2 m."""
+        """Project (N, 3) road coordinates (x, y, z) to (N, 2) pixels (column, row); z is cut at 1.2 m."""
         x, y, z = np.asarray(points, dtype=np.float64).reshape(-1, 3).T
         z = np.maximum(z, NEAR)
         column = self.width / 2 + self.focal * (x - self.offset + self.bend(z)) / z
@@ -54,10 +55,12 @@ class Camera:
         return self.focal / max(z, NEAR)
 
     def ground_grid(self) -> tuple[int, FloatArray, FloatArray]:
-        """First row below the horizon, then x and z (rows, W) of the ground seen by every pixel from there on."""
+        """First row below the horizon, and x and z (rows, W) of the ground seen from there on."""
         first = int(np.ceil(self.horizon + 1.5))
         rows = np.arange(first, self.height, dtype=np.float32)[:, None]
         columns = np.arange(self.width, dtype=np.float32)[None, :]
-        z = np.broadcast_to(self.focal * self.eye / (rows - np.float32(self.horizon)), (rows.size, self.width))
+        z = np.broadcast_to(
+            self.focal * self.eye / (rows - np.float32(self.horizon)), (rows.size, self.width)
+        )
         x = (columns - self.width / 2) * z / self.focal + self.offset - self.bend(z)
         return first, np.asarray(x, dtype=np.float32), np.ascontiguousarray(z, dtype=np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -51,20 +53,26 @@ class Canvas:
 
     def stroke(self, points: Points, width: float, colour: Colour, label: int, depth: float) -> None:
         """Draw a line of `width` pixels through (N, 2) pixel coordinates, as one quad a segment."""
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in pairwise(points):
             along = end - start
             length = max(float(np.hypot(*along)), 1e-6)
             aside = np.array([-along[1], along[0]]) / length * width / 2
-            self.polygon(np.stack([start - aside, end - aside, end + aside, start + aside]), colour, label, depth)
+            self.polygon(
+                np.stack([start - aside, end - aside, end + aside, start + aside]), colour, label, depth
+            )
 
-    def ellipse(self, centre: tuple[float, float], axes: tuple[float, float], colour: Colour, label: int, depth: float) -> None:
+    def ellipse(
+        self, centre: tuple[float, float], axes: tuple[float, float], colour: Colour, label: int, depth: float
+    ) -> None:
         """Fill an axis-aligned ellipse; centre (column, row) and half axes in pixels."""
         turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
         points = np.stack([centre[0] + axes[0] * np.cos(turn), centre[1] + axes[1] * np.sin(turn)], axis=1)
         self.polygon(points, colour, label, depth)
 
-    def textured(self, corners: npt.ArrayLike, texture: npt.NDArray[np.uint8], label: int, depth: float) -> None:
-        """Stretch a texture (h, w, 3) over a quad of road coordinates: bottom-left, bottom-right, top-right, top-left."""
+    def textured(
+        self, corners: npt.ArrayLike, texture: npt.NDArray[np.uint8], label: int, depth: float
+    ) -> None:
+        """Stretch a texture (h, w, 3) over a quad of road coordinates, counter-clockwise from bottom-left."""
         quad = self.camera.project(corners)
         self.warped(quad, texture, label, depth)
 
@@ -79,16 +87,18 @@ class Canvas:
         rows, columns = texture.shape[:2]
         source = np.array([[0, rows], [columns, rows], [columns, 0], [0, 0]], dtype=np.float32)
         transform = cv2.getPerspectiveTransform(source, (quad - low).astype(np.float32))
-        patch = cv2.warpPerspective(texture, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        patch = cv2.warpPerspective(
+            texture, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         inside = np.zeros((size[1], size[0]), dtype=np.uint8)
         cv2.fillPoly(inside, fixed(quad - low), [1], shift=_SHIFT)
-        self.stamp(patch, inside > 0, (int(low[1]), int(low[0])), label, depth)
+        self.stamp(patch.astype(np.uint8), inside > 0, (int(low[1]), int(low[0])), label, depth)
 
     def stamp(
         self, patch: npt.NDArray[np.uint8], inside: npt.NDArray[np.bool_], corner: tuple[int, int], label: int,
         depth: float, foreign: int = 0,
     ) -> None:  # fmt: skip
-        """Copy the pixels of `patch` where `inside`, with the top-left at `corner` (row, column); clipped to the frame."""
+        """Copy the pixels of `patch` where `inside`, top-left at `corner` (row, column); clipped to the frame."""
         row, column = corner
         height, width = self.label.shape
         top, left = max(row, 0), max(column, 0)

@@ -1,4 +1,4 @@
-"""The embedded data set: inlier scenes, outlier cut-outs and two benchmarks, written in the layouts of the real ones."""
+"""The embedded data set: inlier scenes, outlier cut-outs and two benchmarks, in the layouts of the real ones."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def outlier(index: int, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
 def write_synthetic(config: SyntheticConfig, root: Path) -> dict[str, int]:
     """Render all sets below `root`.
 
-    Writes `inlier/{train,val}/{images,labels}/<key>.png`, `outliers/{images,masks}/<key>.png`, `val/synthetic_road` in RoadAnomaly's
-    layout and `val/synthetic_track` in the layout of SMIYC's AnomalyTrack (`reference.md` c.4), both marked as evaluation data.
-    The files are the same for any number of workers.
+    Writes `inlier/{train,val}/{images,labels}/<key>.png`, `outliers/{images,masks}/<key>.png`, `val/synthetic_road` in
+    RoadAnomaly's layout and `val/synthetic_track` in the layout of SMIYC's AnomalyTrack (`reference.md` c.4), both
+    marked as evaluation data. The files are the same for any number of workers.
 
     Args:
         config: sizes, counts, seed, workers.
@@ -121,7 +121,12 @@ def write_synthetic(config: SyntheticConfig, root: Path) -> dict[str, int]:
 
 
 def _counts(config: SyntheticConfig) -> list[tuple[str, int]]:
-    return [("train", config.train), ("val", config.val), ("road", config.benchmark), ("track", config.benchmark)]
+    return [
+        ("train", config.train),
+        ("val", config.val),
+        ("road", config.benchmark),
+        ("track", config.benchmark),
+    ]
 
 
 @contextmanager

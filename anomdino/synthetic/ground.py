@@ -117,11 +117,23 @@ def draw_road(rng: np.random.Generator, clutter: float) -> Road:
         cracks=rng.uniform(0, 1) ** 2,
         variant=int(rng.integers(4)),
         manholes=tuple(
-            Disc(rng.uniform(-0.8, 0.8) * half, rng.uniform(4, 28), rng.uniform(0.28, 0.4), 1.0, int(rng.integers(3)))
+            Disc(
+                rng.uniform(-0.8, 0.8) * half,
+                rng.uniform(4, 28),
+                rng.uniform(0.28, 0.4),
+                1.0,
+                int(rng.integers(3)),
+            )
             for _ in range(rng.poisson(clutter))
         ),
         puddles=tuple(
-            Disc(rng.uniform(-0.9, 0.9) * half, rng.uniform(5, 25), rng.uniform(0.4, 1.3), rng.uniform(1, 2.5), 0)
+            Disc(
+                rng.uniform(-0.9, 0.9) * half,
+                rng.uniform(5, 25),
+                rng.uniform(0.4, 1.3),
+                rng.uniform(1, 2.5),
+                0,
+            )
             for _ in range(rng.poisson(0.7 * clutter))
         ),
         patches=tuple(_patch(rng, half) for _ in range(rng.poisson(clutter))),
@@ -142,7 +154,9 @@ def _pavement(rng: np.random.Generator) -> float:
 def _patch(rng: np.random.Generator, half: float) -> Rectangle:
     x, z = rng.uniform(-0.9, 0.9) * half, rng.uniform(4, 30)
     across, along = rng.uniform(0.4, 1.6), rng.uniform(0.8, 6)
-    return Rectangle(x - across, x + across, z, z + along, rng.choice([rng.uniform(0.55, 0.85), rng.uniform(1.12, 1.4)]))
+    return Rectangle(
+        x - across, x + across, z, z + along, rng.choice([rng.uniform(0.55, 0.85), rng.uniform(1.12, 1.4)])
+    )
 
 
 def _crossing(rng: np.random.Generator, half: float) -> tuple[Rectangle, ...]:
@@ -219,7 +233,9 @@ def _asphalt(road: Road, view: _View, mottle: FloatArray, grain: FloatArray) -> 
         rows = view.rows(0, 40)
         near_x, near_z = x[rows], z[rows]
         vein = sample(fractal(4, 8, road.variant + 1), (near_x + road.phase) / 23, (near_z + road.phase) / 23)
-        region = sample(tile(2, road.variant + 2), (near_x + road.phase) / 50, (near_z + road.phase) / 50) > 0.4
+        region = (
+            sample(tile(2, road.variant + 2), (near_x + road.phase) / 50, (near_z + road.phase) / 50) > 0.4
+        )
         width = 0.03 + 0.5 * np.minimum(near_z / 200, 0.2)
         faded = np.clip(12 / near_z, 0, 1) * (1 - near_z / 40)
         tone[rows] -= np.float32(0.3 * road.cracks) * region * (np.abs(vein) < width) * faded
@@ -241,7 +257,9 @@ def _paint_marks(colour: FloatArray, road: Road, view: _View) -> None:
     """Dashed lane lines, edge lines, crossings and arrows, with analytic anti-aliasing across."""
     x, z, footprint = view.x, view.z, view.footprint
     cover = np.zeros_like(x)
-    dash = np.where(view.along[:, :1] > 3, np.float32(0.4), (wrap(z[:, :1] + road.phase, 9.0) < 4).astype(np.float32))
+    dash = np.where(
+        view.along[:, :1] > 3, np.float32(0.4), (wrap(z[:, :1] + road.phase, 9.0) < 4).astype(np.float32)
+    )
     for line in road.lanes:
         np.maximum(cover, dash * np.clip(0.5 + (0.07 - np.abs(x - line)) / footprint, 0, 1), out=cover)
     if road.edge_lines:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Reals = npt.NDArray[np.floating]
 
 TILE = 512
 
@@ -41,15 +42,15 @@ def fractal(first: int, last: int, variant: int = 0, decay: float = 0.6) -> Floa
     return np.ascontiguousarray(total / total.std())
 
 
-def wrap(values: FloatArray, period: float) -> FloatArray:
+def wrap(values: Reals, period: float) -> FloatArray:
     """`values` modulo `period`, float32; several times faster than `numpy.mod`."""
-    turns = values * np.float32(1 / period)
+    turns = np.asarray(values * np.float32(1 / period), dtype=np.float32)
     turns -= np.floor(turns)
     turns *= np.float32(period)
     return turns
 
 
-def sample(noise: FloatArray, u: FloatArray, v: FloatArray) -> FloatArray:
+def sample(noise: FloatArray, u: Reals, v: Reals) -> FloatArray:
     """Bilinear look-up with wrap-around; u, v float32 (H, W) in tiles (1.0 = one period)."""
     x, y = wrap(u, 1.0), wrap(v, 1.0)
     x *= TILE
@@ -57,7 +58,7 @@ def sample(noise: FloatArray, u: FloatArray, v: FloatArray) -> FloatArray:
     return np.asarray(cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), dtype=np.float32)
 
 
-def pick(noise: FloatArray, u: FloatArray, v: FloatArray) -> FloatArray:
+def pick(noise: FloatArray, u: Reals, v: Reals) -> FloatArray:
     """Nearest look-up with wrap-around for scattered points; u, v float32 (N,) in tiles."""
     columns, rows = wrap(u, 1.0) * TILE, wrap(v, 1.0) * TILE
     return noise[rows.astype(np.intp) % TILE, columns.astype(np.intp) % TILE]

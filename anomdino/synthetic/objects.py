@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomdino.synthetic.camera import FloatArray
+from anomdino.synthetic.camera import FloatArray, Reals
 from anomdino.synthetic.canvas import fixed
 from anomdino.synthetic.light import Light
 from anomdino.synthetic.noise import fractal, sample, tile
 
 Points = npt.NDArray[np.float64]
 Colour = tuple[float, float, float]
-Pattern = Callable[[FloatArray, FloatArray, float], FloatArray]
+Pattern = Callable[[Reals, Reals, float], Reals]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def oval(x: float, y: float, a: float, b: float, turn: float = 0.0, power: float
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     u = a * np.sign(np.cos(t)) * np.abs(np.cos(t)) ** (2 / power)
     v = b * np.sign(np.sin(t)) * np.abs(np.sin(t)) ** (2 / power)
-    return np.stack([x + u * np.cos(turn) - v * np.sin(turn), y + u * np.sin(turn) + v * np.cos(turn)], axis=1)
+    return np.stack(
+        [x + u * np.cos(turn) - v * np.sin(turn), y + u * np.sin(turn) + v * np.cos(turn)], axis=1
+    )
 
 
 def limb(x0: float, y0: float, x1: float, y1: float, start: float, end: float) -> Points:
@@ -116,8 +118,14 @@ def angular(rng: np.random.Generator, x: float, y: float, a: float, b: float, co
 def _dog(rng: np.random.Generator) -> list[Part]:
     length, leg, belly = rng.uniform(0.5, 0.8), rng.uniform(0.3, 0.45), rng.uniform(0.15, 0.24)
     back = leg + belly
-    far = [Part(limb(x, leg + 0.1, x + rng.uniform(-0.06, 0.06), 0.03, 0.06, 0.04), 1) for x in (-0.38 * length, 0.42 * length)]
-    near = [Part(limb(x, leg + 0.1, x + rng.uniform(-0.06, 0.06), 0.03, 0.07, 0.045)) for x in (-0.46 * length, 0.5 * length)]
+    far = [
+        Part(limb(x, leg + 0.1, x + rng.uniform(-0.06, 0.06), 0.03, 0.06, 0.04), 1)
+        for x in (-0.38 * length, 0.42 * length)
+    ]
+    near = [
+        Part(limb(x, leg + 0.1, x + rng.uniform(-0.06, 0.06), 0.03, 0.07, 0.045))
+        for x in (-0.46 * length, 0.5 * length)
+    ]
     head_x, head_y = 0.5 * length + 0.16, min(back + 0.25, 0.82)
     return [
         *far,
@@ -149,12 +157,19 @@ def _crate(rng: np.random.Generator) -> list[Part]:
 
 def _tyre(rng: np.random.Generator) -> list[Part]:
     a = rng.uniform(0.35, 0.5)
-    return [Part(oval(0.08, 0.5, a, 0.5), 2), Part(oval(0, 0.5, a, 0.5)), Part(oval(0, 0.5, 0.55 * a, 0.28), 2, 0.1, 0.5, False)]
+    return [
+        Part(oval(0.08, 0.5, a, 0.5), 2),
+        Part(oval(0, 0.5, a, 0.5)),
+        Part(oval(0, 0.5, 0.55 * a, 0.28), 2, 0.1, 0.5, False),
+    ]
 
 
 def _chair(rng: np.random.Generator) -> list[Part]:
     seat, wide = rng.uniform(0.38, 0.5), rng.uniform(0.4, 0.6)
-    legs = [Part(limb(x, seat, x + lean, 0.02, 0.035, 0.03), 1) for x, lean in ((-wide / 2, -0.04), (wide / 2, 0.04), (-wide / 4, 0), (wide * 0.3, 0))]
+    legs = [
+        Part(limb(x, seat, x + lean, 0.02, 0.035, 0.03), 1)
+        for x, lean in ((-wide / 2, -0.04), (wide / 2, 0.04), (-wide / 4, 0), (wide * 0.3, 0))
+    ]
     return [
         *legs,
         Part(oval(-wide * 0.42, 0.5 * (1 + seat), 0.07, 0.5 * (1 - seat), 0.08, 4)),
@@ -176,8 +191,20 @@ def _sofa(rng: np.random.Generator) -> list[Part]:
 
 def _barrel(rng: np.random.Generator) -> list[Part]:
     a = rng.uniform(0.28, 0.4)
-    body = quad((-a, 0.06), (-0.5 * a, 0), (0.5 * a, 0), (a, 0.06), (1.1 * a, 0.5), (a, 0.92), (-a, 0.92), (-1.1 * a, 0.5))
-    hoops = [Part(quad((-1.06 * a, y), (1.06 * a, y), (1.06 * a, y + 0.05), (-1.06 * a, y + 0.05)), 2, 0.4) for y in (0.2, 0.72)]
+    body = quad(
+        (-a, 0.06),
+        (-0.5 * a, 0),
+        (0.5 * a, 0),
+        (a, 0.06),
+        (1.1 * a, 0.5),
+        (a, 0.92),
+        (-a, 0.92),
+        (-1.1 * a, 0.5),
+    )
+    hoops = [
+        Part(quad((-1.06 * a, y), (1.06 * a, y), (1.06 * a, y + 0.05), (-1.06 * a, y + 0.05)), 2, 0.4)
+        for y in (0.2, 0.72)
+    ]
     return [Part(body), *hoops, Part(oval(0, 0.92, a, 0.08), 1, 0.1, 1.05)]
 
 
@@ -196,7 +223,10 @@ def _bird(rng: np.random.Generator) -> list[Part]:
 
 
 def _sack(rng: np.random.Generator) -> list[Part]:
-    return [Part(lumpy(rng, 0, 0.4, rng.uniform(0.4, 0.6), 0.42, 0.12)), Part(lumpy(rng, 0, 0.86, 0.14, 0.14, 0.2), 1)]
+    return [
+        Part(lumpy(rng, 0, 0.4, rng.uniform(0.4, 0.6), 0.42, 0.12)),
+        Part(lumpy(rng, 0, 0.86, 0.14, 0.14, 0.2), 1),
+    ]
 
 
 def _umbrella(rng: np.random.Generator) -> list[Part]:
@@ -208,7 +238,16 @@ def _umbrella(rng: np.random.Generator) -> list[Part]:
 
 def _bottle(rng: np.random.Generator) -> list[Part]:
     a = rng.uniform(0.14, 0.22)
-    outline = quad((-a, 0), (a, 0), (a, 0.55), (0.4 * a, 0.75), (0.4 * a, 0.95), (-0.4 * a, 0.95), (-0.4 * a, 0.75), (-a, 0.55))
+    outline = quad(
+        (-a, 0),
+        (a, 0),
+        (a, 0.55),
+        (0.4 * a, 0.75),
+        (0.4 * a, 0.95),
+        (-0.4 * a, 0.95),
+        (-0.4 * a, 0.75),
+        (-a, 0.55),
+    )
     return [Part(outline), Part(oval(0, 0.96, 0.45 * a, 0.04), 1), Part(oval(0, 0.3, a, 0.14, 0, 5), 1)]
 
 
@@ -217,7 +256,10 @@ def _toy(rng: np.random.Generator) -> list[Part]:
     turn = rng.uniform(0, np.pi)
     t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     radius = 0.34 + 0.16 * np.cos(arms * t + turn)
-    return [Part(np.stack([radius * np.cos(t), 0.5 + radius * np.sin(t)], axis=1)), Part(oval(0, 0.5, 0.16, 0.16), 1)]
+    return [
+        Part(np.stack([radius * np.cos(t), 0.5 + radius * np.sin(t)], axis=1)),
+        Part(oval(0, 0.5, 0.16, 0.16), 1),
+    ]
 
 
 # --- evaluation families -----------------------------------------------------------------------------------------
@@ -235,7 +277,13 @@ def _boulder(rng: np.random.Generator) -> list[Part]:
 def _cone(rng: np.random.Generator) -> list[Part]:
     a = rng.uniform(0.26, 0.34)
     bands = [
-        Part(quad((-a * (1 - y), y), (a * (1 - y), y), (a * (0.84 - y), y + 0.16), (-a * (0.84 - y), y + 0.16)), 1, 0.5)
+        Part(
+            quad(
+                (-a * (1 - y), y), (a * (1 - y), y), (a * (0.84 - y), y + 0.16), (-a * (0.84 - y), y + 0.16)
+            ),
+            1,
+            0.5,
+        )
         for y in (0.3, 0.6)
     ]
     base = Part(quad((-0.42, 0), (0.42, 0), (0.36, 0.09), (-0.36, 0.09)), 2, 0.2)
@@ -247,12 +295,19 @@ def _antelope(rng: np.random.Generator) -> list[Part]:
     turned = rng.choice([-1.0, 1.0])
 
     def at(points: Points) -> Points:
-        return points * np.array([turned, 1.0])
+        return np.asarray(points * np.array([turned, 1.0]))
 
     legs = [
-        Part(at(limb(x, back - 0.05, x + d, 0.27, 0.05, 0.028)), tone) for x, d, tone in ((-0.3, 0.04, 1), (0.24, -0.02, 1), (-0.24, -0.05, 0), (0.3, 0.03, 0))
-    ] + [Part(at(limb(x + d, 0.27, x + 0.4 * d, 0.015, 0.024, 0.02)), 2) for x, d in ((-0.3, 0.04), (0.24, -0.02), (-0.24, -0.05), (0.3, 0.03))]
-    horns = [Part(at(limb(0.5 + s, 0.84, 0.4 + 2.2 * s, 1.0, 0.015, 0.006)), 2, patterned=False) for s in (-0.02, 0.05)]
+        Part(at(limb(x, back - 0.05, x + d, 0.27, 0.05, 0.028)), tone)
+        for x, d, tone in ((-0.3, 0.04, 1), (0.24, -0.02, 1), (-0.24, -0.05, 0), (0.3, 0.03, 0))
+    ] + [
+        Part(at(limb(x + d, 0.27, x + 0.4 * d, 0.015, 0.024, 0.02)), 2)
+        for x, d in ((-0.3, 0.04), (0.24, -0.02), (-0.24, -0.05), (0.3, 0.03))
+    ]
+    horns = [
+        Part(at(limb(0.5 + s, 0.84, 0.4 + 2.2 * s, 1.0, 0.015, 0.006)), 2, patterned=False)
+        for s in (-0.02, 0.05)
+    ]
     return [
         *legs,
         Part(at(oval(0, back + 0.02, 0.4, 0.13, 0.05))),
@@ -293,10 +348,18 @@ def _logs(rng: np.random.Generator) -> list[Part]:
 def _pallet(rng: np.random.Generator) -> list[Part]:
     w, tilt = rng.uniform(1.4, 2.2), rng.uniform(0, 0.5)
     boards = [
-        Part(quad((-w / 2, y), (w / 2, y + tilt), (w / 2, y + 0.13 + tilt), (-w / 2, y + 0.13)), k % 2, 0.15, 0.95)
+        Part(
+            quad((-w / 2, y), (w / 2, y + tilt), (w / 2, y + 0.13 + tilt), (-w / 2, y + 0.13)),
+            k % 2,
+            0.15,
+            0.95,
+        )
         for k, y in enumerate((0.02, 0.2, 0.38, 0.56))
     ]
-    posts = [Part(quad((x, 0), (x + 0.12, 0), (x + 0.12, 0.68 + tilt / 2), (x, 0.6 + tilt / 2)), 2, 0, 0.6) for x in (-w / 2, 0, w / 2 - 0.12)]
+    posts = [
+        Part(quad((x, 0), (x + 0.12, 0), (x + 0.12, 0.68 + tilt / 2), (x, 0.6 + tilt / 2)), 2, 0, 0.6)
+        for x in (-w / 2, 0, w / 2 - 0.12)
+    ]
     return [*posts, *boards]
 
 
@@ -330,7 +393,10 @@ def _dinosaur(rng: np.random.Generator) -> list[Part]:
         Part(limb(0.1, 0.6, 0.26, 0.84, 0.13, 0.1)),
         Part(oval(0.36, 0.88, 0.2, 0.11, -0.1)),
         Part(limb(0.18, 0.55, 0.34, 0.46, 0.035, 0.02), 1),
-        *[Part(quad((x, y), (x - 0.1, y + 0.1), (x + 0.06, y + 0.06)), 3, 0.2) for x, y in ((-0.3, 0.36), (-0.18, 0.52), (-0.06, 0.7))],
+        *[
+            Part(quad((x, y), (x - 0.1, y + 0.1), (x + 0.06, y + 0.06)), 3, 0.2)
+            for x, y in ((-0.3, 0.36), (-0.18, 0.52), (-0.06, 0.7))
+        ],
         Part(oval(0.36, 0.93, 0.022, 0.022), 2, patterned=False),
     ]
     return [Part(p.outline * np.array([turned, 1.0]), p.tone, p.bulge, p.shade, p.patterned) for p in pieces]
@@ -345,7 +411,13 @@ def _machine(rng: np.random.Generator) -> list[Part]:
         Part(quad((-0.14, 0.55), (0.14, 0.55), (0.12, 0.8), (-0.14, 0.8)), 2, 0.1, 1.3, False),
         Part(limb(0.3, 0.5, 0.3 + arm, 0.95, 0.06, 0.05), 0, 0.4),
         Part(limb(0.3 + arm, 0.95, 0.5 + arm, 0.45, 0.05, 0.04), 0, 0.4),
-        Part(quad((0.4 + arm, 0.3), (0.62 + arm, 0.32), (0.56 + arm, 0.5), (0.44 + arm, 0.5)), 2, 0.2, 1.0, False),
+        Part(
+            quad((0.4 + arm, 0.3), (0.62 + arm, 0.32), (0.56 + arm, 0.5), (0.44 + arm, 0.5)),
+            2,
+            0.2,
+            1.0,
+            False,
+        ),
     ]
 
 
@@ -380,51 +452,51 @@ EVALUATION: dict[str, Kind] = {
 # --- patterns ----------------------------------------------------------------------------------------------------
 
 
-def _plain(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
+def _plain(u: Reals, v: Reals, offset: float) -> Reals:
     return np.zeros_like(u)
 
 
-def _stripes(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
-    return (np.mod(u * np.cos(offset) + v * np.sin(offset), 1.0) < 0.5).astype(np.float32)
+def _stripes(u: Reals, v: Reals, offset: float) -> Reals:
+    return np.asarray(np.mod(u * np.cos(offset) + v * np.sin(offset), 1.0) < 0.5, dtype=np.float32)
 
 
-def _dots(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
-    return (np.hypot(np.mod(u + offset, 1.0) - 0.5, np.mod(v, 1.0) - 0.5) < 0.3).astype(np.float32)
+def _dots(u: Reals, v: Reals, offset: float) -> Reals:
+    return np.asarray(np.hypot(np.mod(u + offset, 1.0) - 0.5, np.mod(v, 1.0) - 0.5) < 0.3, dtype=np.float32)
 
 
-def _checks(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
-    return ((np.floor(u + offset) + np.floor(v)) % 2).astype(np.float32)
+def _checks(u: Reals, v: Reals, offset: float) -> Reals:
+    return np.asarray((np.floor(u + offset) + np.floor(v)) % 2, dtype=np.float32)
 
 
-def _marble(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
-    return np.clip(0.5 + 0.4 * sample(fractal(3, 7, 0), u / 8 + offset, v / 8), 0, 1)
+def _marble(u: Reals, v: Reals, offset: float) -> Reals:
+    return np.asarray(np.clip(0.5 + 0.4 * sample(fractal(3, 7, 0), u / 8 + offset, v / 8), 0, 1))
 
 
-def _speckle(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
+def _speckle(u: Reals, v: Reals, offset: float) -> Reals:
     return (sample(tile(6, 2), u / 6 + offset, v / 6) > 0.7).astype(np.float32)
 
 
-def _waves(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
+def _waves(u: Reals, v: Reals, offset: float) -> Reals:
     bend = 0.5 * sample(tile(4, 1), u / 10 + offset, v / 10)
     return (np.mod(u + bend, 1.0) < 0.45).astype(np.float32)
 
 
-def _camouflage(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
+def _camouflage(u: Reals, v: Reals, offset: float) -> Reals:
     level = sample(fractal(4, 6, 3), u / 10 + offset, v / 10)
     return np.where(level > 0.5, 1.0, np.where(level < -0.4, 0.5, 0.0)).astype(np.float32)
 
 
-def _grain(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
+def _grain(u: Reals, v: Reals, offset: float) -> Reals:
     rings = v * 1.5 + 0.7 * sample(tile(3, 2), u / 14 + offset, v / 14)
-    return (0.5 + 0.5 * np.sin(2 * np.pi * rings)).astype(np.float32) * 0.7
+    return np.asarray(0.35 + 0.35 * np.sin(2 * np.pi * rings), dtype=np.float32)
 
 
-def _gradient(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
-    return (0.5 + 0.5 * np.sin(0.9 * u + 0.5 * v + offset)).astype(np.float32)
+def _gradient(u: Reals, v: Reals, offset: float) -> Reals:
+    return np.asarray(0.5 + 0.5 * np.sin(0.9 * u + 0.5 * v + offset), dtype=np.float32)
 
 
-def _fur(u: FloatArray, v: FloatArray, offset: float) -> FloatArray:
-    return np.clip(0.35 + 0.3 * sample(fractal(6, 9, 1), u / 4 + offset, v / 16), 0, 1)
+def _fur(u: Reals, v: Reals, offset: float) -> Reals:
+    return np.asarray(np.clip(0.35 + 0.3 * sample(fractal(6, 9, 1), u / 4 + offset, v / 16), 0, 1))
 
 
 PATTERNS: dict[str, Pattern] = {
@@ -468,7 +540,9 @@ def _colour(rng: np.random.Generator, drab: bool) -> Colour:
         grey = rng.uniform(45, 175) + rng.normal(0, 9, 3) + np.array([8, 2, -8]) * rng.uniform(0, 2)
         clipped = np.clip(grey, 10, 240)
     else:
-        hsv = np.array([[[rng.uniform(0, 180), rng.uniform(60, 230), rng.uniform(60, 240)]]], dtype=np.float32)
+        hsv = np.array(
+            [[[rng.uniform(0, 180), rng.uniform(60, 230), rng.uniform(60, 240)]]], dtype=np.float32
+        )
         hsv[..., 1:] /= 255
         hsv[..., 0] *= 2
         clipped = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
@@ -489,12 +563,17 @@ def render(look: Look, height: int, light: Light) -> tuple[npt.NDArray[np.uint8]
     rows, columns = np.meshgrid(
         np.arange(shape[0], dtype=np.float32), np.arange(shape[1], dtype=np.float32), indexing="ij"
     )
-    u, v = columns / np.float32(scale) * np.float32(look.scale), rows / np.float32(scale) * np.float32(look.scale)
+    u, v = (
+        columns / np.float32(scale) * np.float32(look.scale),
+        rows / np.float32(scale) * np.float32(look.scale),
+    )
     weight = PATTERNS[look.pattern](u, v, look.offset)
     colour = np.zeros((*shape, 3), dtype=np.float32)
     inside = np.zeros(shape, dtype=bool)
     for part in look.parts:
-        outline = np.stack([(part.outline[:, 0] - low[0]) * scale, (high[1] - part.outline[:, 1]) * scale], axis=1)
+        outline = np.stack(
+            [(part.outline[:, 0] - low[0]) * scale, (high[1] - part.outline[:, 1]) * scale], axis=1
+        )
         mask = np.zeros(shape, dtype=np.uint8)
         cv2.fillPoly(mask, fixed(outline), [1], shift=4)
         chosen = mask > 0
@@ -507,7 +586,7 @@ def render(look: Look, height: int, light: Light) -> tuple[npt.NDArray[np.uint8]
     return np.clip(colour * occlusion[..., None], 0, 255).astype(np.uint8), inside
 
 
-def _surface(look: Look, part: Part, weight: FloatArray) -> FloatArray:
+def _surface(look: Look, part: Part, weight: Reals) -> FloatArray:
     first, second, third = (np.asarray(c, dtype=np.float32) for c in look.colours)
     base = (first, 0.55 * first + 0.45 * second, 0.22 * first + 8, third)[part.tone]
     if not part.patterned:
@@ -525,7 +604,10 @@ def _shading(mask: npt.NDArray[np.uint8], part: Part, light: Light, gloss: float
     radius = max(float(away.max()), 1.0)
     height = part.bulge * radius * np.sqrt(np.clip(1 - (1 - np.clip(away / radius, 0, 1)) ** 2, 0, 1))
     height = cv2.GaussianBlur(height.astype(np.float32), (0, 0), max(radius / 8, 0.8))
-    across, down = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
+    across, down = (
+        cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125),
+        cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125),
+    )
     length = np.sqrt(across**2 + down**2 + 1)
     sun = light.sun
     facing = np.clip((-across * sun[0] + down * sun[1] - sun[2] * 0.6 + 0.25) / length, 0, 1)

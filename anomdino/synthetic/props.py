@@ -1,4 +1,4 @@
-"""What stands beside and on a road, known to the label set: buildings, trees, fences, poles, signs, vehicles, people."""
+"""What stands beside and on a road and is known: buildings, trees, fences, poles, signs, vehicles, people."""
 
 from __future__ import annotations
 
@@ -76,7 +76,15 @@ def facade(rng: np.random.Generator, length: float, height: float) -> UInt8Array
 
 def _wall_colour(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     palette = np.array(
-        [(178, 160, 134), (150, 92, 72), (196, 188, 172), (128, 126, 124), (206, 178, 120), (164, 130, 110), (108, 112, 120)]
+        [
+            (178, 160, 134),
+            (150, 92, 72),
+            (196, 188, 172),
+            (128, 126, 124),
+            (206, 178, 120),
+            (164, 130, 110),
+            (108, 112, 120),
+        ]
     )
     return np.asarray(palette[rng.integers(len(palette))] * rng.uniform(0.75, 1.15) + rng.normal(0, 7, 3))
 
@@ -127,15 +135,21 @@ def garden_wall(rng: np.random.Generator, side: int, front: float, z0: float, z1
 
 def _fence(rng: np.random.Generator, length: float) -> UInt8Array:
     columns = int(min(length * 16, 640))
-    base = np.array([(120, 92, 64), (150, 150, 150), (70, 84, 70)][int(rng.integers(3))]) * rng.uniform(0.8, 1.2)
-    boards = np.tile(base, (32, columns, 1)) * (1 + 0.06 * rng.standard_normal((1, columns // 2 + 1, 1)).repeat(2, 1)[:, :columns])
+    base = np.array([(120, 92, 64), (150, 150, 150), (70, 84, 70)][int(rng.integers(3))]) * rng.uniform(
+        0.8, 1.2
+    )
+    boards = np.tile(base, (32, columns, 1)) * (
+        1 + 0.06 * rng.standard_normal((1, columns // 2 + 1, 1)).repeat(2, 1)[:, :columns]
+    )
     boards[:, ::4] *= 0.55
     boards[6:8] *= 0.8
     boards[24:26] *= 0.8
     return np.clip(boards, 0, 255).astype(np.uint8)
 
 
-def _bricks(rng: np.random.Generator, colour: npt.NDArray[np.float64], length: float, height: float) -> UInt8Array:
+def _bricks(
+    rng: np.random.Generator, colour: npt.NDArray[np.float64], length: float, height: float
+) -> UInt8Array:
     rows, columns = 32, int(min(length * 16, 640))
     wall = colour * (1 + 0.07 * tile(8, int(rng.integers(4)))[:rows, : min(columns, 512)])[..., None]
     wall[:: max(int(4 / height), 2)] *= 0.88
@@ -147,7 +161,9 @@ def _bricks(rng: np.random.Generator, colour: npt.NDArray[np.float64], length: f
 
 def tree(rng: np.random.Generator, x: float, z: float, height: float) -> Prop:
     """A trunk with a crown of leaves; class vegetation."""
-    green = np.array([(70, 96, 42), (92, 108, 50), (58, 78, 46), (112, 100, 48)][int(rng.integers(4))]) * rng.uniform(0.75, 1.2)
+    green = np.array(
+        [(70, 96, 42), (92, 108, 50), (58, 78, 46), (112, 100, 48)][int(rng.integers(4))]
+    ) * rng.uniform(0.75, 1.2)
     bark = np.array([84, 70, 56]) * rng.uniform(0.7, 1.2)
     width = height * rng.uniform(0.4, 0.75)
     seed = int(rng.integers(2**31))
@@ -159,7 +175,9 @@ def tree(rng: np.random.Generator, x: float, z: float, height: float) -> Prop:
         foot = canvas.camera.project([(x, 0, z), (x, height, z)])
         trunk = max(0.035 * height * scale, 1.0)
         mid = foot[0] + 0.5 * (foot[1] - foot[0])
-        canvas.stroke(np.stack([foot[0], mid]), trunk, lit(tuple(bark), canvas.light.shade((0, 0, -1))), VEGETATION, z)
+        canvas.stroke(
+            np.stack([foot[0], mid]), trunk, lit(tuple(bark), canvas.light.shade((0, 0, -1))), VEGETATION, z
+        )
         crown = foliage(local, int(width * scale) + 2, int(0.72 * height * scale) + 2, green, canvas)
         if slender:
             crown = crown[0], crown[1] & _cone(crown[1].shape)
@@ -202,7 +220,9 @@ def bush(rng: np.random.Generator, x: float, z: float) -> Prop:
     def paint(canvas: Canvas) -> None:
         scale = canvas.camera.scale(z)
         foot = canvas.camera.project([(x, height, z)])[0]
-        clump = foliage(np.random.default_rng(seed), int(width * scale), int(1.1 * height * scale), green, canvas)
+        clump = foliage(
+            np.random.default_rng(seed), int(width * scale), int(1.1 * height * scale), green, canvas
+        )
         canvas.stamp(*clump, (int(foot[1]), int(foot[0] - clump[1].shape[1] / 2)), VEGETATION, z)
 
     return Prop(z, box_corners(x - width / 2, x + width / 2, height, z - 0.3, z + 0.3), paint)
@@ -240,11 +260,15 @@ def sign(rng: np.random.Generator, x: float, z: float) -> Prop:
         inner = ((232, 232, 228), (232, 232, 228), (60, 110, 190), (200, 40, 46), (240, 240, 236))[kind]
         for scale_down, paint_colour in ((1.0, outer), (0.66, inner)):
             turn = np.linspace(0, 2 * np.pi, sides, endpoint=False) - np.pi / 2
-            points = np.stack([column + size * scale_down * np.cos(turn), row + size * scale_down * np.sin(turn)], axis=1)
+            points = np.stack(
+                [column + size * scale_down * np.cos(turn), row + size * scale_down * np.sin(turn)], axis=1
+            )
             canvas.polygon(points, lit(paint_colour, bright), SIGN, z)
         if kind in (0, 2, 3):
             bar = np.array([[column - 0.35 * size, row], [column + 0.35 * size, row]])
-            canvas.stroke(bar, max(0.18 * size, 1), lit((30, 30, 34) if kind == 0 else (236, 236, 236), bright), SIGN, z)
+            canvas.stroke(
+                bar, max(0.18 * size, 1), lit((30, 30, 34) if kind == 0 else (236, 236, 236), bright), SIGN, z
+            )
 
     return Prop(z, box_corners(x - radius, x + radius, height, z - 0.04, z + 0.04), paint)
 
@@ -260,7 +284,14 @@ def traffic_light(rng: np.random.Generator, x: float, z: float) -> Prop:
         canvas.stroke(feet, max(0.12 * scale, 1.6), lit((70, 74, 74), bright), POLE, z)
         column, row = feet[1]
         half, tall = max(0.17 * scale, 1.5), max(0.9 * scale, 4.0)
-        case = np.array([[column - half, row], [column + half, row], [column + half, row - tall], [column - half, row - tall]])
+        case = np.array(
+            [
+                [column - half, row],
+                [column + half, row],
+                [column + half, row - tall],
+                [column - half, row - tall],
+            ]
+        )
         canvas.polygon(case, lit((38, 42, 40), bright), TRAFFIC_LIGHT, z)
         for index, lamp in enumerate(((240, 50, 40), (250, 190, 50), (60, 220, 120))):
             centre = (column, row - tall * (0.83 - 0.33 * index))
@@ -272,8 +303,24 @@ def traffic_light(rng: np.random.Generator, x: float, z: float) -> Prop:
 
 # --- road users --------------------------------------------------------------------------------------------------
 
-_PAINTS = ((40, 42, 46), (222, 222, 220), (150, 154, 158), (120, 24, 28), (34, 56, 110), (88, 92, 96), (28, 70, 56), (176, 168, 150))
-_ODD_PAINTS = ((236, 120, 178), (240, 150, 30), (150, 220, 60), (120, 60, 170), (250, 220, 60), (60, 200, 210))
+_PAINTS = (
+    (40, 42, 46),
+    (222, 222, 220),
+    (150, 154, 158),
+    (120, 24, 28),
+    (34, 56, 110),
+    (88, 92, 96),
+    (28, 70, 56),
+    (176, 168, 150),
+)
+_ODD_PAINTS = (
+    (236, 120, 178),
+    (240, 150, 30),
+    (150, 220, 60),
+    (120, 60, 170),
+    (250, 220, 60),
+    (60, 200, 210),
+)
 
 
 @dataclass(frozen=True)
@@ -294,21 +341,34 @@ def vehicle(rng: np.random.Generator, x: float, z: float, odd: float) -> Prop:
     body, paint_colour = _body(rng), _PAINTS[int(rng.integers(len(_PAINTS)))]
     if rng.random() < odd:
         paint_colour = _ODD_PAINTS[int(rng.integers(len(_ODD_PAINTS)))]
-    colour = tuple(float(c) for c in np.clip(np.asarray(paint_colour) * rng.uniform(0.8, 1.15) + rng.normal(0, 5, 3), 8, 250))
+    colour = tuple(
+        float(c)
+        for c in np.clip(np.asarray(paint_colour) * rng.uniform(0.8, 1.15) + rng.normal(0, 5, 3), 8, 250)
+    )
     coming = x < 0 and rng.random() < 0.7
     two_tone = rng.random() < 0.1
 
     def paint(canvas: Canvas) -> None:
         _paint_vehicle(canvas, body, (x, z), (colour[0], colour[1], colour[2]), coming, two_tone)
 
-    return Prop(z, box_corners(x - body.width / 2, x + body.width / 2, 0.8 * body.height, z, z + body.length), paint)
+    return Prop(
+        z, box_corners(x - body.width / 2, x + body.width / 2, 0.8 * body.height, z, z + body.length), paint
+    )
 
 
 def _body(rng: np.random.Generator) -> Body:
     kind = rng.choice(["car", "van", "truck", "bus"], p=[0.78, 0.12, 0.06, 0.04])
     if kind == "car":
         height = rng.uniform(1.4, 1.72)
-        return Body(rng.uniform(1.65, 1.9), rng.uniform(3.7, 4.8), height, 0.62 * height, 1.3, rng.uniform(0.2, 0.9), CAR)
+        return Body(
+            rng.uniform(1.65, 1.9),
+            rng.uniform(3.7, 4.8),
+            height,
+            0.62 * height,
+            1.3,
+            rng.uniform(0.2, 0.9),
+            CAR,
+        )
     if kind == "van":
         return Body(1.95, rng.uniform(4.8, 5.6), rng.uniform(1.95, 2.4), 1.15, 0.9, 0.05, CAR)
     if kind == "truck":
@@ -322,10 +382,12 @@ def _paint_vehicle(
     x, z = place
     light, label = canvas.light, body.label
     half, floor = body.width / 2, 0.22
-    near_inset, far_inset = (body.front_inset, body.rear_inset) if coming else (body.rear_inset, body.front_inset)
+    near_inset, far_inset = (
+        (body.front_inset, body.rear_inset) if coming else (body.rear_inset, body.front_inset)
+    )
     z_far = z + body.length
     roof_half = half * 0.82
-    eye = canvas.camera.offset - canvas.camera.bend(z)
+    eye = canvas.camera.offset - float(canvas.camera.bend(np.array(z)))
     toward = -1.0 if x > eye else 1.0
     side_x, roof_x = x + toward * half, x + toward * roof_half
     end, flank, top = light.shade((0, 0, -1)), light.shade((toward, 0, 0)), light.shade((0, 1, 0))
@@ -333,12 +395,22 @@ def _paint_vehicle(
     upper = (232.0, 232.0, 228.0) if two_tone else colour
 
     _wheels(canvas, side_x, z, body)
-    flank_quad = [(side_x, floor, z), (side_x, floor, z_far), (side_x, body.belt, z_far), (side_x, body.belt, z)]
+    flank_quad = [
+        (side_x, floor, z),
+        (side_x, floor, z_far),
+        (side_x, body.belt, z_far),
+        (side_x, body.belt, z),
+    ]
     canvas.face(flank_quad, lit(colour, flank), label, z)
     stripe = 0.5 * (floor + body.belt)
     canvas.face([(side_x, floor, z), (side_x, floor, z_far), (side_x, 0.6 * stripe, z_far), (side_x, 0.6 * stripe, z)],
                 lit(colour, 0.7 * flank), label, z)  # fmt: skip
-    bonnet = [(x - half, body.belt, z), (x + half, body.belt, z), (x + half, body.belt, z_far), (x - half, body.belt, z_far)]
+    bonnet = [
+        (x - half, body.belt, z),
+        (x + half, body.belt, z),
+        (x + half, body.belt, z_far),
+        (x - half, body.belt, z_far),
+    ]
     canvas.face(bonnet, lit(colour, top), label, z)
     cabin_near, cabin_far = z + near_inset, z_far - far_inset
     pillar = [(side_x, body.belt, z + 0.3 * near_inset), (side_x, body.belt, z_far - 0.4 * far_inset),
@@ -367,7 +439,9 @@ def _wheels(canvas: Canvas, side_x: float, z: float, body: Body) -> None:
     radius = 0.33 if body.label == CAR else 0.48
     turn = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     for centre in (z + 0.19 * body.length, z + 0.8 * body.length):
-        rim = np.stack([np.full(16, side_x), radius + radius * np.sin(turn), centre + radius * np.cos(turn)], axis=1)
+        rim = np.stack(
+            [np.full(16, side_x), radius + radius * np.sin(turn), centre + radius * np.cos(turn)], axis=1
+        )
         canvas.face(rim, (24, 24, 26), body.label, z)
 
 
@@ -421,7 +495,12 @@ def _cloth(rng: np.random.Generator, odd: float) -> Colour:
 
 
 def _paint_person(
-    canvas: Canvas, place: tuple[float, float], tall: float, colours: tuple[Colour, ...], pose: tuple[float, float], label: int
+    canvas: Canvas,
+    place: tuple[float, float],
+    tall: float,
+    colours: tuple[Colour, ...],
+    pose: tuple[float, float],
+    label: int,
 ) -> None:
     (x, z), (stride, lean) = place, pose
     scale, bright = canvas.camera.scale(z), canvas.light.shade((0, 0, -1)) * 0.95
@@ -434,10 +513,20 @@ def _paint_person(
     limb = max(0.14 * scale, 1.0)
     for sign_ in (-1, 1):
         knee = at(sign_ * (0.09 + 0.5 * abs(stride)), 0.26)
-        canvas.stroke(np.stack([at(sign_ * 0.09, 0.5), knee, at(sign_ * (0.08 + abs(stride)), 0.0)]), limb, trousers, label, z)
-        arm = np.stack([at(sign_ * 0.21, 0.8), at(sign_ * 0.27, 0.62), at(sign_ * (0.24 + 0.3 * stride), 0.46)])
+        canvas.stroke(
+            np.stack([at(sign_ * 0.09, 0.5), knee, at(sign_ * (0.08 + abs(stride)), 0.0)]),
+            limb,
+            trousers,
+            label,
+            z,
+        )
+        arm = np.stack(
+            [at(sign_ * 0.21, 0.8), at(sign_ * 0.27, 0.62), at(sign_ * (0.24 + 0.3 * stride), 0.46)]
+        )
         canvas.stroke(arm, 0.75 * limb, lit(coat, 0.85), label, z)
-    torso = np.stack([at(-0.2, 0.82), at(-0.1, 0.85), at(0.1, 0.85), at(0.2, 0.82), at(0.17, 0.46), at(-0.17, 0.46)])
+    torso = np.stack(
+        [at(-0.2, 0.82), at(-0.1, 0.85), at(0.1, 0.85), at(0.2, 0.82), at(0.17, 0.46), at(-0.17, 0.46)]
+    )
     canvas.polygon(torso, coat, label, z)
     canvas.stroke(np.stack([at(0, 0.84), at(0, 0.9)]), 0.1 * scale, skin, label, z)
     head = at(0, 0.93)
@@ -453,8 +542,12 @@ def cyclist(rng: np.random.Generator, x: float, z: float, odd: float) -> Prop:
     def paint(canvas: Canvas) -> None:
         scale, bright = canvas.camera.scale(z), canvas.light.shade((0, 0, -1))
         foot = canvas.camera.project([(x, 0, z)])[0]
-        canvas.ellipse((foot[0], foot[1] - 0.34 * scale), (0.05 * scale + 0.6, 0.34 * scale), (26, 26, 28), BICYCLE, z)
-        bar = np.array([[foot[0] - 0.28 * scale, foot[1] - 1.0 * scale], [foot[0] + 0.28 * scale, foot[1] - 1.0 * scale]])
+        canvas.ellipse(
+            (foot[0], foot[1] - 0.34 * scale), (0.05 * scale + 0.6, 0.34 * scale), (26, 26, 28), BICYCLE, z
+        )
+        bar = np.array(
+            [[foot[0] - 0.28 * scale, foot[1] - 1.0 * scale], [foot[0] + 0.28 * scale, foot[1] - 1.0 * scale]]
+        )
         canvas.stroke(bar, max(0.05 * scale, 1), lit(frame, bright), BICYCLE, z)
         post = np.array([[foot[0], foot[1] - 0.6 * scale], [foot[0], foot[1] - 0.95 * scale]])
         canvas.stroke(post, max(0.06 * scale, 1), lit(frame, bright), BICYCLE, z)

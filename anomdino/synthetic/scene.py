@@ -14,8 +14,8 @@ from anomdino.synthetic.camera import Camera
 from anomdino.synthetic.canvas import VOID, Canvas, fixed
 from anomdino.synthetic.ground import Road, draw_road, paint_ground
 from anomdino.synthetic.light import Light, draw_light
-from anomdino.synthetic.noise import fractal, sample, tile
-from anomdino.synthetic.objects import Look, draw_look, render
+from anomdino.synthetic.noise import fractal, sample
+from anomdino.synthetic.objects import EVALUATION, Look, draw_look, render
 from anomdino.synthetic.props import Prop
 
 SKY, VEGETATION, BUILDING = 10, 8, 2
@@ -68,7 +68,7 @@ class Frame:
     Attributes:
         image: (H, W, 3) uint8 RGB.
         label: (H, W) uint8 Cityscapes train ids, 255 for the own bonnet and on foreign objects.
-        anomaly: (H, W) uint8, 0 known, 1 foreign object, 255 void: the own bonnet, mixed pixels at an object's edge, the border.
+        anomaly: (H, W) uint8, 0 known, 1 foreign object, 255 void (own bonnet, mixed pixels at an edge, border).
         objects: families of the foreign objects that were placed.
     """
 
@@ -150,17 +150,26 @@ def _roadside(rng: np.random.Generator, side: int, road: Road) -> list[Prop]:
             things.append(props.building(rng, side, kerb + rng.uniform(5, 9), z, z + length))
             z += length + rng.uniform(4, 14)
         start = rng.uniform(2, 12)
-        things.append(props.garden_wall(rng, side, kerb + rng.uniform(0.3, 0.9), start, start + rng.uniform(15, 50)))
+        things.append(
+            props.garden_wall(rng, side, kerb + rng.uniform(0.3, 0.9), start, start + rng.uniform(15, 50))
+        )
         trees, bushes = rng.poisson(4), rng.poisson(3)
     else:
         if rng.random() < 0.4:
-            things.append(props.garden_wall(rng, side, kerb + rng.uniform(1, 4), rng.uniform(2, 10), rng.uniform(40, 80)))
+            things.append(
+                props.garden_wall(
+                    rng, side, kerb + rng.uniform(1, 4), rng.uniform(2, 10), rng.uniform(40, 80)
+                )
+            )
         trees, bushes = rng.poisson(9), rng.poisson(5)
     for _ in range(trees):
-        away = kerb + (rng.uniform(-0.8, -0.2) if style == "urban" and pavement > 1.8 else rng.uniform(0.8, 9))
+        away = kerb + (
+            rng.uniform(-0.8, -0.2) if style == "urban" and pavement > 1.8 else rng.uniform(0.8, 9)
+        )
         things.append(props.tree(rng, side * away, rng.uniform(7, 75), rng.uniform(3.5, 10)))
-    for _ in range(bushes):
-        things.append(props.bush(rng, side * (kerb + rng.uniform(1.4, 5)), rng.uniform(5, 50)))
+    things += [
+        props.bush(rng, side * (kerb + rng.uniform(1.4, 5)), rng.uniform(5, 50)) for _ in range(bushes)
+    ]
     edge = side * (road.half + (0.5 if pavement > 0 else 0.9))
     spacing, first = rng.uniform(18, 32), rng.uniform(6, 24)
     if rng.random() < 0.75:
@@ -172,7 +181,8 @@ def _roadside(rng: np.random.Generator, side: int, road: Road) -> list[Prop]:
 
 
 def _traffic(rng: np.random.Generator, road: Road, camera: Camera, style: Style) -> list[Prop]:
-    things, taken = [], []
+    things: list[Prop] = []
+    taken: list[tuple[float, float]] = []
     lanes = [*road.lanes, road.half]
     for _ in range(rng.poisson(style.traffic)):
         left = -road.half
@@ -216,8 +226,6 @@ def _draw_foreign(rng: np.random.Generator, road: Road, camera: Camera, style: S
     for _ in range(int(rng.integers(style.objects[0], style.objects[1] + 1))):
         family = str(rng.choice(style.families))
         look = draw_look(rng, family, evaluation=True)
-        from anomdino.synthetic.objects import EVALUATION
-
         low, high = EVALUATION[family].metres
         height = float(rng.uniform(low, high))
         for _ in range(12):
@@ -225,7 +233,10 @@ def _draw_foreign(rng: np.random.Generator, road: Road, camera: Camera, style: S
             z = max(z, 1.2 * height * look.width + 2, 3.2 * height)
             x = float(rng.uniform(-road.half, road.half) * 1.1)
             column = camera.project([(x, 0, z)])[0, 0] / camera.width
-            apart = all(abs(x - o.x) > 0.6 * (o.height * o.look.width + height * look.width) or abs(z - o.z) > 4 for o in chosen)
+            apart = all(
+                abs(x - o.x) > 0.6 * (o.height * o.look.width + height * look.width) or abs(z - o.z) > 4
+                for o in chosen
+            )
             if 0.06 < column < 0.94 and apart:
                 chosen.append(Foreign(look, x, z, height))
                 break
@@ -267,7 +278,9 @@ def render_scene(scene: Scene) -> Frame:
         thing.paint(canvas)
     _paint_bonnet(canvas, scene.bonnet)
     image = _develop(canvas, rng)
-    return Frame(image, *_planes(canvas, scene.border), objects=tuple(item.look.family for item in scene.foreign))
+    return Frame(
+        image, *_planes(canvas, scene.border), objects=tuple(item.look.family for item in scene.foreign)
+    )
 
 
 def _ground_light(light: Light) -> float:
@@ -283,7 +296,11 @@ def _paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     elevation = np.linspace(1.0, 0.04, rows, dtype=np.float32)[:, None]
     across = np.linspace(-1, 1, canvas.camera.width, dtype=np.float32)[None, :]
     shift = rng.uniform(0, 1, 2).astype(np.float32)
-    clouds = sample(fractal(2, 7, int(rng.integers(4))), across / elevation / 9 + shift[0], 0.35 / elevation + shift[1] + 0 * across)
+    clouds = sample(
+        fractal(2, 7, int(rng.integers(4))),
+        across / elevation / 9 + shift[0],
+        0.35 / elevation + shift[1] + 0 * across,
+    )
     amount = np.clip((clouds - rng.uniform(-0.3, 1.0)) * 0.8, 0, 1) * np.clip(elevation * 3, 0, 1)
     white = np.asarray(light.haze, dtype=np.float32) * 1.06
     sky += amount[..., None] * 0.8 * (white - sky)
@@ -344,12 +361,16 @@ def _foreign_prop(item: Foreign, number: int) -> Prop:
 
     def paint(canvas: Canvas) -> None:
         scale = canvas.camera.scale(item.z)
-        rgb, inside = render(item.look, max(int(round(item.height * scale)), 3), canvas.light)
+        rgb, inside = render(item.look, max(round(item.height * scale), 3), canvas.light)
         foot = canvas.camera.project([(item.x, 0, item.z)])[0]
-        corner = (int(round(foot[1])) - inside.shape[0] + 1, int(round(foot[0] - inside.shape[1] / 2)))
+        corner = (round(foot[1]) - inside.shape[0] + 1, round(foot[0] - inside.shape[1] / 2))
         canvas.stamp(rgb, inside, corner, VOID, item.z, number)
 
-    return Prop(item.z, props.box_corners(item.x - 0.8 * half, item.x + 0.8 * half, item.height, item.z - 0.2, item.z + 0.3), paint)
+    return Prop(
+        item.z,
+        props.box_corners(item.x - 0.8 * half, item.x + 0.8 * half, item.height, item.z - 0.2, item.z + 0.3),
+        paint,
+    )
 
 
 def _paint_bonnet(canvas: Canvas, share: float) -> None:
@@ -373,21 +394,27 @@ def _develop(canvas: Canvas, rng: np.random.Generator) -> UInt8Array:
     clear[canvas.label == SKY] = 1.0
     height, width = canvas.label.shape
     size = (width // SUPERSAMPLING, height // SUPERSAMPLING)
-    hazed = canvas.image * clear[..., None] + (1 - clear)[..., None] * np.asarray(light.haze, dtype=np.float32)
+    hazed = canvas.image * clear[..., None] + (1 - clear)[..., None] * np.asarray(
+        light.haze, dtype=np.float32
+    )
     image = cv2.resize(hazed, size, interpolation=cv2.INTER_AREA)
     image = cv2.GaussianBlur(image, (0, 0), light.blur)
     rows, columns = np.linspace(-1, 1, size[1])[:, None], np.linspace(-1, 1, size[0])[None, :]
     vignette = 1 - 0.1 * (rows**2 + columns**2)
-    image *= (light.exposure * vignette).astype(np.float32)[..., None] * np.asarray(light.tint, dtype=np.float32)
+    image *= (light.exposure * vignette).astype(np.float32)[..., None] * np.asarray(
+        light.tint, dtype=np.float32
+    )
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(light.noise)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 
 
 def _planes(canvas: Canvas, border: int) -> tuple[UInt8Array, UInt8Array]:
     """Class label, and anomaly label, at the final size; mixed pixels at an object's edge become void."""
     step = SUPERSAMPLING
     label = np.ascontiguousarray(canvas.label[::step, ::step])
-    hits = sum((canvas.foreign[i::step, j::step] > 0).astype(np.uint8) for i in range(step) for j in range(step))
+    hits = sum(
+        (canvas.foreign[i::step, j::step] > 0).astype(np.uint8) for i in range(step) for j in range(step)
+    )
     anomaly = np.where(hits >= 3, 1, np.where(hits > 0, VOID, 0)).astype(np.uint8)
     own = (label == VOID) & (hits == 0)
     anomaly[own] = VOID
@@ -398,4 +425,4 @@ def _planes(canvas: Canvas, border: int) -> tuple[UInt8Array, UInt8Array]:
     return label, anomaly
 
 
-__all__ = ["Foreign", "Frame", "Scene", "Style", "draw_scene", "render_scene", "tile"]
+__all__ = ["Foreign", "Frame", "Scene", "Style", "draw_scene", "render_scene"]

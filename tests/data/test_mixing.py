@@ -247,7 +247,6 @@ def test_an_object_at_its_own_size_arrives_pixel_by_pixel(seed):
 
 def test_the_objects_own_background_never_reaches_the_picture():
     """A red object cut from a green photo, shrunk and softened: no green may appear around it."""
-    rng = np.random.default_rng(0)
     image = np.full((120, 160, 3), 100, np.uint8)
     label = np.zeros((120, 160), np.uint8)
     rgb = np.zeros((90, 90, 3), np.uint8)

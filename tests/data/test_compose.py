@@ -1,0 +1,314 @@
+"""The composed set: labels, annotations, split, determinism, resumption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomdino.config.compose import ComposeConfig
+from anomdino.data import compose as module
+from anomdino.data.compose import compose, objects_of_part, plan_items
+from anomdino.errors import DataError, ProtocolError
+from anomdino.protocol import mark_evaluation_only
+
+HEIGHT, WIDTH = 64, 96
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Six scenes (road below, sky above, void foot) and five objects."""
+    rng = np.random.default_rng(0)
+    for folder in ("inlier/images", "inlier/labels", "outliers/images", "outliers/masks"):
+        (tmp_path / folder).mkdir(parents=True)
+    for index in range(6):
+        label = np.full((HEIGHT, WIDTH), 10, np.uint8)
+        label[24:] = 0
+        label[60:] = 255
+        save(
+            tmp_path / f"inlier/images/s{index}.png",
+            rng.integers(60, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8),
+        )
+        save(tmp_path / f"inlier/labels/s{index}.png", label)
+    for index in range(5):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[5:35, 8 : 30 - index] = 255
+        image = rng.integers(150, 255, (40, 40, 3), dtype=np.uint8)
+        save(tmp_path / f"outliers/images/o{index}.png", image)
+        save(tmp_path / f"outliers/masks/o{index}.png", mask)
+    return tmp_path
+
+
+def save(path, array):
+    Image.fromarray(array).save(path)
+
+
+def run(sources, out="out", seed=3, **changes):
+    settings = {"count": 14, "workers": 1, "objects_min": 1, "objects_max": 3, **changes}
+    return compose(ComposeConfig(**settings), seed, sources / "inlier", sources / "outliers", sources / out)
+
+
+def tree(root):
+    """Digest of every file below a folder."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def plane(path):
+    return np.array(Image.open(path))
+
+
+def slow_components(mask):
+    """Boxes of 8-connected components by flood fill."""
+    todo, boxes = {tuple(p) for p in np.argwhere(mask).tolist()}, []
+    while todo:
+        stack = [todo.pop()]
+        piece = list(stack)
+        while stack:
+            y, x = stack.pop()
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & todo
+            todo -= near
+            stack += near
+            piece += near
+        ys, xs = zip(*piece, strict=True)
+        boxes.append((min(xs), min(ys), max(xs) + 1, max(ys) + 1))
+    return boxes
+
+
+def test_files_labels_and_annotations_agree(sources):
+    counts = run(sources, objects_max=1, empty=0.3, edges="hard")
+    content = json.loads((sources / "out/ood.json").read_text())
+    images = content["images"]
+    assert counts["images"] == len(images) == 14
+    assert content["categories"] == [{"id": 1, "name": "ood-object"}]
+    assert len({image["id"] for image in images}) == 14
+    empty = 0
+    for image in images:
+        found = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        pixels = plane(sources / "out/offline_dataset" / image["file_name"])
+        label = plane(sources / "out/offline_dataset_label" / image["file_name"])
+        assert pixels.shape == (image["height"], image["width"], 3) == (HEIGHT, WIDTH, 3)
+        assert label.shape == (HEIGHT, WIDTH)
+        assert set(np.unique(label).tolist()) <= {0, 1, 255}
+        scene = plane(sources / f"inlier/labels/{image['source']}.png")
+        assert ((label == 255) == ((scene == 255) & (label != 1))).all()
+        boxes = slow_components(label == 1)
+        empty += not boxes
+        assert len(found) == len(boxes) <= 1
+        for annotation, (x0, y0, x1, y1) in zip(found, boxes, strict=True):
+            assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+            assert annotation["area"] == (label == 1).sum()
+    assert counts["images_without_objects"] == empty > 0
+    assert counts["objects"] == len(content["annotations"])
+
+
+def test_pycocotools_reads_the_annotations(sources):
+    coco = pytest.importorskip("pycocotools.coco")
+    run(sources)
+    found = coco.COCO(str(sources / "out/ood.json"))
+    assert len(found.getImgIds()) == 14
+    assert found.loadCats(1)[0]["name"] == "ood-object"
+
+
+def test_soft_edges_leave_a_void_ring(sources):
+    run(sources, objects_max=1, empty=0, edges="soft", scale="log_uniform", height_min=0.4, height_max=0.5)
+    rings = 0
+    for path in sorted((sources / "out/offline_dataset_label").iterdir()):
+        label = plane(path)[:58]
+        ys, xs = np.nonzero(label == 1)
+        void = np.argwhere(label == 255)
+        rings += len(void) > 0
+        for y, x in void.tolist():
+            assert np.hypot(ys - y, xs - x).min() < 6
+    assert rings >= 12
+
+
+def test_no_source_scene_is_in_both_parts(sources):
+    run(sources)
+    images = json.loads((sources / "out/ood.json").read_text())["images"]
+    parts = {split: {i["source"] for i in images if i["split"] == split} for split in ("train", "val")}
+    assert parts["train"]
+    assert parts["val"]
+    assert not parts["train"] & parts["val"]
+
+
+def test_scenes_are_used_evenly():
+    items = plan_items(ComposeConfig(count=20, val_fraction=0.25), 8, 0)
+    uses = np.bincount([item.scene for item in items], minlength=8)
+    assert uses.max() - uses.min() <= 1
+    assert len({item.scene for item in items if item.split == "val"}) == 2
+
+
+@pytest.mark.parametrize("objects", [1, 3, 4, 9])
+def test_objects_of_the_parts_are_disjoint_where_there_are_enough(objects):
+    config = ComposeConfig(val_fraction=0.3)
+    train, val = (set(objects_of_part(config, objects, 0, split)) for split in ("train", "val"))
+    assert train | val == set(range(objects))
+    assert train
+    assert val
+    assert bool(train & val) == (objects < 4)
+    shared = config.model_copy(update={"split_objects": False})
+    assert objects_of_part(shared, objects, 0, "val") == list(range(objects))
+
+
+def test_the_number_of_processes_changes_nothing(sources):
+    run(sources, "one", workers=1)
+    run(sources, "three", workers=3)
+    assert tree(sources / "one") == tree(sources / "three")
+
+
+def test_another_seed_gives_other_images(sources):
+    run(sources, "one")
+    run(sources, "two", seed=4)
+    assert tree(sources / "one") != tree(sources / "two")
+
+
+def test_fewer_images_are_the_first_of_more(sources):
+    run(sources, "few", count=5)
+    run(sources, "many", count=14)
+    few, many = tree(sources / "few/offline_dataset"), tree(sources / "many/offline_dataset")
+    assert few == {name: many[name] for name in few}
+
+
+def test_a_broken_off_run_is_taken_up_and_ends_the_same(sources, monkeypatch):
+    run(sources, "whole")
+    write, written = module.write_png, []
+
+    def failing(path, *rest):
+        written.append(path)
+        if len(written) == 9:
+            raise OSError(28, "No space left on device")
+        write(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_png", failing)
+        with pytest.raises(OSError, match="No space"):
+            run(sources, "broken")
+    assert not (sources / "broken/ood.json").exists()
+    counts = run(sources, "broken")
+    assert counts["kept"] == 4
+    assert tree(sources / "broken") == tree(sources / "whole")
+
+
+def test_other_parameters_do_not_take_up_a_broken_off_run(sources, monkeypatch):
+    run(sources, "whole", jitter=0.1)
+    write, written = module.write_png, []
+
+    def failing(path, *rest):
+        written.append(path)
+        if len(written) == 9:
+            raise OSError(28, "No space left on device")
+        write(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_png", failing)
+        with pytest.raises(OSError, match="No space"):
+            run(sources, "broken", jitter=0.2)
+    assert run(sources, "broken", jitter=0.1)["kept"] == 0
+    assert tree(sources / "broken") == tree(sources / "whole")
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from anomdino.config.compose import ComposeConfig
+from anomdino.data import compose as module
+write = module.write_png
+def slow(path, *rest):
+    write(path, *rest)
+    time.sleep(0.05)
+module.write_png = slow
+root = Path(sys.argv[1])
+config = ComposeConfig(count=14, workers=1, objects_max=3)
+module.compose(config, 3, root / "inlier", root / "outliers", root / "killed")
+"""
+
+
+def test_a_killed_run_is_taken_up_and_ends_the_same(sources):
+    run(sources, "whole")
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, str(sources)], env=environment)
+    deadline = time.monotonic() + 60
+    while len(list((sources / "killed").glob(".compose/*/*.json"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (sources / "killed/ood.json").exists()
+    assert run(sources, "killed")["kept"] >= 4
+    found = {
+        name: digest
+        for name, digest in tree(sources / "killed").items()
+        if not Path(name).name.startswith(".")
+    }
+    assert found == tree(sources / "whole")
+
+
+def test_evaluation_data_are_refused(sources):
+    mark_evaluation_only(sources / "inlier")
+    with pytest.raises(ProtocolError, match="evaluation data"):
+        run(sources)
+
+
+def test_a_label_of_another_size_is_refused_with_both_sizes(sources):
+    save(sources / "inlier/labels/s2.png", np.zeros((10, 12), np.uint8))
+    with pytest.raises(DataError, match=r"\(10, 12\).*\(64, 96\)"):
+        run(sources)
+
+
+def test_a_missing_mask_is_named(sources):
+    (sources / "outliers/masks/o1.png").unlink()
+    with pytest.raises(DataError, match="o1"):
+        run(sources)
+
+
+def test_a_worker_that_dies_ends_the_stage(monkeypatch):
+    class Dying:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return False
+
+        def map(self, *_, **__):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Dying)
+    with pytest.raises(DataError, match="worker process died"):
+        module._in_processes(lambda item: {}, [], 2)
+
+
+def test_the_published_rule_gives_square_crops_and_one_box(sources):
+    run(sources, rule="rpl", size=48, empty=0)
+    content = json.loads((sources / "out/ood.json").read_text())
+    for image in content["images"]:
+        label = plane(sources / "out/offline_dataset_label" / image["file_name"])
+        assert label.shape == (48, 48)
+        found = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        assert len(found) == int((label == 1).any())
+        if found:
+            ys, xs = np.nonzero(label == 1)
+            x, y, w, h = found[0]["bbox"]
+            assert (x, y, x + w, y + h) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
+def test_crops_have_the_size_asked_for(sources):
+    run(sources, size=40, count=4)
+    run(sources, "large", size=80, count=4)
+    assert {plane(p).shape for p in (sources / "out/offline_dataset").iterdir()} == {(40, 40, 3)}
+    assert {plane(p).shape for p in (sources / "large/offline_dataset").iterdir()} == {(80, 80, 3)}
