@@ -7,6 +7,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,7 @@ def packed(name: str, files: Files) -> bytes:
     return stream.getvalue()
 
 
+@cache
 def published_files() -> dict[str, bytes]:
     """Give the content of every registered file, in miniature, by id."""
     files = load_registry().files

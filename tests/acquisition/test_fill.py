@@ -134,11 +134,17 @@ class TestFolder:
         path = own / "inlier/train/images/a/02.png"
         path.write_bytes(path.read_bytes()[:-30])
         Image.fromarray(np.zeros((5, 5), np.uint8)).save(own / "inlier/train/labels/a/03.png")
+        photo = (own / "inlier/train/images/a/04.png").with_suffix(".jpg")
+        noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(photo)
+        photo.write_bytes(photo.read_bytes()[:-200])
+        photo.with_suffix(".png").unlink()
         with pytest.raises(DataError) as caught:
             fill(folder_config(own), tmp_path / "data")
         text = str(caught.value)
         for words in (
-            "3 files cannot be used",
+            "4 files cannot be used",
+            "04.jpg: is trunc",
             "01.png: is empty",
             "02.png: is truncated",
             "03.png: is (5, 5)",

@@ -190,6 +190,13 @@ class TestByHand:
         assert "https://example.org/login" in str(caught.value)
         assert not (store.folder / "weights.pth").exists()
 
+    def test_another_size_is_refused_where_no_digest_is_known(self, store, tmp_path):
+        (tmp_path / "hand").mkdir()
+        (tmp_path / "hand/weights.pth").write_bytes(CONTENT)
+        store.by_hand = [tmp_path / "hand"]
+        with pytest.raises(DataError, match=f"has {len(CONTENT):,} bytes, expected {len(CONTENT) + 1:,}"):
+            store.get(registered(Source(by_hand="https://example.org/"), size=len(CONTENT) + 1))
+
     def test_a_named_file(self, store, tmp_path):
         (tmp_path / "x.bin").write_bytes(CONTENT)
         store.given = {"weights.pth": tmp_path / "x.bin"}
