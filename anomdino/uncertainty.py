@@ -47,11 +47,30 @@ def uncertainty_maps(
     log_p = torch.log_softmax(logits.float(), dim=1)
     p = log_p.exp()
     entropy = -(p * log_p).sum(dim=1) / math.log(logits.shape[1])
-    first, second = p.topk(2, dim=1).values.unbind(dim=1)
+    first, second = two_largest(p)
     distances = {"margin1": 1 - (first - second), "one_minus_p1": 1 - first, "margin": first - second}
     if semantic == "onehot":
         p = torch.zeros_like(p).scatter_(1, p.argmax(dim=1, keepdim=True), 1.0)
     return MapTensors(p, entropy.clamp(0, 1), distances[distance].clamp(0, 1))
+
+
+def two_largest(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the two largest values along axis 1: (B, C, H, W) to twice (B, H, W).
+
+    On CUDA, where topk sorts, by passes that a compiler fuses.
+    """
+    if not p.is_cuda:
+        first, second = p.topk(2, dim=1).values.unbind(dim=1)
+        return first, second
+    return _two_largest_by_passes(p)
+
+
+def _two_largest_by_passes(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    classes = torch.arange(p.shape[1], device=p.device)[:, None, None]
+    largest = classes == p.argmax(dim=1, keepdim=True)
+    return p.amax(dim=1), p.masked_fill(largest, -math.inf).amax(dim=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,10 @@ class ScoreConfig(Block):
     """auto: fp16 on CUDA, fp32 elsewhere."""
     compile: bool = False
     """Compile the network (CUDA): worth it for many images of few sizes."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    """How hard the compiler tries; the slower modes take minutes for every size of image."""
     workers: int = Field(default=4, ge=1, le=64)
     """Threads that read images, and as many that write results, beside the network."""
     max_image_pixels: int = Field(default=64_000_000, ge=1)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.errors import BackendMissing, DataError
@@ -26,17 +26,21 @@ from anomdino.scorer.base import (
 )
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.tiling import Tile, blend_weights, tiles
+from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
+from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38
+from anomdino.scorer.winograd import use_winograd
 from anomdino.uncertainty import DistanceKind, SemanticKind, UncertaintyMaps, uncertainty_maps
 
 log = logging.getLogger(__name__)
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 STRIP_PIXELS = 1 << 18
 HALVINGS = 2
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How images are scored; everything here but ``batch`` and ``compile`` can change the result.
+    """How images are scored; all but batch and compilation may change more than the last digits of a result.
 
     Attributes:
         kind: Which score (see :func:`anomdino.scorer.base.anomaly_score`).
@@ -49,7 +53,8 @@ class ScoringOptions:
         max_pixels: Inputs with more pixels are cut into tiles.
         tile_overlap: Pixels that neighbouring tiles share.
         precision: ``fp32``, ``fp16``, or ``auto``: fp16 on CUDA, fp32 elsewhere.
-        compile: Compile the network.
+        compile: Compile network and scores together.
+        compile_mode: How hard the compiler tries.
         batch: Images of one size that go through the network together.
     """
 
@@ -64,6 +69,7 @@ class ScoringOptions:
     tile_overlap: int = 256
     precision: Literal["auto", "fp32", "fp16"] = "auto"
     compile: bool = False
+    compile_mode: CompileMode = "default"
     batch: int = 1
 
     @property
@@ -124,9 +130,10 @@ class ScoringEngine:
         self.device = torch.device(device)
         self.dtype = self._dtype()
         self.network = prepared(scorer if consume else copy.deepcopy(scorer), self.device, self.dtype)
-        self._forward: Callable[[Tensor], ScorerOutput] = self.network
+        self._whole: Callable[[Tensor, int], Fields] = self._network_and_fields
         if self.options.compile:
-            self._forward = torch.compile(self.network, dynamic=False)
+            mode = None if self.options.compile_mode == "default" else self.options.compile_mode
+            self._whole = torch.compile(self._network_and_fields, dynamic=False, mode=mode)
         self.max_pixels = self.options.max_pixels
 
     def score(self, image: npt.NDArray[np.uint8], name: object = "image") -> Scored:
@@ -177,11 +184,27 @@ class ScoringEngine:
             refuse_non_finite(scored.score, name)
         return results
 
+    def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        """Give images of one size, uint8 (H, W, 3), as the network's input (B, 3, H, W) on its device."""
+        return normalise(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
+
+    def layout(self, inputs: Tensor) -> Tensor:
+        """Give inputs in the network's precision and memory format."""
+        return inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def fields(self, inputs: Tensor, stride: int) -> Fields:
+        """Run the network once and give score and maps at the size of the inputs, without blur.
+
+        Args:
+            inputs: float32 (B, 3, h, w) of :meth:`inputs`.
+            stride: Factor by which the maps are pooled.
+        """
+        return self._whole(self.layout(inputs), stride)
+
     @torch.inference_mode()
     def _score(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Scored]:
         height, width = images[0].shape[:2]
-        stacked = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
-        inputs = normalise(stacked)
+        inputs = self.inputs(images)
         grid = (-(-height // self.options.map_stride), -(-width // self.options.map_stride))
         widths = self.options.widths or (width,)
         score: Tensor | None = None
@@ -229,14 +252,14 @@ class ScoringEngine:
         overlap = self.options.tile_overlap
         parts = tiles(height, width, self.max_pixels, overlap, align=8 * stride)
         if len(parts) == 1:
-            return self._fields(inputs, stride)
+            return self.fields(inputs, stride)
         score = inputs.new_zeros(inputs.shape[0], height, width)
         weight = inputs.new_zeros(height, width)
         grid = Tile(0, 0, height, width).shrunk(stride)
         maps: Tensor | None = None
         grid_weight = inputs.new_zeros(grid.bottom, grid.right)
         for tile in parts:
-            fields = self._fields(inputs[..., tile.rows, tile.columns], stride)
+            fields = self.fields(inputs[..., tile.rows, tile.columns], stride)
             share = blend_weights(tile, height, width, overlap).to(self.device)
             score[:, tile.rows, tile.columns] += fields.score * share
             weight[tile.rows, tile.columns] += share
@@ -248,9 +271,8 @@ class ScoringEngine:
         assert maps is not None
         return Fields(score / weight, maps / grid_weight)
 
-    def _fields(self, inputs: Tensor, stride: int) -> Fields:
-        layout = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        output = self._forward(layout)
+    def _network_and_fields(self, inputs: Tensor, stride: int) -> Fields:
+        output: ScorerOutput = self.network(inputs)
         scored = output.residual_logits if self.options.logits == "residual" else output.logits
         height, width = inputs.shape[-2:]
         rows = height
@@ -259,9 +281,9 @@ class ScoringEngine:
         scores, maps = [], []
         for top in range(0, height, rows):
             strip = slice(top, top + rows)
-            scores.append(pixel_score(scored[..., strip, :], self.options.kind))
+            scores.append(pixel_score(scored[..., strip, :].contiguous(), self.options.kind))
             semantic, entropy, distance = uncertainty_maps(
-                output.logits[..., strip, :], self.options.semantic, self.options.distance
+                output.logits[..., strip, :].contiguous(), self.options.semantic, self.options.distance
             )
             maps.append(_pooled(torch.cat([semantic, entropy[:, None], distance[:, None]], dim=1), stride))
         return Fields(torch.cat(scores, dim=1), torch.cat(maps, dim=2))
@@ -275,14 +297,19 @@ class ScoringEngine:
         return torch.float16 if half else torch.float32
 
 
-def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> Scorer:
-    """Make a scorer fast in place: batch normalisations folded, channels-last, in half precision on CUDA."""
-    network = scorer.requires_grad_(False).eval()
-    fold_batch_norms(network)
-    network = network.to(device=device, dtype=dtype)
+def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Make a scorer fast, using up the one given.
+
+    Batch normalisations are folded, RPL's network is rearranged, memory is channels-last; on the CPU, wide
+    3x3 convolutions use Winograd's algorithm.
+    """
+    fold_batch_norms(scorer.requires_grad_(False).eval())
+    network = FusedWideResNet38(scorer) if isinstance(scorer, WideResNet38Scorer) else scorer
+    network = network.eval().to(device=device, dtype=dtype)
     for tensor in network.state_dict().values():
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    use_winograd(network)
     return network
 
 

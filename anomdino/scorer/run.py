@@ -26,6 +26,7 @@ from anomdino.scorer.maps_source import MapsSource
 log = logging.getLogger(__name__)
 
 DONE_FOLDER = ".done"
+SPEED_ONLY = {"batch", "compile", "compile_mode"}
 SKIPPED_FILE = "skipped.json"
 
 
@@ -89,7 +90,7 @@ def content_digest(options: ScoringOptions, weights: Path | str | None, *extra: 
         weights: The scorer's weight file.
         extra: Further texts, such as the network's name.
     """
-    settings = {name: value for name, value in asdict(options).items() if name not in {"batch", "compile"}}
+    settings = {name: value for name, value in asdict(options).items() if name not in SPEED_ONLY}
     digest = hashlib.sha256(json.dumps([settings, *extra], sort_keys=True).encode())
     if weights is not None:
         with Path(weights).open("rb") as stream:

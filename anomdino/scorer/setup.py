@@ -34,6 +34,7 @@ def scoring_options(config: ScoreConfig) -> ScoringOptions:
         tile_overlap=config.tile_overlap,
         precision=config.precision,
         compile=config.compile,
+        compile_mode=config.compile_mode,
         batch=config.batch,
     )
 

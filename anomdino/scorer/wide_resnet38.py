@@ -108,8 +108,8 @@ class IdentityBlock(nn.Module):
         """Features (B, C, h, w) to (B, C', ceil(h / stride), ceil(w / stride))."""
         activated = self.bn1(features)
         shortcut = features if self.proj_conv is None else self.proj_conv(activated)
-        output: Tensor = self.convs(activated) + shortcut
-        return output
+        output: Tensor = self.convs(activated)
+        return output.add_(shortcut)
 
 
 class DeepLabV3PlusWideResNet38(nn.Module):
@@ -155,11 +155,12 @@ class DeepLabV3PlusWideResNet38(nn.Module):
             h8 = ceil(h4 / 2).
         """
         features = self.mod1(images)
-        low_level = features
+        low_level = images
         for stage in TRUNK:
             if stage.pooled:
                 features = F.max_pool2d(features, kernel_size=3, stride=2, padding=1)
-            features = self.get_submodule(stage.name)(features)
+            for block in self.get_submodule(stage.name).children():
+                features = block(features)
             if stage.name == LOW_LEVEL_STAGE:
                 low_level = features
         return low_level, features

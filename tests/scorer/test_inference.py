@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from anomdino import uncertainty
 from anomdino.config.score import ScoreConfig
 from anomdino.errors import BackendMissing, CheckpointError, DataError
 from anomdino.io.images import write_png
@@ -129,8 +130,10 @@ def test_engine_leaves_the_scorer_alone_unless_told_to_consume_it(wide):
     engine.score(photo())
     assert all(torch.equal(before[name], value) for name, value in wide.state_dict().items())
     assert engine.network is not wide
-    copy = WideResNet38Scorer(channel_divisor=16).eval()
+    assert any(isinstance(module, nn.BatchNorm2d) for module in wide.branch1.aspp.modules())
+    copy = PixelScorer()
     assert ScoringEngine(copy, consume=True).network is copy
+    assert ScoringEngine(copy).network is not copy
 
 
 def test_one_forward_pass_per_width(pixel):
@@ -484,3 +487,20 @@ def test_neighbouring_tiles_share_the_overlap(overlap):
     for spans in (rows, columns):
         for (_, end), (start, _) in itertools.pairwise(spans):
             assert end - start >= overlap
+
+
+def test_the_passes_for_cuda_find_what_topk_finds():
+    p = torch.rand(2, 19, 7, 9, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    first, second = uncertainty._two_largest_by_passes(p)
+    expected = p.topk(2, dim=1).values
+    assert torch.equal(first, expected[:, 0])
+    assert torch.equal(second, expected[:, 1])
+
+
+def test_network_and_scores_compile_without_a_break(wide):
+    engine = ScoringEngine(wide)
+    whole = torch.compile(engine._network_and_fields, backend="eager", fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        inputs = engine.layout(engine.inputs([photo(64, 96)]))
+        for ours, expected in zip(whole(inputs, 4), engine._network_and_fields(inputs, 4), strict=True):
+            assert torch.equal(ours, expected)
