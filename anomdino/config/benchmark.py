@@ -76,7 +76,7 @@ class BenchmarkConfig(Block):
     """Points that a curve keeps in the plot files."""
     histogram_bins: int = Field(default=1024, ge=64, le=65536)
     """Score bins an image keeps for intervals and paired comparison."""
-    capacity: int = Field(default=1 << 20, ge=1 << 10)
+    capacity: int = Field(default=1 << 19, ge=1 << 10)
     """Distinct scores up to which pooled metrics are exact; beyond it the error bound is reported."""
     save_predictions: bool = True
     """Write the fused score maps and masks to data/predictions."""

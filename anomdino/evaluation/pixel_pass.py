@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from anomdino.errors import DataError
@@ -20,10 +21,11 @@ from anomdino.metrics.streaming import StreamingPixels
 
 @dataclass(eq=False)
 class _Output:
-    """What is gathered of one output, image by image."""
+    """What is gathered of one output, image by image; in its ``turn`` it may take much memory."""
 
     name: str
     pooled: StreamingPixels
+    turn: Lock
     smiyc: SmiycPixels = field(default_factory=SmiycPixels)
     sketches: list[ScoreSketch] = field(default_factory=list)
 
@@ -39,7 +41,8 @@ class _Output:
         self.sketches.append(sketch(scores))
         row = {"key": frame.sample.key, "output": self.name} | _image_metrics(scores)
         row |= {"score_min": float(prediction.score.min()), "score_max": float(prediction.score.max())}
-        self.pooled.update_sorted(scores)
+        with self.turn:
+            self.pooled.update_sorted(scores)
         return row
 
 
@@ -51,7 +54,9 @@ def pool_pixels(
     Raises:
         DataError: An output cannot be used, or one class is missing in the whole set.
     """
-    outputs = [_Output(name, StreamingPixels(settings.capacity, buffer=1 << 20)) for name in source.names]
+    turn = Lock()
+    states = {name: StreamingPixels(settings.capacity, buffer=1 << 20) for name in source.names}
+    outputs = [_Output(name, state, turn) for name, state in states.items()]
     with ThreadPoolExecutor(settings.workers) as pool:
         saving: Future[None] | None = None
         for frame in loaded_frames(result, source, "pixels", settings.workers):

@@ -39,7 +39,7 @@ class EvaluationSettings:
     bootstrap: int = 1000
     histogram_bins: int = 1024
     curve_points: int = 256
-    capacity: int = 1 << 20
+    capacity: int = 1 << 19
     own_mask: str = OWN_MASK
     box_score: float = 0.3
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))

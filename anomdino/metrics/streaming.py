@@ -23,7 +23,7 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 CAPACITY = 1 << 21
-_WEIGHTS = (0.35, 0.35, 0.15, 0.15)
+_NEGATIVE_WEIGHTS = _POSITIVE_WEIGHTS = (0.35, 0.15)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +144,14 @@ def _joined(first: _Intervals, second: _Intervals) -> _Intervals:
     high = np.concatenate([first.high, second.high])[order]
     np.maximum.accumulate(high, out=high)
     starts = _starts(low[1:] > high[:-1]) if low.size else np.zeros(0, np.intp)
-    ends = np.append(starts[1:], low.size) - 1
+    joined_low, joined_high = low[starts], high[np.append(starts[1:], low.size) - 1]
+    del low, high
 
     def summed(one: Int64, two: Int64) -> Int64:
         counts = np.concatenate([_or_zeros(one, len(first)), _or_zeros(two, len(second))])[order]
         return np.add.reduceat(counts, starts) if starts.size else counts
 
-    return _Intervals(low[starts], high[ends], summed(first.tp, second.tp), summed(first.fp, second.fp))
+    return _Intervals(joined_low, joined_high, summed(first.tp, second.tp), summed(first.fp, second.fp))
 
 
 def _starts(changes: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
@@ -167,12 +168,13 @@ def _reduced(state: _Intervals, capacity: int) -> _Intervals:
     if len(state) <= capacity:
         return state
     along = np.zeros(len(state))
-    tp, fp = np.cumsum(state.tp[::-1]), np.cumsum(state.fp[::-1])
-    for counts, (share, relative) in ((fp, (_WEIGHTS[0], _WEIGHTS[2])), (tp, (_WEIGHTS[1], _WEIGHTS[3]))):
-        total = max(int(counts[-1]), 1)
+    for pixels, share, relative in ((state.fp, *_NEGATIVE_WEIGHTS), (state.tp, *_POSITIVE_WEIGHTS)):
+        counts = np.cumsum(pixels[::-1], dtype=np.float64)
+        total = max(float(counts[-1]), 1.0)
         along += share / total * counts
-        along += relative / np.log1p(total) * np.log1p(counts)
-    cell = np.floor(along * (capacity - 1)).astype(np.int64)[::-1]
+        along += relative / np.log1p(total) * np.log1p(counts, out=counts)
+    along *= capacity - 1
+    cell = along.astype(np.int32)[::-1]
     starts = _starts(cell[1:] != cell[:-1])
     ends = np.append(starts[1:], len(state)) - 1
     return _Intervals(
