@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -85,13 +86,13 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
     """
     registry = registry or load_registry(config.file)
     store = store_of(config)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     with disk_errors(store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, config.items, store, config.offline)
         require_possible(registry, plans, store)
         for one in plans:
-            counts |= get_item(registry, one, store, out, config.keep_unpacked)
-    return counts
+            counts.update(get_item(registry, one, store, out, config.keep_unpacked))
+    return dict(counts)
 
 
 def fetch_items(
@@ -117,7 +118,7 @@ def fetch_items(
         DataError: Something cannot be had, or ``into`` holds other files under the same names.
     """
     store = store_of(config, given)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     with disk_errors(into or store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, names, store, config.offline)
         require_possible(registry, plans, store)
@@ -127,9 +128,9 @@ def fetch_items(
                 counts[one.name] = len(stored)
                 continue
             with scratch_folder(into / ".get") as work:
-                counts |= get_item(registry, one, store, work, config.keep_unpacked)
+                counts.update(get_item(registry, one, store, work, config.keep_unpacked))
                 merge_tree(work, into)
-    return counts
+    return dict(counts)
 
 
 def verify_items(registry: Registry, names: list[str], store: Store) -> tuple[list[str], dict[str, str]]:
