@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,6 @@ from anomdino.synthetic.noise import fractal
 from anomdino.synthetic.objects import EVALUATION, TRAINING, draw_look, render
 from anomdino.synthetic.scene import Frame, Style, draw_scene, render_scene
 
-Split = Literal["train", "val", "road", "track"]
 UInt8Array = npt.NDArray[np.uint8]
 
 _ROAD_FAMILIES = ("boulder", "antelope", "elephant", "tent", "boat", "dinosaur", "machine")
@@ -35,10 +34,22 @@ STYLES: dict[str, Style] = {
     "train": Style(),
     "val": Style(),
     "road": Style(
-        clutter=1.1, odd=0.25, families=_ROAD_FAMILIES, objects=(1, 3), clean=0.1, near=(5.0, 28.0), border=4
+        clutter=1.1,
+        odd=0.25,
+        families=_ROAD_FAMILIES,
+        objects=(1, 3),
+        clean_every=10,
+        near=(5.0, 28.0),
+        border=4,
     ),
     "track": Style(
-        clutter=1.3, odd=0.3, families=_TRACK_FAMILIES, objects=(1, 4), clean=0.12, near=(5.5, 45.0), border=6
+        clutter=1.3,
+        odd=0.3,
+        families=_TRACK_FAMILIES,
+        objects=(1, 4),
+        clean_every=8,
+        near=(5.5, 45.0),
+        border=6,
     ),
 }
 
@@ -52,7 +63,7 @@ class _Job:
     root: Path
 
 
-def scene(split: Split, index: int, seed: int = 0, size: tuple[int, int] = (256, 512)) -> Frame:
+def scene(split: str, index: int, seed: int = 0, size: tuple[int, int] = (256, 512)) -> Frame:
     """Render one frame; the same arguments give the same bytes.
 
     Args:
@@ -61,8 +72,11 @@ def scene(split: Split, index: int, seed: int = 0, size: tuple[int, int] = (256,
         seed: `data.synthetic.seed`.
         size: (H, W).
     """
+    style = STYLES[split]
+    if style.clean_every and index % style.clean_every == style.clean_every - 1:
+        style = replace(style, families=())
     rng = named_rng(seed, "synthetic", split, index)
-    return render_scene(draw_scene(rng, size, STYLES[split]))
+    return render_scene(draw_scene(rng, size, style))
 
 
 def outlier(index: int, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
@@ -147,8 +161,7 @@ def _write(job: _Job) -> None:
         write_png(job.root / "outliers" / "masks" / name, mask)
         return
     size = (job.config.height, job.config.width)
-    rng = named_rng(job.config.seed, "synthetic", job.split, job.index)
-    frame = render_scene(draw_scene(rng, size, STYLES[job.split]))
+    frame = scene(job.split, job.index, job.config.seed, size)
     if job.split in ("train", "val"):
         folder, name = job.root / "inlier" / job.split, f"scene_{job.index:04d}.png"
         write_png(folder / "images" / name, frame.image)

@@ -35,7 +35,7 @@ class Style:
         people: expected people.
         families: families of foreign objects; empty for none.
         objects: (fewest, most) foreign objects in a frame that has any.
-        clean: share of frames without foreign objects.
+        clean_every: every so many frames one stays without foreign objects; 0 for never.
         near: (nearest, farthest) place of a foreign object, metres.
         border: pixels of void along the frame's border, at most.
     """
@@ -46,7 +46,7 @@ class Style:
     people: float = 1.6
     families: tuple[str, ...] = ()
     objects: tuple[int, int] = (1, 3)
-    clean: float = 0.0
+    clean_every: int = 0
     near: tuple[float, float] = (5.0, 40.0)
     border: int = 0
 
@@ -220,7 +220,7 @@ def _people(rng: np.random.Generator, road: Road, style: Style) -> list[Prop]:
 
 
 def _draw_foreign(rng: np.random.Generator, road: Road, camera: Camera, style: Style) -> list[Foreign]:
-    if not style.families or rng.random() < style.clean:
+    if not style.families:
         return []
     chosen: list[Foreign] = []
     for _ in range(int(rng.integers(style.objects[0], style.objects[1] + 1))):
@@ -417,6 +417,7 @@ def _planes(canvas: Canvas, border: int) -> tuple[UInt8Array, UInt8Array]:
     )
     anomaly = np.where(hits >= 3, 1, np.where(hits > 0, VOID, 0)).astype(np.uint8)
     own = (label == VOID) & (hits == 0)
+    label[hits > 0] = VOID
     anomaly[own] = VOID
     if border:
         frame = np.ones(anomaly.shape, dtype=bool)

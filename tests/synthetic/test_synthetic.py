@@ -1,0 +1,254 @@
+"""Procedural scenes: geometry, planes that agree, determinism, layouts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from anomdino.benchmarks import open_benchmark
+from anomdino.config.data import SyntheticConfig
+from anomdino.errors import ProtocolError
+from anomdino.protocol import refuse_evaluation_data
+from anomdino.seeding import rng as named_rng
+from anomdino.synthetic import outlier, scene, write_synthetic
+from anomdino.synthetic.camera import Camera
+from anomdino.synthetic.dataset import STYLES
+from anomdino.synthetic.light import draw_light
+from anomdino.synthetic.noise import fractal, pick, sample, tile, wrap
+from anomdino.synthetic.objects import (
+    EVALUATION,
+    EVALUATION_PATTERNS,
+    TRAINING,
+    TRAINING_PATTERNS,
+    draw_look,
+    render,
+)
+from anomdino.synthetic.scene import draw_scene, render_scene
+
+SIZE = (128, 256)
+KNOWN = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 18, 255}
+
+
+# ---------------------------------------------------------------------------------------------------- geometry and noise
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    focal=st.floats(80, 400),
+    horizon=st.floats(30, 60),
+    eye=st.floats(1, 2),
+    offset=st.floats(-3, 3),
+    curvature=st.floats(-0.005, 0.005),
+    yaw=st.floats(-0.1, 0.1),
+)
+def test_the_ground_seen_by_a_pixel_projects_back_to_it(focal, horizon, eye, offset, curvature, yaw):
+    camera = Camera(100, 160, focal, horizon, eye, offset, curvature, yaw)
+    first, x, z = camera.ground_grid()
+    near = z > 1.3
+    points = np.stack([x[near], np.zeros(near.sum()), z[near]], axis=1)
+    rows, columns = np.nonzero(near)
+    seen = camera.project(points)
+    np.testing.assert_allclose(seen[:, 1], rows + first, atol=0.02)
+    np.testing.assert_allclose(seen[:, 0], columns, atol=0.15)
+
+
+def test_a_thing_twice_as_far_is_half_as_high():
+    camera = Camera(200, 300, 250.0, 80.0, 1.4, 0.5, 0.0, 0.0)
+    heights = []
+    for z in (10.0, 20.0):
+        foot, top = camera.project([(1.0, 0.0, z), (1.0, 1.7, z)])
+        heights.append(foot[1] - top[1])
+    assert heights[0] == pytest.approx(2 * heights[1])
+    assert heights[0] == pytest.approx(1.7 * camera.scale(10.0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-500, 500, width=32), min_size=1, max_size=20), st.sampled_from([0.5, 1.0, 3.0, 9.0])
+)
+def test_wrap_is_a_modulo(values, period):
+    values = np.array(values, np.float32)
+    found, expected = wrap(values, period), np.mod(values.astype(np.float64), period)
+    apart = np.abs(found - expected)
+    assert np.minimum(apart, period - apart).max() < 1e-3
+
+
+@pytest.mark.parametrize("noise", [tile(3), tile(6, 1), tile(9), fractal(2, 6)])
+def test_noise_is_standardised_and_repeats_without_a_seam(noise):
+    assert noise.shape == (512, 512)
+    assert abs(noise.mean()) < 0.3
+    assert noise.std() == pytest.approx(1, abs=0.15)
+    grid = np.linspace(0, 1, 50, dtype=np.float32)[None, :].repeat(3, 0)
+    down = np.full_like(grid, 0.3)
+    np.testing.assert_allclose(sample(noise, grid, down), sample(noise, grid + 4, down - 2), atol=0.05)
+    u, v = np.array([3 / 512, 511 / 512]), np.array([5 / 512, 0.0])
+    np.testing.assert_array_equal(pick(noise, u + 1e-5, v + 1e-5), noise[[5, 0], [3, 511]])
+
+
+def test_smooth_noise_has_no_jump_at_the_border():
+    noise = tile(4)
+    inside = np.abs(np.diff(noise, axis=1)).max()
+    assert np.abs(noise[:, 0] - noise[:, -1]).max() <= 1.2 * inside
+
+
+# ------------------------------------------------------------------------------------------------------------ scenes
+
+
+@pytest.mark.parametrize("split", ["train", "val", "road", "track"])
+def test_planes_have_their_types_and_values(split):
+    for index in range(3):
+        frame = scene(split, index, size=SIZE)
+        assert frame.image.shape == (*SIZE, 3)
+        assert frame.image.dtype == frame.label.dtype == frame.anomaly.dtype == np.uint8
+        assert set(np.unique(frame.label).tolist()) <= KNOWN
+        assert {0, 10} <= set(np.unique(frame.label).tolist())
+        assert set(np.unique(frame.anomaly).tolist()) <= {0, 1, 255}
+        if split in {"train", "val"}:
+            assert frame.objects == ()
+            assert not (frame.anomaly == 1).any()
+
+
+def test_the_same_arguments_give_the_same_bytes_and_others_do_not():
+    first, again = scene("road", 3, size=SIZE), scene("road", 3, size=SIZE)
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.anomaly, again.anomaly)
+    for other in (scene("track", 3, size=SIZE), scene("road", 4, size=SIZE), scene("road", 3, 1, SIZE)):
+        assert (other.image != first.image).mean() > 0.5
+
+
+def test_taking_the_objects_away_changes_their_pixels_and_shadows_alone():
+    """The anomaly plane against a second rendering without the objects: exact where pixels are pure."""
+    checked = 0
+    for index in range(8):
+        drawn = draw_scene(named_rng(0, "synthetic", "road", index), SIZE, STYLES["road"])
+        drawn = replace(drawn, border=0)
+        with_objects, without = render_scene(drawn), render_scene(replace(drawn, foreign=()))
+        anomaly = with_objects.anomaly == 1
+        changed = np.abs(with_objects.image.astype(int) - without.image).max(axis=2)
+        assert not (without.anomaly == 1).any()
+        elsewhere = with_objects.anomaly == 0
+        np.testing.assert_array_equal(with_objects.label[elsewhere], without.label[elsewhere])
+        rows = np.flatnonzero((with_objects.label != without.label).any(axis=1))
+        if anomaly.sum() > 100:
+            checked += 1
+            assert changed[anomaly].mean() > 5
+            assert changed[: rows[0] - 3].max(initial=0) <= 1
+            assert (with_objects.label[anomaly] == 255).mean() > 0.97
+    assert checked >= 4
+
+
+def test_benchmarks_hold_frames_with_and_without_objects_small_and_large_ones_and_void():
+    for split in ("road", "track"):
+        frames = [scene(split, index, size=SIZE) for index in range(24)]
+        areas = np.array([(frame.anomaly == 1).mean() for frame in frames])
+        assert 1 <= (areas == 0).sum() <= 9
+        assert (areas > 0.03).any()
+        assert ((areas > 0) & (areas < 0.01)).any()
+        assert sum((frame.anomaly == 255).any() for frame in frames) > 12
+
+
+def test_training_and_evaluation_share_neither_families_nor_patterns():
+    assert not set(TRAINING) & set(EVALUATION)
+    assert not set(TRAINING_PATTERNS) & set(EVALUATION_PATTERNS)
+    shown = {
+        family
+        for split in ("road", "track")
+        for i in range(6)
+        for family in scene(split, i, size=SIZE).objects
+    }
+    assert shown <= set(EVALUATION)
+    assert len(shown) > 4
+
+
+@pytest.mark.parametrize("family", [*TRAINING, *EVALUATION])
+def test_every_family_can_be_drawn_at_any_size(family):
+    for seed, height in enumerate((3, 17, 90)):
+        rng = np.random.default_rng(seed)
+        look = draw_look(rng, family, evaluation=family in EVALUATION)
+        rgb, inside = render(look, height, draw_light(rng))
+        assert rgb.shape == (*inside.shape, 3)
+        assert abs(inside.any(axis=1).sum() - height) <= 2
+        assert inside.mean() > 0.1
+        assert rgb[inside].std() > 0 or height == 3
+
+
+def test_outlier_photos_show_the_object_of_the_mask():
+    for index in range(len(TRAINING)):
+        image, mask = outlier(index)
+        assert image.shape == (*mask.shape, 3)
+        assert set(np.unique(mask).tolist()) == {0, 255}
+        assert 0.05 < (mask == 255).mean() < 0.95
+        assert not (mask[0] | mask[-1]).any()
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def tree(root):
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("synthetic")
+    config = SyntheticConfig(height=96, width=160, train=3, val=2, outliers=4, benchmark=3, workers=1)
+    return root, config, write_synthetic(config, root)
+
+
+def test_layouts_are_those_of_the_real_sets(written):
+    root, config, counts = written
+    assert counts == {"inlier": 10, "outliers": 8, "val": 12}
+    for split, count in (("train", config.train), ("val", config.val)):
+        images = sorted(path.name for path in (root / f"inlier/{split}/images").iterdir())
+        assert images == sorted(path.name for path in (root / f"inlier/{split}/labels").iterdir())
+        assert len(images) == count
+    for layout, folder in (("road_anomaly", "synthetic_road"), ("smiyc_anomaly_track", "synthetic_track")):
+        benchmark = open_benchmark(layout, root / "val" / folder)
+        assert len(benchmark.samples) == 3
+        for sample_ in benchmark.samples:
+            with Image.open(sample_.image) as image:
+                assert image.size == (160, 96)
+            label = benchmark.read_label(sample_)
+            assert label.shape == (96, 160)
+            assert set(np.unique(label).tolist()) <= {0, 1, 255}
+
+
+def test_benchmarks_are_marked_and_training_folders_are_not(written):
+    root = written[0]
+    for folder in ("synthetic_road", "synthetic_track"):
+        with pytest.raises(ProtocolError):
+            refuse_evaluation_data(root / "val" / folder)
+    refuse_evaluation_data(root / "inlier", root / "outliers")
+
+
+def test_the_number_of_processes_changes_nothing(written, tmp_path):
+    root, config, _ = written
+    write_synthetic(config.model_copy(update={"workers": 2}), tmp_path)
+    assert tree(tmp_path) == tree(root)
+
+
+def test_files_hold_the_frames(written):
+    root, config, _ = written
+    frame = scene("train", 1, config.seed, (96, 160))
+    np.testing.assert_array_equal(
+        np.array(Image.open(root / "inlier/train/images/scene_0001.png")), frame.image
+    )
+    np.testing.assert_array_equal(
+        np.array(Image.open(root / "inlier/train/labels/scene_0001.png")), frame.label
+    )
+    frame = scene("track", 2, config.seed, (96, 160))
+    folder = root / "val/synthetic_track/dataset_AnomalyTrack"
+    label = np.array(Image.open(folder / "labels_masks/validation0002_labels_semantic.png"))
+    np.testing.assert_array_equal(label, frame.anomaly)
+    seen = np.array(Image.open(folder / "images/validation0002.jpg")).astype(int)
+    assert np.abs(seen - frame.image).mean() < 4
