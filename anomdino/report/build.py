@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomdino.benchmarks import Benchmark
-from anomdino.evaluation.run import OWN_MASK, BenchmarkResult
+from anomdino.evaluation.result import OWN_MASK, BenchmarkResult
 from anomdino.evaluation.summary import benchmark_metrics, curve_points, false_positive_shares
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label
