@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -105,6 +106,18 @@ class Benchmark:
         label = self.label_map.apply(raw, sample.label)
         return label if self._roi is None else self._restricted(label, sample)
 
+    def read_instances(self, sample: Sample) -> npt.NDArray[np.int32] | None:
+        """Read the instance ids of a frame, int32 (H, W), 0 = none; None where the data set has no instances.
+
+        Raises:
+            DataError: The file is damaged, coloured, or of another size than the image.
+        """
+        if sample.instances is None:
+            return None
+        instances = read_ids(sample.instances)
+        _check_size(replace(sample, label=sample.instances), instances.shape)
+        return instances
+
     def check(self) -> None:
         """Read every label once.
 
@@ -153,6 +166,22 @@ class Benchmark:
         restricted = np.where(roi, IN_DISTRIBUTION, VOID).astype(np.uint8)
         restricted[label == ANOMALY] = ANOMALY
         return restricted
+
+
+def read_ids(path: Path) -> npt.NDArray[np.int32]:
+    """Read an 8- or 16-bit image of ids, int32 (H, W).
+
+    Raises:
+        DataError: The file is damaged or not single-channel.
+    """
+    ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if ids is None:
+        raise DataError(path, "is missing, truncated or no image", "copy or download it again")
+    if ids.ndim != 2 or ids.dtype.kind != "u":
+        raise DataError(
+            path, f"has shape {ids.shape} and type {ids.dtype}", "instance ids are one 8- or 16-bit channel"
+        )
+    return np.asarray(ids, np.int32)
 
 
 _HIDDEN = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from anomdino.benchmarks import Sample
 from anomdino.evaluation.frames import loaded_frames
 from anomdino.evaluation.groups import distance_band, size_group
 from anomdino.evaluation.result import BenchmarkResult, EvaluationSettings
-from anomdino.evaluation.sources import OutputSource
+from anomdino.evaluation.sources import OutputSource, Prediction
 from anomdino.metrics.components import ComponentState, FrameComponents, frame_components, predicted_mask
+from anomdino.metrics.instances import InstanceState, components_as_instances
 from anomdino.progress import track
 
 LabelImage = npt.NDArray[np.uint8]
@@ -27,6 +29,7 @@ def compare_components(result: BenchmarkResult, source: OutputSource, settings: 
     result.image_rows = []
     for frame_ in loaded_frames(result, source, "components", settings.workers):
         frame = _Frame(frame_.sample, frame_.label, source)
+        frame.instances = result.benchmark.read_instances(frame.sample)
         masks = {}
         for name, prediction in frame_.predictions.items():
             masks[name] = predicted_mask(prediction.score, result.thresholds[name])
@@ -34,6 +37,7 @@ def compare_components(result: BenchmarkResult, source: OutputSource, settings: 
                 masks[settings.own_mask] = prediction.mask
         for name, mask in masks.items():
             _add_mask(result, frame, name, mask, states)
+            _add_instances(result, frame, name, mask, frame_.predictions)
             result.image_rows[-1] |= pixel_rows.get((frame.sample.key, name), {})
     result.components = {name: state.compute() for name, state in states.items()}
 
@@ -87,6 +91,7 @@ class _Frame:
         boxes = source.boxes(sample)
         self.boxes = None if boxes is None else len(boxes)
         self.classes = source.classes(sample)
+        self.instances: npt.NDArray[np.int32] | None = None
         self.anomaly_pixels = int(np.count_nonzero(label == 1))
         self.roi_pixels = int(np.count_nonzero(label != 255))
 
@@ -128,6 +133,24 @@ def _add_mask(
     if frame.classes is not None:
         counts = np.bincount(frame.classes[false], minlength=256).astype(np.int64)
         result.false_positive_classes[name] = result.false_positive_classes.get(name, 0) + counts
+
+
+def _add_instances(
+    result: BenchmarkResult,
+    frame: _Frame,
+    name: str,
+    mask: BoolImage,
+    predictions: Mapping[str, Prediction],
+) -> None:
+    """Score the mask's components as instances, where the data set has instances; confidence is the mean score."""
+    if frame.instances is None:
+        return
+    score = next((prediction.score for key, prediction in predictions.items() if key == name), None)
+    if score is None:
+        score = next(prediction.score for prediction in predictions.values() if prediction.mask is not None)
+    limits, void = result.benchmark.limits, frame.label == 255
+    state = result.instances.setdefault(name, InstanceState(limits.min_gt))
+    state.update(frame.instances, void, *components_as_instances(mask & ~void, score, limits.min_predicted))
 
 
 def _component_row(found: FrameComponents) -> dict[str, Any]:

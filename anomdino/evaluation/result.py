@@ -15,6 +15,7 @@ from anomdino.evaluation.bootstrap import ImageCounts, ImageHistograms
 from anomdino.evaluation.sources import Prediction
 from anomdino.metrics.components import ComponentMetrics
 from anomdino.metrics.curve import Curve
+from anomdino.metrics.instances import InstanceState
 from anomdino.metrics.results import PixelMetrics
 
 OWN_MASK = "mask"
@@ -61,6 +62,7 @@ class BenchmarkResult:
         histograms: Scores of every image on common bins, by output.
         left_out: Images that could not be scored, key to reason.
         false_positive_classes: False-positive pixels by closed-set class id, by output.
+        instances: Masks of predicted and true instances by output, where the data set has instances.
         detector: Quality of the boxes, or None without a detector.
         detector_curve: Its shares by score threshold.
     """
@@ -76,6 +78,7 @@ class BenchmarkResult:
     histograms: dict[str, ImageHistograms] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     false_positive_classes: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    instances: dict[str, InstanceState] = field(default_factory=dict)
     detector: dict[str, float | None] | None = None
     detector_curve: list[dict[str, float | None]] = field(default_factory=list)
 

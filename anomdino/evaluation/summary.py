@@ -167,6 +167,8 @@ def _output_details(result: BenchmarkResult, name: str) -> dict[str, Any]:
         details["threshold"] = result.thresholds[name]
         details["pixel"] = {key: value.as_dict() for key, value in result.pixel[name].items()}
         details["pixel"]["per_image"] = per_image_protocol(rows)
+    if name in result.instances:
+        details["instances"] = vars(result.instances[name].compute())
     if name in result.false_positive_classes:
         details["false_positive_classes"] = false_positive_shares(result, name)
     return dict(rounded(details))

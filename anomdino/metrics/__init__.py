@@ -5,6 +5,7 @@ Usable without the rest of the package; nothing here imports torch.
 
 from anomdino.metrics.components import ComponentMetrics, ComponentState, frame_components, predicted_mask
 from anomdino.metrics.curve import Curve, exact_curve
+from anomdino.metrics.instances import InstanceMetrics, InstanceState, components_as_instances
 from anomdino.metrics.results import PixelMetrics
 from anomdino.metrics.s2m import S2mState
 from anomdino.metrics.smiyc import SmiycPixels
@@ -15,11 +16,14 @@ __all__ = [
     "ComponentMetrics",
     "ComponentState",
     "Curve",
+    "InstanceMetrics",
+    "InstanceState",
     "PixelMetrics",
     "S2mState",
     "SmiycPixels",
     "SortedScores",
     "StreamingPixels",
+    "components_as_instances",
     "exact_curve",
     "frame_components",
     "predicted_mask",

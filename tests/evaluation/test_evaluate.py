@@ -229,3 +229,20 @@ def test_plot_files_name_every_series(world):
     assert {row["series"] for row in rows} == {"mine score"}
     assert len(rows) <= 260
     assert max(row["recall"] for row in rows) == 1.0
+
+
+def test_instances_are_scored_where_the_set_has_them(world):
+    import cv2
+
+    root = world[0] / "set"
+    (root / "original").rename(root / "images")
+    (root / "instances").mkdir()
+    for name, (label, _) in world[1].items():
+        _, instances = cv2.connectedComponents((label == 1).astype(np.uint8), connectivity=8)
+        cv2.imwrite(str(root / f"instances/{name}.png"), (instances * 300).astype(np.uint16))
+    benchmark = open_benchmark("folder", root, name="mine", limits=LIMITS)
+    result = evaluate_benchmark(benchmark, ScoreFolder(world[0] / "scores"), EvaluationSettings(bootstrap=0))
+    write_results(world[0] / "out", result)
+    details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
+    assert 0 < details["instances"]["ap"] < details["instances"]["ap50"] < 1
+    assert details["instances"]["instances"] == details["components"]["gt_components"]
