@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 COLOURS = ("#8a8f98", "#d08700", "#b04ad8", "#1f8ad6", "#d6336c", "#12a36d", "#6b6b00")
 _INK = "#808890"
@@ -44,7 +45,7 @@ def curve_svg(
     mpl.use("Agg")
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.hashsalt": "anomdino",
         "svg.fonttype": "none",
         "text.color": _INK,

@@ -40,7 +40,8 @@ class ScoreRange:
         """Map a score map linearly to [0, 1], clipped; a range without width gives zeros."""
         if self.high <= self.low:
             return np.zeros(score.shape, np.float32)
-        return np.clip((score.astype(np.float32) - self.low) / np.float32(self.high - self.low), 0, 1)
+        share = (score.astype(np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
+        return np.asarray(np.clip(share, 0, 1), np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -109,8 +110,8 @@ def draw_overlay(
     scale = min(1.0, max_side / max(image.shape[:2]))
     width, height = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    score = cv2.resize(score.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    canvas = heat_overlay(small.astype(np.uint8), score.astype(np.float32), span, colormap, blend)
+    shrunk_score = cv2.resize(score.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    canvas = heat_overlay(np.asarray(small, np.uint8), np.asarray(shrunk_score, np.float32), span, colormap, blend)
     thickness = max(1, round(max(width, height) / 640))
     if truth is not None:
         labels = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST)
