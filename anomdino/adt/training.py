@@ -371,7 +371,9 @@ def _curve_logger(out: Path, host: TrainingHost, rank: int) -> Callable[[Row], N
         return lambda row: log.info(" ".join(f"{name} {value:.4g}" for name, value in row.items()))
     from dvclive import Live
 
-    live = Live(str(out / "dvclive"), report=None, save_dvc_exp=False, monitor_system=False)
+    live = Live(
+        str(out / "dvclive"), report=None, save_dvc_exp=False, monitor_system=False, dvcyaml=None
+    )
 
     def to_dvclive(row: Row) -> None:
         for name, value in row.items():
