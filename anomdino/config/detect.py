@@ -34,6 +34,8 @@ class DetectConfig(Block):
     """Boxes an image at most, the best first."""
     nms_iou: float = Field(default=0.7, gt=0, le=1)
     """Of two boxes that overlap by more than this IoU only the better one stays; 1 keeps all."""
+    fast: bool = False
+    """On CUDA: half precision and recorded graphs, one for each size of image; worth it for many images of few sizes."""
     negatives: NegativesConfig = Field(default_factory=NegativesConfig)
     """Suppression by class names."""
     target_recall: float = Field(default=0.95, gt=0, le=1)

@@ -90,5 +90,7 @@ def provide_compiled_ops() -> None:
 
     from anomdino.detector.deformable_attention import deformable_attention
 
+    if attention.multi_scale_deformable_attn_pytorch is not deformable_attention:
+        attention.plain_multi_scale_deformable_attn = attention.multi_scale_deformable_attn_pytorch
     attention.IS_CUDA_AVAILABLE = False
     attention.multi_scale_deformable_attn_pytorch = deformable_attention

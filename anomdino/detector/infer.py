@@ -32,10 +32,13 @@ class Detector:
         self, network: nn.Module, config: DetectorConfig, classes: int, detect: DetectConfig | None = None
     ) -> None:
         from anomdino.detector.dataset import test_transforms
+        from anomdino.detector.lean import LeanPredictor
         from anomdino.detector.mmdet_parts import Chain
 
-        self.network = network.eval()
+        self.network: Any = network.eval()
         self.config, self.classes, self.detect_config = config, classes, detect or DetectConfig()
+        fast = self.detect_config.fast
+        self.predictor = LeanPredictor(self.network, half=fast, graphs=fast)
         self.pipeline = Chain(test_transforms(config))
 
     @classmethod
@@ -89,17 +92,17 @@ class Detector:
                 "score the images with the scorer that the detector was trained with",
             )
         negatives = self.detect_config.negatives
-        prompts = [self.config.prompt, *negatives.names]
+        prompts = (self.config.prompt, *negatives.names)
         packed = self.pipeline({"img": image, "maps": maps, "text": prompts, "img_id": 0, "key": ""})
-        batch = self.network.data_preprocessor(  # type: ignore[operator,union-attr]
-            {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, False
-        )
-        instances = self.network.predict(batch["inputs"], batch["data_samples"])[0].pred_instances  # type: ignore[operator]
-        labels = instances.labels.cpu().numpy()
-        found = Boxes(instances.bboxes.float().cpu().numpy(), instances.scores.float().cpu().numpy())
+        batch = self.network.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": None}, False)
+        grid = packed["data_samples"].maps[None].to(self.device)
+        scores, shares = (part.cpu().numpy() for part in self.predictor(batch["inputs"], grid, prompts))
         size = (image.shape[0], image.shape[1])
-        objects = _subset(found, labels == 0).clipped(size)
-        objects = suppress_covered(objects, _subset(found, labels > 0).clipped(size), negatives)
+        xyxy = np.concatenate([shares[:, :2] - shares[:, 2:] / 2, shares[:, :2] + shares[:, 2:] / 2], 1)
+        xyxy *= np.array([size[1], size[0], size[1], size[0]], np.float32)
+        objects = Boxes(xyxy, scores[:, 0]).clipped(size)
+        known = Boxes(np.tile(xyxy, (len(prompts) - 1, 1)), scores[:, 1:].T.ravel()).clipped(size)
+        objects = suppress_covered(objects, known, negatives)
         return best_boxes(objects, self.detect_config)
 
 

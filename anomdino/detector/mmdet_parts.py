@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from mmdet.datasets import transforms as _transforms  # noqa: F401
     from mmdet.models import DetDataPreprocessor, GroundingDINO
     from mmdet.models.language_models.bert import generate_masks_with_special_tokens_and_transfer_map
-    from mmdet.models.layers.transformer.utils import MLP, get_text_sine_pos_embed
+    from mmdet.models.layers.transformer.utils import MLP, coordinate_to_encoding, get_text_sine_pos_embed
     from mmdet.models.utils.vlfuse_helper import BiMultiHeadAttention
     from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
     from mmdet.structures import DetDataSample
@@ -41,6 +41,7 @@ __all__ = [
     "DetDataSample",
     "GroundingDINO",
     "MMLogger",
+    "coordinate_to_encoding",
     "generate_masks_with_special_tokens_and_transfer_map",
     "get_text_sine_pos_embed",
 ]

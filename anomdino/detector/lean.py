@@ -1,0 +1,245 @@
+"""Prediction for single images without needless work: geometry and text once, no host synchronisation, CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomdino.detector.deformable_attention import deformable_attention
+
+Prompts = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What depends on the sizes of the pyramid's levels alone.
+
+    Attributes:
+        sizes: (h, w) of every level.
+        shapes: The same as an int64 tensor on the CPU, so that reading it never waits for the device.
+        extent: float32 (levels, 2), (w, h) of every level.
+        positions: float (1, N, C), position and level embedding of every token.
+        references: float32 (1, N, levels, 2), the tokens' own places.
+        proposals: float32 (1, N, 4), the tokens' boxes before the sigmoid, inf where there is none.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    shapes: Tensor
+    extent: Tensor
+    positions: Tensor
+    references: Tensor
+    proposals: Tensor
+
+
+class LeanPredictor:
+    """A detector's prediction for one image at a time, equal to ``network.predict``.
+
+    Args:
+        network: An :class:`~anomdino.detector.model.OuafsGroundingDINO` in evaluation mode.
+        half: Use float16 where it is safe (CUDA).
+        graphs: Replay CUDA graphs, one for every size of image (CUDA).
+    """
+
+    def __init__(self, network: Any, half: bool = False, graphs: bool = False) -> None:
+        self.network, self.half, self.graphs = network, half, graphs
+        self._geometry: dict[tuple[tuple[int, int], ...], Geometry] = {}
+        self._captured: dict[Any, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {}
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, maps: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Predict.
+
+        Args:
+            image: float32 (1, 3, H, W), normalised, on the network's device.
+            maps: float32 (1, classes + 3, h, w) on the grid of the image at the network's map stride.
+            prompts: Texts of the classes.
+
+        Returns:
+            ``scores`` float32 (queries, len(prompts)) and ``boxes`` float32 (queries, 4), (cx, cy, w, h) in shares of
+            the image.
+        """
+        text, mapping = self.network._text([prompts], None)
+        tokens = [mapping[0][index + 1] for index in range(len(prompts))]
+        if not (self.graphs and image.is_cuda):
+            return self._predict(image, maps, text, tokens)
+        key = (tuple(image.shape), tuple(maps.shape), prompts)
+        if key not in self._captured:
+            self._captured[key] = _capture(lambda i, m: self._predict(i, m, text, tokens), image, maps)
+        return self._captured[key](image, maps)
+
+    def _predict(
+        self, image: Tensor, maps: Tensor, text: dict[str, Tensor], tokens: list[list[int]]
+    ) -> tuple[Tensor, Tensor]:
+        network = self.network
+        with torch.autocast(image.device.type, torch.float16, enabled=self.half, cache_enabled=False):
+            features = list(network.extract_feat(image))
+            if network.ouafs.stages:
+                features = network.ouafs(features, maps, None).features
+            geometry = self._geometry_of(features)
+            memory, memory_text = self._encode(features, text, geometry)
+            query, reference = self._propose(memory, memory_text, text, geometry)
+            hidden, reference = self._decode(query, reference, memory, memory_text, text, geometry)
+            head = network.bbox_head
+            last = network.decoder.num_layers - 1
+            scores = (
+                head.cls_branches[last](hidden, memory_text, text["text_token_mask"])[0].float().sigmoid()
+            )
+            boxes = (head.reg_branches[last](hidden).float() + _logit(reference, 1e-5)).sigmoid()[0]
+        classes = torch.stack([sum(scores[:, t] for t in members) / len(members) for members in tokens], -1)
+        return classes, boxes
+
+    def _geometry_of(self, features: list[Tensor]) -> Geometry:
+        sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
+        if sizes not in self._geometry:
+            self._geometry[sizes] = build_geometry(self.network, features, sizes)
+        return self._geometry[sizes]
+
+    def _encode(
+        self, features: list[Tensor], text: dict[str, Tensor], geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        from anomdino.detector.mmdet_parts import get_text_sine_pos_embed
+
+        encoder = self.network.encoder
+        memory = torch.cat([feature.flatten(2).transpose(1, 2) for feature in features], 1)
+        language = text["embedded"]
+        places = get_text_sine_pos_embed(
+            text["position_ids"][..., None], num_pos_feats=self.network.embed_dims, exchange_xy=False
+        )
+        hidden_from = ~text["masks"]
+        for layer, text_layer, fusion in zip(
+            encoder.layers, encoder.text_layers, encoder.fusion_layers, strict=True
+        ):
+            memory, language = fusion(visual_feature=memory, lang_feature=language)
+            heads = text_layer.self_attn_cfg.num_heads
+            language = text_layer(
+                query=language,
+                query_pos=places,
+                attn_mask=hidden_from.repeat(heads, 1, 1),
+                key_padding_mask=None,
+            )
+            memory = _sample(
+                layer.self_attn, memory, geometry.positions, memory, geometry.references, geometry
+            )
+            memory = layer.norms[1](layer.ffn(layer.norms[0](memory)))
+        return memory, language
+
+    def _propose(
+        self, memory: Tensor, memory_text: Tensor, text: dict[str, Tensor], geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        network = self.network
+        valid = torch.isfinite(geometry.proposals[..., :1])
+        output = network.memory_trans_norm(network.memory_trans_fc(memory * valid))
+        branch = network.bbox_head.cls_branches[network.decoder.num_layers]
+        best = branch(output, memory_text, text["text_token_mask"]).amax(-1)
+        chosen = best.topk(network.num_queries, dim=1).indices.unsqueeze(-1)
+        picked = output.gather(1, chosen.expand(-1, -1, output.shape[-1]))
+        offsets = network.bbox_head.reg_branches[network.decoder.num_layers](picked).float()
+        reference = (offsets + geometry.proposals.gather(1, chosen.expand(-1, -1, 4))).sigmoid()
+        return network.query_embedding.weight.unsqueeze(0), reference
+
+    def _decode(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        memory_text: Tensor,
+        text: dict[str, Tensor],
+        geometry: Geometry,
+    ) -> tuple[Tensor, Tensor]:
+        from anomdino.detector.mmdet_parts import coordinate_to_encoding
+
+        decoder, branches = self.network.decoder, self.network.bbox_head.reg_branches
+        padded = ~text["text_token_mask"]
+        entered = reference
+        for index, layer in enumerate(decoder.layers):
+            entered = reference
+            place = decoder.ref_point_head(coordinate_to_encoding(reference))
+            query = layer.norms[0](
+                layer.self_attn(query=query, key=query, value=query, query_pos=place, key_pos=place)
+            )
+            query = layer.norms[1](
+                layer.cross_attn_text(
+                    query=query, query_pos=place, key=memory_text, value=memory_text, key_padding_mask=padded
+                )
+            )
+            wide = reference.unsqueeze(2).expand(-1, -1, len(geometry.sizes), -1)
+            query = layer.norms[2](_sample(layer.cross_attn, query, place, memory, wide, geometry))
+            query = layer.norms[3](layer.ffn(query))
+            if index + 1 < len(decoder.layers):
+                reference = (branches[index](query).float() + _logit(reference, 1e-3)).sigmoid()
+        return decoder.norm(query), entered
+
+
+def build_geometry(network: Any, features: list[Tensor], sizes: tuple[tuple[int, int], ...]) -> Geometry:
+    """Compute the geometry of an unpadded image by the network's own functions."""
+    device, dims = features[0].device, network.embed_dims
+    with torch.autocast(device.type, enabled=False):
+        shapes = torch.tensor(sizes)
+        places = [network.positional_encoding(None, input=feature.float()) for feature in features]
+        positions = torch.cat(
+            [
+                place.flatten(2).transpose(1, 2) + network.level_embed[level].view(1, 1, -1)
+                for level, place in enumerate(places)
+            ],
+            1,
+        )
+        ratios = torch.ones(1, len(sizes), 2, device=device)
+        references = network.encoder.get_encoder_reference_points(shapes, ratios, device)
+        blank = torch.zeros(1, positions.shape[1], dims, device=device)
+        _, proposals = network.gen_encoder_output_proposals(blank, None, shapes.to(device))
+        extent = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=device)
+    return Geometry(sizes, shapes, extent, positions.float(), references.float(), proposals.float())
+
+
+def _sample(
+    attention: nn.Module, query: Tensor, place: Tensor, memory: Tensor, reference: Tensor, geometry: Geometry
+) -> Tensor:
+    """Run mmcv's MultiScaleDeformableAttention on unpadded input, with its residual connection."""
+    module: Any = attention
+    asked = query + place
+    batch, queries, _ = query.shape
+    shape = (batch, queries, module.num_heads, module.num_levels, module.num_points)
+    value = module.value_proj(memory).view(batch, memory.shape[1], module.num_heads, -1)
+    offsets = module.sampling_offsets(asked).float().view(*shape, 2)
+    weights = module.attention_weights(asked).float().view(*shape[:3], -1).softmax(-1).view(shape)
+    reference = reference[:, :, None, :, None, :]
+    if reference.shape[-1] == 2:
+        locations = reference + offsets / geometry.extent[None, None, None, :, None, :]
+    else:
+        locations = reference[..., :2] + offsets / module.num_points * reference[..., 2:] * 0.5
+    mixed = deformable_attention(value, geometry.shapes, locations, weights)
+    updated: Tensor = module.output_proj(mixed) + query
+    return updated
+
+
+def _logit(x: Tensor, eps: float) -> Tensor:
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def _capture(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], image: Tensor, maps: Tensor
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Record a function of two CUDA tensors as a graph and give a function that replays it."""
+    still = image.clone(), maps.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            function(*still)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function(*still)
+
+    def replay(new_image: Tensor, new_maps: Tensor) -> tuple[Tensor, Tensor]:
+        still[0].copy_(new_image)
+        still[1].copy_(new_maps)
+        graph.replay()
+        return result[0].clone(), result[1].clone()
+
+    return replay

@@ -1,0 +1,49 @@
+import copy
+
+import pytest
+import torch
+
+from anomdino.detector.architecture import build_detector
+from anomdino.detector.lean import LeanPredictor
+from tests.detector.conftest import CLASSES, small_config
+from tests.detector.test_model import published_width, sample
+
+
+@pytest.mark.parametrize("prompts", [("ood-object",), ("ood-object", "car", "traffic light")])
+@pytest.mark.parametrize("size", [(64, 96), (50, 71)])
+@pytest.mark.parametrize("width", ["small", "published"])
+def test_equals_the_networks_own_prediction(prompts, size, width):
+    config = (
+        small_config(fusion={"gate_init": 1.0})
+        if width == "small"
+        else published_width(fusion={"gate_init": 1.0})
+    )
+    network = build_detector(config, CLASSES).eval()
+    for name, parameter in network.named_parameters():
+        if "reg_branches" in name or "sampling_offsets" in name or "attention_weights" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    image = torch.randn(1, 3, *size)
+    data = sample(size, [], size, text=list(prompts))
+    with torch.no_grad():
+        expected = network.predict(image, [copy.deepcopy(data)])[0].pred_instances
+    scores, boxes = LeanPredictor(network)(image, data.maps[None], prompts)
+    best = scores.flatten().topk(len(expected)).values
+    torch.testing.assert_close(best, expected.scores, atol=1e-5, rtol=1e-4)
+    order = scores.flatten().topk(len(expected)).indices
+    picked = boxes[order // len(prompts)]
+    xyxy = torch.cat([picked[:, :2] - picked[:, 2:] / 2, picked[:, :2] + picked[:, 2:] / 2], 1)
+    pixels = (xyxy * torch.tensor([size[1], size[0], size[1], size[0]])).clamp(min=0)
+    pixels = torch.minimum(pixels, torch.tensor([size[1], size[0], size[1], size[0]]).float())
+    torch.testing.assert_close(pixels, expected.bboxes, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_graphs_and_half_precision_stay_close():
+    network = build_detector(small_config(fusion={"gate_init": 1.0}), CLASSES).eval().cuda()
+    image, maps = torch.randn(1, 3, 64, 96).cuda(), torch.rand(1, CLASSES + 3, 8, 12).cuda()
+    exact, _ = LeanPredictor(network)(image, maps, ("ood-object",))
+    fast = LeanPredictor(network, half=True, graphs=True)
+    for _ in range(3):
+        scores, _ = fast(image, maps, ("ood-object",))
+        torch.testing.assert_close(scores.sort(0).values, exact.sort(0).values, atol=1e-2, rtol=0.0)
