@@ -13,8 +13,8 @@ from anomdino.scorer.base import resize
 class ASPP(nn.Module):
     """Image pooling, a 1x1 convolution and dilated 3x3 convolutions side by side.
 
-    The output is the concatenation, in this order, of image pooling, 1x1 and one branch per dilation:
-    (B, branch_channels * (2 + len(dilations)), h, w). Convolutions have no bias; each is followed by batch
+    The output is the concatenation, in this order, of image pooling, 1x1 and one branch per dilation: (B,
+    branch_channels * (2 + len(dilations)), h, w). Convolutions have no bias; each is followed by batch
     normalisation and ReLU. Parameter names are those of RPL (``img_conv.{0,1}``, ``features.{i}.{0,1}``).
 
     Args:

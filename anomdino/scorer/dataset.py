@@ -1,8 +1,7 @@
 """Training crops, streamed: closed-set scenes, and scenes with pasted outliers.
 
 A crop depends on the seed and on its number in the training alone, so that it is the same for any number of
-loading
-processes, of training processes, and after a resume.
+loading processes, of training processes, and after a resume.
 """
 
 from __future__ import annotations
@@ -101,13 +100,11 @@ class ImagePairs:
         planes: Name of the second folder: ``labels`` or ``masks``.
         allowed: Values that the second files may hold; ``None`` allows all.
         cache_mb: Memory for decoded pairs; the first pairs that fit are decoded at once, with threads, so
-            that
-            forked loading processes share them.
+            that forked loading processes share them.
 
     Raises:
         DataError: A folder is missing or empty, a file lacks its partner or cannot be read, sizes differ, or
-            a value
-            is not allowed.
+            a value is not allowed.
     """
 
     def __init__(
@@ -165,8 +162,7 @@ class StepSampler(Sampler[list[SampleId]]):
     """The crops of every step of one process.
 
     An epoch has ``count // batch`` steps (at least one) and leaves the rest of its order out, as the
-    published loader
-    does. Every process takes its slice of the global batch.
+    published loader does. Every process takes its slice of the global batch.
 
     Args:
         count: Scenes.

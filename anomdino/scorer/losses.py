@@ -116,9 +116,8 @@ def corocl_loss(
     b.2).
 
     Four pools of L2-normalised projections - outlier and inlier pixels of the mixed scenes, outlier and
-    inlier
-    pixels of the outlier photos - are permuted in this order and cut to S = min(max_samples, the four sizes).
-    Anchors are the scene's pools; contrast samples are all four; an anchor is never its own positive.
+    inlier pixels of the outlier photos - are permuted in this order and cut to S = min(max_samples, the four
+    sizes). Anchors are the scene's pools; contrast samples are all four; an anchor is never its own positive.
 
     Args:
         scene_projection: (B, K, h, w), of scenes that each have a pixel of 254.

@@ -91,8 +91,7 @@ def train_scorer(
     """Train a scorer, or take one from a checkpoint, and write it to ``out``.
 
     Writes ``model.safetensors``, ``config.json``, ``history.json`` and ``closed_set_miou.json``. A training
-    that was
-    killed goes on from its last resume point when called again with the same arguments.
+    that was killed goes on from its last resume point when called again with the same arguments.
 
     Args:
         config: The block ``rpl``.

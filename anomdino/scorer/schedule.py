@@ -19,8 +19,7 @@ class PolySchedule:
         power: Published: 0.9.
         minimum: Lower limit of the rate before a group's factor (published: 1e-8).
         lag: The published code sets the rate *after* a step from that step's index, so that step i runs at
-            the
-            rate of i - 1 and steps 0 and 1 both at the base rate: lag 1. Lag 0 is the textbook schedule.
+            the rate of i - 1 and steps 0 and 1 both at the base rate: lag 1. Lag 0 is the textbook schedule.
         warmup: Steps of a linear rise from 0, multiplied on top (published: none).
     """
 
@@ -53,8 +52,7 @@ def residual_groups(
 
     The final 1x1 convolution and an empty group at ``final_factor * lr``; then, for context, reduction and
     projection, a group of convolution weights and one of biases and normalisations, at ``lr``. Weight decay,
-    which
-    the published training does not apply, is for convolution weights.
+    which the published training does not apply, is for convolution weights.
     """
     block = scorer.residual_module()
     groups = []

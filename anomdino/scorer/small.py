@@ -17,7 +17,8 @@ STRIDES = (2, 4, 8, 16)
 def build(
     num_classes: int = NUM_CLASSES,
     *,
-    channels: Sequence[int] = (16, 32, 64, 128),
+    channels: Sequence[int] = (16, 24, 64, 128),
+    blocks: Sequence[int] = (1, 2, 2),
     context_channels: int = 64,
     skip_channels: int = 16,
     head_channels: int = 48,
@@ -27,6 +28,7 @@ def build(
     return SmallScorer(
         num_classes,
         channels=channels,
+        blocks=blocks,
         context_channels=context_channels,
         skip_channels=skip_channels,
         head_channels=head_channels,
@@ -42,6 +44,7 @@ class SmallScorer(DecoderScorer):
     Args:
         num_classes: C.
         channels: Channels of the encoder at strides 2, 4, 8 and 16.
+        blocks: Residual blocks at strides 4, 8 and 16.
         context_channels: Channels of an ASPP branch and of its reduction.
         skip_channels: Channels of the stride-4 skip connection after its 1x1 convolution.
         head_channels: Channels between the two convolutions of the head.
@@ -53,13 +56,14 @@ class SmallScorer(DecoderScorer):
         num_classes: int,
         *,
         channels: Sequence[int],
+        blocks: Sequence[int],
         context_channels: int,
         skip_channels: int,
         head_channels: int,
         dilations: Sequence[int],
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(channels)
+        self.encoder = Encoder(channels, blocks)
         self.aspp = ASPP(channels[-1], context_channels, dilations)
         self.bot_aspp = nn.Conv2d(self.aspp.out_channels, context_channels, 1, bias=False)
         self.bot_fine = nn.Conv2d(channels[1], skip_channels, 1, bias=False)
@@ -101,16 +105,15 @@ class SmallScorer(DecoderScorer):
 class Encoder(nn.Module):
     """Four stages; each halves the size by its first block."""
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
-        if len(channels) != len(STRIDES):
-            raise TypeError(
-                f"channels has {len(channels)} entries, one for each stride of {STRIDES} is needed"
-            )
+        if len(channels) != len(STRIDES) or len(blocks) != len(STRIDES) - 1:
+            raise TypeError(f"strides {STRIDES} need one channel count each, and one block count less")
         first, *rest = channels
         self.stages = nn.ModuleList([nn.Sequential(*conv_norm(3, first, stride=2), nn.ReLU(inplace=True))])
-        for before, after in zip(channels, rest, strict=False):
-            self.stages.append(nn.Sequential(BasicBlock(before, after, stride=2), BasicBlock(after, after)))
+        for before, after, count in zip(channels, rest, blocks, strict=False):
+            further = (BasicBlock(after, after) for _ in range(count - 1))
+            self.stages.append(nn.Sequential(BasicBlock(before, after, stride=2), *further))
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         """Give the output of every stage by stride."""

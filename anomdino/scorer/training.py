@@ -91,8 +91,7 @@ def fit(
     """Train until the schedule ends and leave the chosen weights in the objective's scorer.
 
     A resume point in ``folder`` with the same fingerprint is taken up; on a CPU the result is then bit for
-    bit
-    that of an unbroken training. Resume points and best weights appear whole or not at all.
+    bit that of an unbroken training. Resume points and best weights appear whole or not at all.
 
     Args:
         objective: Scorer and loss, on the world's device.
