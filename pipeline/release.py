@@ -83,10 +83,11 @@ def main(
         work.mkdir(parents=True, exist_ok=True)
         atomic_write_text(work / "params.yaml", render_params(params))
         started = time.perf_counter()
+        released = parameters(profile, None, None, {}, set_ or [])
         for wave in waves(list(params.benchmark.sets)):
             run_together(wave, work)
             if {step.module for step in wave} & {"train_rpl", "train_detector", "train_adt"}:
-                _report(work, to)
+                _report(work, released, to)
             if through in {step.module for step in wave}:
                 break
         typer.echo(f"release: {time.perf_counter() - started:.0f} s in all, model in {to}")
@@ -152,12 +153,11 @@ def run_together(steps: list[Step], work: Path) -> None:
             process.wait()
 
 
-def _report(work: Path, to: Path) -> None:
+def _report(work: Path, params: Params, to: Path) -> None:
     from anomdino.release.build import build_release, half_agrees
 
     models = work / "data" / "models"
-    details = {"trained by": "python -m pipeline.release"}
-    sizes = build_release(models, work / "params.yaml", to, details)
+    sizes = build_release(models, params, to, {"trained by": "python -m pipeline.release"})
     parts = ", ".join(f"{part} {size / 1e6:.2f} MB" for part, size in sizes.items())
     typer.echo(
         f"release: {parts}; half precision changes the residual logits by {half_agrees(models, to):.1e}"

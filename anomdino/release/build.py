@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anomdino.config.params import Params, render_params
 from anomdino.errors import CheckpointError
 from anomdino.io.atomic import atomic_write_text
 
@@ -15,7 +16,7 @@ COPIED = {"detector": ("model.safetensors", "config.json"), "adt": ("model.safet
 
 
 def build_release(
-    models: Path, params: Path, target: Path, details: Mapping[str, Any] | None = None
+    models: Path, params: Params, target: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
     """Lay out a released model: ``params.yaml`` and ``models/{rpl,detector,adt}``.
 
@@ -24,7 +25,7 @@ def build_release(
 
     Args:
         models: Folder with ``rpl`` and, where they were trained, ``detector`` and ``adt``.
-        params: The parameters that they were trained with.
+        params: The parameters that they were trained with, without the user's own paths.
         target: Folder of the release; parts of it that are replaced are replaced whole.
         details: What the scorer's ``config.json`` should say about its origin.
 
@@ -56,7 +57,7 @@ def build_release(
             if (models / part / name).is_file():
                 shutil.copyfile(models / part / name, folder / name)
         sizes[part] = sum(file.stat().st_size for file in folder.iterdir())
-    atomic_write_text(target / "params.yaml", params.read_text(encoding="utf-8"))
+    atomic_write_text(target / "params.yaml", render_params(params))
     return sizes
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from anomdino.config.params import load_params
+from anomdino.config.params import Params, load_params
 from anomdino.errors import CheckpointError, ConfigError, TrainingError
 from anomdino.release.build import build_release, half_agrees
 from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
@@ -88,14 +88,13 @@ def trained(folder: Path, options: dict[str, object]) -> Path:
         (folder / "models" / part / "config.json").write_text("{}")
         (folder / "models" / part / "model.safetensors").write_bytes(b"weights of " + part.encode())
         (folder / "models" / part / "history.json").write_text("[]")
-    (folder / "params.yaml").write_text("seed: 3\n")
     return folder / "models"
 
 
 def test_release_holds_half_weights_and_what_prediction_needs(tmp_path: Path) -> None:
     models = trained(tmp_path / "work", {})
     target = tmp_path / "light"
-    sizes = build_release(models, tmp_path / "work" / "params.yaml", target, {"commands": "one"})
+    sizes = build_release(models, Params(seed=3), target, {"commands": "one"})
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     assert files == [
         "models/adt/config.json",
@@ -123,7 +122,7 @@ def test_parts_that_were_not_trained_are_left_out_and_replaced_whole(tmp_path: P
     (target / "models" / "adt").mkdir(parents=True)
     (target / "models" / "adt" / "old.txt").touch()
     (models / "detector" / "config.json").unlink()
-    build_release(models, tmp_path / "work" / "params.yaml", target)
+    build_release(models, Params(seed=3), target)
     assert not (target / "models" / "detector").exists()
     assert not (target / "models" / "adt" / "old.txt").exists()
 
@@ -132,7 +131,7 @@ def test_a_scorer_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest
     models = trained(tmp_path / "work", {})
     monkeypatch.setattr("anomdino.release.build.SCORER_LIMIT", 1000)
     with pytest.raises(CheckpointError, match="1000 are allowed"):
-        build_release(models, tmp_path / "work" / "params.yaml", tmp_path / "light")
+        build_release(models, Params(seed=3), tmp_path / "light")
 
 
 def test_light_benchmark_figures_agree_with_scikit_learn() -> None:
