@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from anomdino.benchmarks import Benchmark, open_set
 from anomdino.config.params import Params, load_params
 from anomdino.errors import AnomdinoError, ConfigError
+
+if TYPE_CHECKING:
+    from anomdino.benchmarks import Benchmark
 
 DATA = Path("data")
 INLIER = DATA / "inlier"
@@ -68,6 +71,8 @@ def open_benchmark(params: Params, name: str) -> Benchmark:
         ConfigError: ``params.yaml`` has no such benchmark.
         DataError: Its files are missing or do not pair.
     """
+    from anomdino.benchmarks import open_set
+
     sets = params.benchmark.sets
     if name not in sets:
         raise ConfigError(
