@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from anomdino.errors import DataError
 from anomdino.evaluation.frames import LoadedFrame, loaded_frames
 from anomdino.evaluation.histograms import ScoreSketch, common_histograms, sketch
 from anomdino.evaluation.result import BenchmarkResult, EvaluationSettings, Save
-from anomdino.evaluation.sources import OutputSource
+from anomdino.evaluation.sources import FloatMap, OutputSource
 from anomdino.metrics.curve import positive_curve, rank_auroc
 from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
+from anomdino.metrics.s2m import S2mState
 from anomdino.metrics.smiyc import SmiycPixels
 from anomdino.metrics.sorting import SortedScores, sort_scores
 from anomdino.metrics.streaming import StreamingPixels
@@ -28,6 +32,7 @@ class _Output:
     turn: Lock
     smiyc: SmiycPixels = field(default_factory=SmiycPixels)
     sketches: list[ScoreSketch] = field(default_factory=list)
+    s2m: S2mState | None = field(default_factory=S2mState)
 
     def add(self, frame: LoadedFrame) -> dict[str, Any]:
         """Add an image and return its row of pixel metrics."""
@@ -39,11 +44,19 @@ class _Output:
             raise DataError(frame.sample.image, cause, "fix the method that made it") from error
         self.smiyc.update_sorted(scores)
         self.sketches.append(sketch(scores))
+        self._add_s2m(prediction.score, frame.label)
         row = {"key": frame.sample.key, "output": self.name} | _image_metrics(scores)
         row |= {"score_min": float(prediction.score.min()), "score_max": float(prediction.score.max())}
         with self.turn:
             self.pooled.update_sorted(scores)
         return row
+
+    def _add_s2m(self, score: FloatMap, label: npt.NDArray[np.uint8]) -> None:
+        """S2M's thresholds lie in [0, 1]; an output that leaves this range has no S2M metrics."""
+        if self.s2m is not None and score.min() >= 0 and score.max() <= 1:
+            self.s2m.update(score, label)
+        else:
+            self.s2m = None
 
 
 def pool_pixels(
@@ -90,6 +103,8 @@ def _read_off(result: BenchmarkResult, output: _Output, settings: EvaluationSett
     closest = output.pooled.compute("closest")
     result.pixel[name] = {"pooled": first, "rpl": closest, "fishyscapes": first, "smiyc": metrics}
     result.thresholds[name] = metrics.best_f1_threshold
+    if output.s2m is not None:
+        result.s2m[name] = output.s2m
     points = settings.curve_points
     result.curves[name] = {"smiyc": curve.thinned(points), "pooled": pooled.thinned(points)}
     bins = pooled.thinned(settings.histogram_bins).thresholds

@@ -17,6 +17,7 @@ from anomdino.metrics.components import ComponentMetrics
 from anomdino.metrics.curve import Curve
 from anomdino.metrics.instances import InstanceState
 from anomdino.metrics.results import PixelMetrics
+from anomdino.metrics.s2m import S2mState
 
 OWN_MASK = "mask"
 
@@ -62,6 +63,7 @@ class BenchmarkResult:
         histograms: Scores of every image on common bins, by output.
         left_out: Images that could not be scored, key to reason.
         false_positive_classes: False-positive pixels by closed-set class id, by output.
+        s2m: S2M's IoU and F1 over thresholds, for outputs whose scores lie in [0, 1].
         instances: Masks of predicted and true instances by output, where the data set has instances.
         detector: Quality of the boxes, or None without a detector.
         detector_curve: Its shares by score threshold.
@@ -78,6 +80,7 @@ class BenchmarkResult:
     histograms: dict[str, ImageHistograms] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     false_positive_classes: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    s2m: dict[str, S2mState] = field(default_factory=dict)
     instances: dict[str, InstanceState] = field(default_factory=dict)
     detector: dict[str, float | None] | None = None
     detector_curve: list[dict[str, float | None]] = field(default_factory=list)

@@ -167,6 +167,14 @@ def _output_details(result: BenchmarkResult, name: str) -> dict[str, Any]:
         details["threshold"] = result.thresholds[name]
         details["pixel"] = {key: value.as_dict() for key, value in result.pixel[name].items()}
         details["pixel"]["per_image"] = per_image_protocol(rows)
+    if name in result.s2m:
+        measured = result.s2m[name].compute()
+        details["s2m"] = {
+            "AuIoU": measured["area"],
+            "mean_F1": measured["mean_f1"],
+            "best_mIoU": measured["Best_miou"],
+            "best_threshold": measured["Best_threshold"],
+        }
     if name in result.instances:
         details["instances"] = vars(result.instances[name].compute())
     if name in result.false_positive_classes:

@@ -6,6 +6,7 @@ Usable without the rest of the package; nothing here imports torch.
 from anomdino.metrics.components import ComponentMetrics, ComponentState, frame_components, predicted_mask
 from anomdino.metrics.curve import Curve, exact_curve
 from anomdino.metrics.instances import InstanceMetrics, InstanceState, components_as_instances
+from anomdino.metrics.protocols import PerImageMetrics, per_image_metrics, pixel_metrics
 from anomdino.metrics.results import PixelMetrics
 from anomdino.metrics.s2m import S2mState
 from anomdino.metrics.smiyc import SmiycPixels
@@ -18,6 +19,7 @@ __all__ = [
     "Curve",
     "InstanceMetrics",
     "InstanceState",
+    "PerImageMetrics",
     "PixelMetrics",
     "S2mState",
     "SmiycPixels",
@@ -26,6 +28,8 @@ __all__ = [
     "components_as_instances",
     "exact_curve",
     "frame_components",
+    "per_image_metrics",
+    "pixel_metrics",
     "predicted_mask",
     "sort_scores",
 ]

@@ -28,11 +28,10 @@ class S2mState:
         """
         if confidence.shape != label.shape:
             raise ValueError(f"confidence has shape {confidence.shape}, label {label.shape}")
-        passed = np.searchsorted(TAUS, confidence.ravel().astype(np.float64), side="left")
-        anomaly = (label == 1).ravel()
-        predicted, hit = _above(passed), _above(passed[anomaly])
-        total = predicted + np.count_nonzero(anomaly)
-        union = total - hit
+        anomaly = label == 1
+        hit, other = _above(confidence[anomaly]), _above(confidence[~anomaly])
+        truth = int(np.count_nonzero(anomaly))
+        union, total = truth + other, truth + hit + other
         self.iou_sum += np.divide(hit, union, out=np.zeros(len(TAUS)), where=union > 0)
         self.f1_sum += np.divide(2 * hit, total, out=np.zeros(len(TAUS)), where=union > 0)
         self.images += 1
@@ -64,7 +63,13 @@ class S2mState:
         }
 
 
-def _above(passed: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-    """Count, for each threshold, the pixels above it, given how many thresholds each pixel passes."""
-    histogram = np.bincount(passed, minlength=len(TAUS) + 1)
-    return histogram[::-1].cumsum()[::-1][1:].astype(np.int64)
+def _above(values: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Count the values above each threshold, compared in float64."""
+    ordered = np.sort(values)
+    edges = TAUS.astype(ordered.dtype)
+    too_low = edges.astype(np.float64) < TAUS
+    edges[too_low] = np.nextafter(edges[too_low], np.array(np.inf, ordered.dtype))
+    exact = edges.astype(np.float64) == TAUS
+    right = np.searchsorted(ordered, edges, side="right")
+    left = np.searchsorted(ordered, edges, side="left")
+    return (ordered.size - np.where(exact, right, left)).astype(np.int64)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -182,3 +188,36 @@ def test_submission_checks_the_number_of_frames(track):
     (track / "strong/validation0004.npz").unlink()
     with pytest.raises(DataError, match="validation0004"):
         submit(track, "--expected-count", 0)
+
+
+@pytest.mark.slow
+def test_compare_reads_a_git_revision_from_dvcs_cache(track, monkeypatch):
+    """The weak run is committed with DVC, the strong one lies in the working tree."""
+    if importlib.util.find_spec("dvc") is None:
+        pytest.skip("DVC is not installed")
+    project = track / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+    def shell(*command):
+        subprocess.run(command, check=True, capture_output=True)
+
+    shell("git", "init", "-q")
+    shell("git", "config", "user.email", "a@b.c")
+    shell("git", "config", "user.name", "a")
+    shell("dvc", "init", "-q")
+    for method in ("weak", "strong"):
+        run_evaluate(track, method)
+    shutil.copytree(track / "out_weak", "data/predictions/AnomalyTrack")
+    shell("dvc", "add", "-q", "data/predictions")
+    shell("git", "add", "-A")
+    shell("git", "commit", "-qm", "weak")
+    shutil.rmtree("data/predictions")
+    shutil.copytree(track / "out_strong", "data/predictions/AnomalyTrack")
+    result = invoke("compare", "HEAD", ".", "--json", track / "c.json")
+    assert result.exit_code == 0
+    metrics = json.loads((track / "c.json").read_text())["AnomalyTrack"]["score"]["metrics"]
+    assert metrics["AP"]["difference"] > 0.1
+    with pytest.raises(DataError, match="no revision with results"):
+        invoke("compare", "nothing", ".")

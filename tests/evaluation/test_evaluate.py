@@ -246,3 +246,19 @@ def test_instances_are_scored_where_the_set_has_them(world):
     details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
     assert 0 < details["instances"]["ap"] < details["instances"]["ap50"] < 1
     assert details["instances"]["instances"] == details["components"]["gt_components"]
+
+
+def test_s2m_metrics_are_given_for_scores_between_0_and_1(world):
+    from anomdino.metrics import S2mState
+
+    assert evaluated(world).s2m == {}
+    state = S2mState()
+    for name, (label, score) in world[1].items():
+        share = (1 / (1 + np.exp(-9.0 - score))).astype(np.float32)
+        write_score(world[0] / f"scores/{name}.npz", share)
+        state.update(share, label)
+    result = evaluated(world)
+    assert result.s2m["score"].compute() == state.compute()
+    write_results(world[0] / "out", result)
+    details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
+    assert details["s2m"]["AuIoU"] == pytest.approx(state.compute()["area"], abs=1e-6)
