@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anomdino.config.params import Params
     from anomdino.evaluation import BenchmarkResult, EvaluationSettings
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 METRICS, METRIC_TABLES, PLOTS = Path("metrics.json"), Path("eval"), Path("plots")
 REPORT = Path("report")

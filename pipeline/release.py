@@ -25,7 +25,7 @@ from anomdino.config.params import Params, check_params, profile_params, render_
 from anomdino.errors import AnomdinoError, TrainingError
 from anomdino.io.atomic import atomic_write_text
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "anomdino" / "release" / "light"
 
