@@ -215,8 +215,11 @@ class RplConfig(Block):
     """Processes that load and augment images; -1 takes one a core on a GPU machine and none on a CPU."""
     cache_mb: int = Field(2048, ge=0)
     """Memory for decoded images, in MB; what does not fit is decoded again every time."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """Arithmetic of the forward pass on a GPU; a CPU always computes in float32."""
+    precision: Literal["float32", "auto", "bf16", "fp16"] = "float32"
+    """Arithmetic of the forward pass in training. bf16, fp16: on a GPU (a CPU then computes in float32).
+    auto:
+    bf16 where the device computes in it natively (GPU of capability 8.0, CPU with AVX512-BF16), else
+    float32."""
     channels_last: bool = True
     """Memory format of images and weights."""
     checkpoint_every: int = Field(500, ge=1)

@@ -86,7 +86,7 @@ class ClosedSetObjective(Objective):
         if self.config.loss_at == "decoder":
             labels = aligned_labels(labels, logits.shape[-2:])
         else:
-            logits = resize(logits, labels.shape[-2:])
+            logits = resize(logits.float(), labels.shape[-2:])
         return {"loss": closed_set_loss(logits, labels, self.class_weights, self.world.count)}
 
 
@@ -142,7 +142,7 @@ class ResidualObjective(Objective):
         if self.config.loss_at == "decoder":
             return closed, residual, aligned_labels(labels, closed.shape[-2:])
         size = labels.shape[-2:]
-        return resize(closed, size), resize(residual, size), labels
+        return resize(closed.float(), size), resize(residual.float(), size), labels
 
     def _contrast(
         self, output: ScorerOutput, labels: Tensor, batch: Batch, scenes: Tensor | None, step: int
@@ -151,12 +151,13 @@ class ResidualObjective(Objective):
             return output.residual_logits.new_zeros((), dtype=torch.float32)
         kept = scenes.to(labels.device)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "corocl", self.world.rank, step))
-        return corocl_loss(
-            output.projection[kept],
-            labels[kept],
-            output.projection[len(labels) + kept],
-            batch.outlier_labels.long()[kept],
-            max_samples=self.config.corocl.samples,
-            temperature=self.config.corocl.temperature,
-            generator=generator,
-        )
+        with torch.autocast(labels.device.type, enabled=False):
+            return corocl_loss(
+                output.projection[kept],
+                labels[kept],
+                output.projection[len(labels) + kept],
+                batch.outlier_labels.long()[kept],
+                max_samples=self.config.corocl.samples,
+                temperature=self.config.corocl.temperature,
+                generator=generator,
+            )

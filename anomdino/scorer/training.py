@@ -44,7 +44,7 @@ class Plan:
     Attributes:
         name: Name of the phase in history and messages.
         schedule: Learning rates; its total is the number of steps.
-        precision: ``float32``, ``bf16`` or ``fp16``; the last two on a GPU alone.
+        precision: See :func:`low_precision`.
         clip: Largest gradient norm, 0 for none.
         log_every: Steps between records of the losses.
         validate_every: Steps between validations, 0 for one at the end.
@@ -110,7 +110,9 @@ def fit(
     """
     objective.start_step()
     optimiser = objective.optimiser()
-    scaler = torch.amp.GradScaler(world.device.type, enabled=_low_precision(plan, world) == torch.float16)
+    scaler = torch.amp.GradScaler(
+        world.device.type, enabled=low_precision(plan.precision, world.device) == torch.float16
+    )
     average = WeightAverage(objective.scorer, plan.average)
     meter = Meter()
     moving = Moving(objective.scorer, optimiser, scaler, average, meter)
@@ -349,14 +351,31 @@ def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
-def _low_precision(plan: Plan, world: World) -> torch.dtype | None:
-    if world.device.type != "cuda":
+def low_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """Give the type of a mixed-precision forward pass, or ``None`` for float32.
+
+    Args:
+        name: ``float32``; ``bf16`` or ``fp16``, which mean float32 on a CPU; or ``auto``: bfloat16 where the
+            device
+            computes in it natively.
+        device: Where the training runs.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else None
+    if device.type != "cuda":
         return None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.precision)
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+
+
+def _cpu_has_bfloat16() -> bool:
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(asked()) if asked is not None else False
 
 
 def _autocast(plan: Plan, world: World) -> AbstractContextManager[Any]:
-    dtype = _low_precision(plan, world)
+    dtype = low_precision(plan.precision, world.device)
     return torch.autocast(world.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 

@@ -273,6 +273,29 @@ def test_batch_has_to_divide_by_the_processes(tiny_data, tmp_path, monkeypatch):
         trainer.train(tmp_path / "x", tmp_path / "s")
 
 
+def test_precision_of_each_device(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for native in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert training.low_precision("auto", cpu) is (torch.bfloat16 if native else None)
+    for capability, expected in (((9, 0), torch.bfloat16), ((7, 5), None)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, value=capability: value)
+        assert training.low_precision("auto", cuda) is expected
+    assert [training.low_precision(name, cpu) for name in ("float32", "bf16", "fp16")] == [None] * 3
+    assert training.low_precision("fp16", cuda) is torch.float16
+    assert training.low_precision("bf16", cuda) is torch.bfloat16
+    assert training.low_precision("float32", cuda) is None
+
+
+def test_bfloat16_trains_close_to_float32(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    full = train(tiny_data, tmp_path / "a", config(precision="float32")).history
+    mixed = train(tiny_data, tmp_path / "b", config(precision="auto")).history
+    losses = [(a["loss"], b["loss"]) for a, b in zip(full, mixed, strict=True) if "loss" in a]
+    assert [a for a, _ in losses] == pytest.approx([b for _, b in losses], rel=0.1)
+    assert all(a != b for a, b in losses)
+
+
 def test_class_weights_by_hand():
     class Labels(list):
         pass
