@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from anomdino.scorer.base import ScorerOutput, gaussian_blur  # noqa: E402
-from anomdino.scorer.inference import ScoringEngine, ScoringOptions  # noqa: E402
+from anomdino.scorer.inference import ScoringEngine  # noqa: E402
+from anomdino.scorer.options import ScoringOptions  # noqa: E402
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer  # noqa: E402
 
 

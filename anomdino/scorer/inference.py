@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomdino.errors import BackendMissing, DataError
+from anomdino.errors import BackendMissing
 from anomdino.scorer.base import (
-    LogitsKind,
-    ScoreKind,
     Scorer,
     ScorerOutput,
     gaussian_blur,
@@ -25,75 +22,18 @@ from anomdino.scorer.base import (
     pixel_score,
 )
 from anomdino.scorer.folding import fold_batch_norms
+from anomdino.scorer.options import ScoringOptions
+from anomdino.scorer.scored import Part, PendingScores, Scored, pooled
 from anomdino.scorer.tiling import Tile, blend_weights, tiles
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38
 from anomdino.scorer.winograd import use_winograd
-from anomdino.uncertainty import DistanceKind, SemanticKind, UncertaintyMaps, uncertainty_maps
+from anomdino.uncertainty import uncertainty_maps
 
 log = logging.getLogger(__name__)
 
-CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 STRIP_PIXELS = 1 << 18
 HALVINGS = 2
-
-
-@dataclass(frozen=True)
-class ScoringOptions:
-    """How images are scored; all but batch and compilation may change more than the last digits of a result.
-
-    Attributes:
-        kind: Which score (see :func:`anomdino.scorer.base.anomaly_score`).
-        logits: Logits that are scored.
-        blur: Smooth by RPL's Gaussian; ``None``: for energy and entropy alone, as RPL does.
-        widths: Widths in pixels at which an image is scored; the scores are averaged. Empty: its own width.
-        semantic: Kind of U_S.
-        distance: Kind of U_D.
-        map_stride: Uncertainty maps are area-pooled by this factor.
-        max_pixels: Inputs with more pixels are cut into tiles.
-        tile_overlap: Pixels that neighbouring tiles share.
-        precision: ``fp32``, ``fp16``, or ``auto``: fp16 on CUDA, fp32 elsewhere.
-        compile: Compile network and scores together.
-        compile_mode: How hard the compiler tries.
-        batch: Images of one size that go through the network together.
-    """
-
-    kind: ScoreKind = "energy"
-    logits: LogitsKind = "residual"
-    blur: bool | None = None
-    widths: tuple[int, ...] = ()
-    semantic: SemanticKind = "probabilities"
-    distance: DistanceKind = "margin1"
-    map_stride: int = 4
-    max_pixels: int = 4_000_000
-    tile_overlap: int = 256
-    precision: Literal["auto", "fp32", "fp16"] = "auto"
-    compile: bool = False
-    compile_mode: CompileMode = "default"
-    batch: int = 1
-
-    @property
-    def blurs(self) -> bool:
-        """Whether scores are smoothed."""
-        return self.kind in {"energy", "entropy"} if self.blur is None else self.blur
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """Result for one image.
-
-    Attributes:
-        score: S, float32 (H, W), higher = more anomalous.
-        maps: Uncertainty maps of the closed-set prediction.
-    """
-
-    score: npt.NDArray[np.float32]
-    maps: UncertaintyMaps
-
-    def with_score(self, score: npt.NDArray[np.float32], stride: int) -> Scored:
-        """Put another method's score map (H, W) in place of the scorer's."""
-        pooled = _pooled(torch.from_numpy(score)[None, None], stride)[0, 0].numpy()
-        return Scored(score, replace(self.maps, score=pooled))
 
 
 class Fields(NamedTuple):
@@ -143,7 +83,11 @@ class ScoringEngine:
     def score_batch(
         self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object] = ()
     ) -> list[Scored]:
-        """Score images of one size.
+        """Score images of one size and wait for the results (see :meth:`launch`)."""
+        return self.launch(images, names).results()
+
+    def launch(self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object] = ()) -> PendingScores:
+        """Start scoring images of one size; on CUDA the results come while the caller goes on.
 
         When memory runs out, the batch is halved, then the tiles, twice at most.
 
@@ -152,15 +96,13 @@ class ScoringEngine:
             names: What messages call the images, usually their paths.
 
         Raises:
-            DataError: A score is NaN or infinite; the message names the image.
             BackendMissing: Memory does not suffice even for small tiles.
         """
         names = list(names) or [f"image {index}" for index in range(len(images))]
         halvings = 0
         while True:
             try:
-                results = self._score(images)
-                break
+                return self._launch(images, names)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -169,20 +111,18 @@ class ScoringEngine:
             if len(images) > 1:
                 half = len(images) // 2
                 log.warning("out of memory with %d images at once: going on with %d", len(images), half)
-                parts = ((images[:half], names[:half]), (images[half:], names[half:]))
-                return [scored for part, named in parts for scored in self.score_batch(part, named)]
+                first = self.launch(images[:half], names[:half])
+                second = self.launch(images[half:], names[half:])
+                return PendingScores(first.parts + second.parts)
             if halvings == HALVINGS:
                 raise BackendMissing(
                     names[0],
-                    f"does not fit in the memory of {self.device}, not even in tiles of {self.max_pixels} px",
+                    f"does not fit in the memory of {self.device}, not even in tiles of {self.max_pixels} pixels",
                     "lower score.max_pixels or score.widths, or use device: cpu",
                 )
             halvings += 1
             self.max_pixels = min(self.max_pixels, _largest(images[0], self.options.widths)) // 2
             log.warning("out of memory on %s: going on with tiles of %d pixels", names[0], self.max_pixels)
-        for name, scored in zip(names, results, strict=True):
-            refuse_non_finite(scored.score, name)
-        return results
 
     def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         """Give images of one size, uint8 (H, W, 3), as the network's input (B, 3, H, W) on its device."""
@@ -202,7 +142,7 @@ class ScoringEngine:
         return self._whole(self.layout(inputs), stride)
 
     @torch.inference_mode()
-    def _score(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Scored]:
+    def _launch(self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object]) -> PendingScores:
         height, width = images[0].shape[:2]
         inputs = self.inputs(images)
         grid = (-(-height // self.options.map_stride), -(-width // self.options.map_stride))
@@ -212,31 +152,18 @@ class ScoringEngine:
         for target in widths:
             fields = self._at_width(inputs, target)
             resized = _resize(fields.score[:, None], (height, width))[:, 0]
-            pooled = _resize(fields.maps, grid)
+            small = _resize(fields.maps, grid)
             score = resized if score is None else score + resized
-            maps = pooled if maps is None else maps + pooled
+            maps = small if maps is None else maps + small
         assert score is not None
         assert maps is not None
         score, maps = score / len(widths), maps / len(widths)
-        return self._results(score, maps, (height, width))
-
-    def _results(self, score: Tensor, maps: Tensor, size: tuple[int, int]) -> list[Scored]:
-        pooled_score = _pooled(score[:, None], self.options.map_stride)[:, 0].cpu().numpy()
-        scores = score.cpu().numpy()
-        halves = maps.half().cpu().numpy()
-        return [
-            Scored(
-                scores[index],
-                UncertaintyMaps(
-                    semantic=halves[index, :-2],
-                    entropy=halves[index, -2],
-                    distance=halves[index, -1],
-                    score=pooled_score[index],
-                    image_size=size,
-                ),
-            )
-            for index in range(len(scores))
-        ]
+        pooled_score = pooled(score[:, None], self.options.map_stride)[:, 0]
+        scores, halves, small = (
+            tensor.to("cpu", non_blocking=True) for tensor in (score, maps.half(), pooled_score)
+        )
+        arrived = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
+        return PendingScores([Part(scores, halves, small, (height, width), tuple(names), arrived)])
 
     def _at_width(self, inputs: Tensor, target: int) -> Fields:
         height, width = inputs.shape[-2:]
@@ -263,7 +190,7 @@ class ScoringEngine:
             share = blend_weights(tile, height, width, overlap).to(self.device)
             score[:, tile.rows, tile.columns] += fields.score * share
             weight[tile.rows, tile.columns] += share
-            cells, pooled_share = tile.shrunk(stride), _pooled(share[None, None], stride)[0, 0]
+            cells, pooled_share = tile.shrunk(stride), pooled(share[None, None], stride)[0, 0]
             if maps is None:
                 maps = inputs.new_zeros(*fields.maps.shape[:2], grid.bottom, grid.right)
             maps[..., cells.rows, cells.columns] += fields.maps * pooled_share
@@ -285,7 +212,7 @@ class ScoringEngine:
             semantic, entropy, distance = uncertainty_maps(
                 output.logits[..., strip, :].contiguous(), self.options.semantic, self.options.distance
             )
-            maps.append(_pooled(torch.cat([semantic, entropy[:, None], distance[:, None]], dim=1), stride))
+            maps.append(pooled(torch.cat([semantic, entropy[:, None], distance[:, None]], dim=1), stride))
         return Fields(torch.cat(scores, dim=1), torch.cat(maps, dim=2))
 
     def _dtype(self) -> torch.dtype:
@@ -311,30 +238,6 @@ def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Mod
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     use_winograd(network)
     return network
-
-
-def refuse_non_finite(score: npt.NDArray[np.float32], name: object) -> None:
-    """Stop at a score map with NaN or infinity.
-
-    Raises:
-        DataError: It has some; the message names the image, counts them and gives the range of the others.
-    """
-    finite = np.isfinite(score)
-    if finite.all():
-        return
-    good = score[finite]
-    span = f"finite values {good.min():.4g} .. {good.max():.4g}" if good.size else "no finite value"
-    raise DataError(
-        name,
-        f"its score has {int((~finite).sum())} NaN or infinite pixels of {score.size} ({span})",
-        "check the scorer's weights; in half precision try score.precision: fp32",
-    )
-
-
-def _pooled(maps: Tensor, stride: int) -> Tensor:
-    if stride == 1:
-        return maps
-    return F.avg_pool2d(maps, stride, ceil_mode=True, count_include_pad=False)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

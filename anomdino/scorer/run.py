@@ -20,8 +20,10 @@ from anomdino.io.atomic import atomic_write_json
 from anomdino.io.images import MAX_PIXELS, read_image
 from anomdino.io.scores import write_score
 from anomdino.progress import track
-from anomdino.scorer.inference import Scored, ScoringEngine, ScoringOptions
+from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
+from anomdino.scorer.options import ScoringOptions
+from anomdino.scorer.scored import PendingScores, Scored
 
 log = logging.getLogger(__name__)
 
@@ -152,15 +154,27 @@ class SetScorer:
         writers: ThreadPoolExecutor,
     ) -> None:
         writes: deque[Future[None]] = deque()
-        for group in _groups(self._loaded(images, report, readers), self.engine.options.batch):
-            results = self.engine.score_batch([item.image for item in group], [item.path for item in group])
-            for item, scored in zip(group, results, strict=True):
+        for group, pending in self._launched(images, report, readers):
+            for item, scored in zip(group, pending.results(), strict=True):
                 writes.append(writers.submit(self._finish, item, scored))
             report.scored += len(group)
             while len(writes) > 2 * self.options.workers:
                 writes.popleft().result()
         for write in writes:
             write.result()
+
+    def _launched(
+        self, images: Mapping[str, Path], report: RunReport, readers: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[_Loaded], PendingScores]]:
+        """Launch batches one ahead of the one that is collected, so that the device never waits."""
+        ahead: tuple[list[_Loaded], PendingScores] | None = None
+        for group in _groups(self._loaded(images, report, readers), self.engine.options.batch):
+            pending = self.engine.launch([item.image for item in group], [item.path for item in group])
+            if ahead is not None:
+                yield ahead
+            ahead = group, pending
+        if ahead is not None:
+            yield ahead
 
     def _loaded(
         self, images: Mapping[str, Path], report: RunReport, readers: ThreadPoolExecutor

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from anomdino.errors import ConfigError
 from anomdino.scorer.base import WEIGHTS_FILE, load_scorer
-from anomdino.scorer.inference import ScoringEngine, ScoringOptions
+from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
+from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.run import RunOptions, content_digest
 
 if TYPE_CHECKING:

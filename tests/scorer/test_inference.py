@@ -33,8 +33,9 @@ from anomdino.scorer.base import (
     to_input,
 )
 from anomdino.scorer.folding import fold_batch_norms
-from anomdino.scorer.inference import ScoringEngine, ScoringOptions
+from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
+from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.run import DONE_FOLDER, SKIPPED_FILE, Outputs, RunOptions, SetScorer, content_digest
 from anomdino.scorer.setup import engine_from
 from anomdino.scorer.tiling import blend_weights, tiles

@@ -1,0 +1,109 @@
+"""Results of scoring: score and uncertainty maps of an image, and those still on their way from the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomdino.errors import DataError
+from anomdino.uncertainty import UncertaintyMaps
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Result for one image.
+
+    Attributes:
+        score: S, float32 (H, W), higher = more anomalous.
+        maps: Uncertainty maps of the closed-set prediction.
+    """
+
+    score: npt.NDArray[np.float32]
+    maps: UncertaintyMaps
+
+    def with_score(self, score: npt.NDArray[np.float32], stride: int) -> Scored:
+        """Put another method's score map (H, W) in place of the scorer's."""
+        small = pooled(torch.from_numpy(score)[None, None], stride)[0, 0].numpy()
+        return Scored(score, replace(self.maps, score=small))
+
+
+class Part(NamedTuple):
+    """Results of one batch on their way to the CPU: score (B, H, W), maps (B, C + 2, h, w), pooled (B, h, w)."""
+
+    score: Tensor
+    maps: Tensor
+    pooled: Tensor
+    size: tuple[int, int]
+    names: tuple[object, ...]
+    arrived: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class PendingScores:
+    """Scores that were launched.
+
+    Attributes:
+        parts: Batches in order.
+    """
+
+    parts: list[Part]
+
+    def results(self) -> list[Scored]:
+        """Wait for the results.
+
+        Raises:
+            DataError: A score is NaN or infinite; the message names the image.
+        """
+        return [scored for part in self.parts for scored in _collected(part)]
+
+
+def refuse_non_finite(score: npt.NDArray[np.float32], name: object) -> None:
+    """Stop at a score map with NaN or infinity.
+
+    Raises:
+        DataError: It has some; the message names the image, counts them and gives the range of the others.
+    """
+    finite = np.isfinite(score)
+    if finite.all():
+        return
+    good = score[finite]
+    span = f"finite values {good.min():.4g} .. {good.max():.4g}" if good.size else "no finite value"
+    raise DataError(
+        name,
+        f"its score has {int((~finite).sum())} NaN or infinite pixels of {score.size} ({span})",
+        "check the scorer's weights; in half precision try score.precision: fp32",
+    )
+
+
+def pooled(maps: Tensor, stride: int) -> Tensor:
+    """Average (B, C, H, W) over blocks of stride x stride; blocks at the end may be partial."""
+    if stride == 1:
+        return maps
+    return F.avg_pool2d(maps, stride, ceil_mode=True, count_include_pad=False)
+
+
+def _collected(part: Part) -> list[Scored]:
+    if part.arrived is not None:
+        part.arrived.synchronize()
+    scores, maps, small = part.score.numpy(), part.maps.numpy(), part.pooled.numpy()
+    for name, score in zip(part.names, scores, strict=True):
+        refuse_non_finite(score, name)
+    return [
+        Scored(
+            scores[index],
+            UncertaintyMaps(
+                semantic=maps[index, :-2],
+                entropy=maps[index, -2],
+                distance=maps[index, -1],
+                score=small[index],
+                image_size=part.size,
+            ),
+        )
+        for index in range(len(scores))
+    ]
