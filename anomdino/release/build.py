@@ -12,7 +12,7 @@ from anomdino.errors import CheckpointError
 from anomdino.io.atomic import atomic_write_text
 
 SCORER_LIMIT = 14_000_000
-COPIED = {"detector": ("model.safetensors", "config.json"), "adt": ("model.safetensors", "config.json")}
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def build_release(
@@ -20,7 +20,7 @@ def build_release(
 ) -> dict[str, int]:
     """Lay out a released model: ``params.yaml`` and ``models/{rpl,detector,adt}``.
 
-    The scorer is stored in half precision; detector and ADT-Net are copied. Parts that were not trained are
+    Scorer and detector are stored in half precision, the small ADT-Net as it is. Parts that were not trained are
     left out.
 
     Args:
@@ -36,27 +36,33 @@ def build_release(
         CheckpointError: A model is missing or does not load, or the scorer is larger than 14 MB.
     """
     import torch
+    from safetensors.torch import load_file, save_file
 
     from anomdino.scorer.base import load_scorer, save_scorer
 
     scorer = load_scorer(models / "rpl")
     rpl = target / "models" / "rpl"
     save_scorer(scorer, rpl, details, dtype=torch.float16)
-    sizes = {"rpl": (rpl / "model.safetensors").stat().st_size}
+    sizes = {"rpl": (rpl / WEIGHTS).stat().st_size}
     if sizes["rpl"] > SCORER_LIMIT:
         raise CheckpointError(
             rpl, f"has {sizes['rpl']} bytes, {SCORER_LIMIT} are allowed", "make the network smaller"
         )
-    for part, files in COPIED.items():
-        if not (models / part / "config.json").is_file():
+    for part in ("detector", "adt"):
+        source, folder = models / part, target / "models" / part
+        if not (source / CONFIG).is_file():
             continue
-        folder = target / "models" / part
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for name in files:
-            if (models / part / name).is_file():
-                shutil.copyfile(models / part / name, folder / name)
-        sizes[part] = sum(file.stat().st_size for file in folder.iterdir())
+        if part == "detector":
+            tensors = load_file(source / WEIGHTS)
+            save_file(
+                {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, folder / WEIGHTS
+            )
+        else:
+            shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
+        sizes[part] = (folder / WEIGHTS).stat().st_size
     atomic_write_text(target / "params.yaml", render_params(params))
     return sizes
 

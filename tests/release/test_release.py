@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from anomdino.config.params import Params, load_params
 from anomdino.errors import CheckpointError, ConfigError, TrainingError
@@ -86,9 +86,13 @@ def trained(folder: Path, options: dict[str, object]) -> Path:
     for part in ("detector", "adt"):
         (folder / "models" / part).mkdir()
         (folder / "models" / part / "config.json").write_text("{}")
-        (folder / "models" / part / "model.safetensors").write_bytes(b"weights of " + part.encode())
+        save_file({"w": torch.rand(3), "n": torch.tensor(2)}, folder / "models" / part / "model.safetensors")
         (folder / "models" / part / "history.json").write_text("[]")
     return folder / "models"
+
+
+def weights_of(models: Path, part: str) -> torch.Tensor:
+    return load_file(models / part / "model.safetensors")["w"]
 
 
 def test_release_holds_half_weights_and_what_prediction_needs(tmp_path: Path) -> None:
@@ -107,6 +111,16 @@ def test_release_holds_half_weights_and_what_prediction_needs(tmp_path: Path) ->
     ]
     stored = load_file(target / "models" / "rpl" / "model.safetensors")
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    detector, adt = (
+        load_file(target / "models" / part / "model.safetensors") for part in ("detector", "adt")
+    )
+    assert (detector["w"].dtype, detector["n"].dtype, adt["w"].dtype) == (
+        torch.float16,
+        torch.int64,
+        torch.float32,
+    )
+    torch.testing.assert_close(detector["w"].float(), weights_of(models, "detector"), rtol=1e-3, atol=0)
+    assert torch.equal(adt["w"], weights_of(models, "adt"))
     assert json.loads((target / "models" / "rpl" / "config.json").read_text())["details"] == {
         "commands": "one"
     }
