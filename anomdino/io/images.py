@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ Image.MAX_IMAGE_PIXELS = None  # the limit is `max_pixels`, checked before a pix
 MAX_PIXELS = 64_000_000
 BACKGROUND = (0, 0, 0)
 
+_AVERAGE_FILTER = (
+    (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG) if hasattr(cv2, "IMWRITE_PNG_FILTER") else ()
+)
+_PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"tIME"}
 _MAGIC = {
     b"<!DOC": "an HTML page (a download page saved under an image's name?)",
     b"<html": "an HTML page (a download page saved under an image's name?)",
@@ -50,6 +56,9 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
         DataError: The file is missing, empty, truncated, no image, or larger than ``max_pixels``.
     """
     path = Path(path)
+    plain = _plain_png(path, max_pixels)
+    if plain is not None:
+        return plain
     with _Opened(path, max_pixels) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I;16", "I", "F")) or _is_16_bit_colour(path, image):
@@ -112,16 +121,55 @@ def write_png(path: Path | str, array: npt.NDArray[np.uint8], compression: int =
     Args:
         path: The final file.
         array: The pixels; a colour image is in RGB order.
-        compression: zlib level 0..9.
+        compression: zlib level 0..9. A colour image at level 1 is coded by Huffman codes of averaged differences
+            alone: more than twice as fast as zlib's own level 1, and smaller for photographs.
     """
     if array.dtype != np.uint8 or array.ndim not in {2, 3}:
         raise ValueError(f"expected uint8 (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
     pixels = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
-    good, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    options = [cv2.IMWRITE_PNG_COMPRESSION, compression]
+    if compression == 1 and array.ndim == 3:
+        options += [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY, *_AVERAGE_FILTER]
+    good, encoded = cv2.imencode(".png", pixels, options)
     if not good:
         raise DataError(path, "could not be encoded as PNG", "")
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
+
+
+def _plain_png(path: Path, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+    """Decode an 8-bit RGB PNG without transparency or orientation by OpenCV, a quarter faster than Pillow.
+
+    None for any other file, and for a damaged one: the careful path then reads it or says what is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(33)
+            if head[:8] != b"\x89PNG\r\n\x1a\n" or head[24:26] != b"\x08\x02":
+                return None
+            if int.from_bytes(head[16:20]) * int.from_bytes(head[20:24]) > max_pixels:
+                return None
+            content = head + file.read()
+    except OSError:
+        return None
+    if not set(_png_chunks(content)) <= _PLAIN_CHUNKS:
+        return None
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _png_chunks(content: bytes) -> Iterator[bytes]:
+    """Names of the chunks of a PNG; `damaged` where a checksum is wrong or the end is missing."""
+    place, name = 8, b""
+    while name != b"IEND":
+        length, name = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
+        end = place + 8 + length
+        checksum = zlib.crc32(memoryview(content)[place + 4 : end])
+        if len(content) < end + 4 or checksum != int.from_bytes(content[end : end + 4]):
+            yield b"damaged"
+            return
+        yield name
+        place = end + 4
 
 
 class _Opened:
