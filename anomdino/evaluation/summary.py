@@ -94,11 +94,12 @@ def clean_road(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def curve_points(results: Sequence[BenchmarkResult]) -> dict[str, list[dict[str, Any]]]:
-    """Give the rows of the plot files, by the name of the plot: ``roc``, ``pr``, ``f1`` and ``detector``.
+    """Give the rows of the plot files: ``roc``, ``pr``, ``f1``, ``detector`` and ``false_positives``.
 
     Every row has ``series``, the benchmark and the output, so that one plot overlays them all.
     """
-    plots: dict[str, list[dict[str, Any]]] = {"roc": [], "pr": [], "f1": [], "detector": []}
+    names = ("roc", "pr", "f1", "detector", "false_positives")
+    plots: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for result in results:
         which = "smiyc" if result.benchmark.protocol == "smiyc" else "pooled"
         for output, curves in result.curves.items():
@@ -113,6 +114,8 @@ def curve_points(results: Sequence[BenchmarkResult]) -> dict[str, list[dict[str,
             share = (curve.tp + curve.fp) / (curve.positives + curve.negatives)
             points = _points(label, curve, predicted_share=share, f1=curve.f1)
             plots["f1"] += [point for point in points if point["predicted_share"] > 0]
+        for output in result.false_positive_classes:
+            plots["false_positives"] += _false_positive_points(result, output)
         for row in result.detector_curve:
             named = {"series": result.benchmark.name, "benchmark": result.benchmark.name}
             plots["detector"].append(named | rounded(row))
@@ -213,6 +216,22 @@ def _tagged(
     weights = np.array([[float(key in chosen) for key in result.keys]])
     pixel = {key: float(value[0]) for key, value in pixel_values(result.histograms[name], weights).items()}
     return {key: value if np.isfinite(value) else None for key, value in pixel.items()} | values
+
+
+def _false_positive_points(result: BenchmarkResult, output: str) -> list[dict[str, Any]]:
+    counts = false_positive_shares(result, output)
+    total = sum(counts.values())
+    return [
+        {
+            "series": f"{result.benchmark.name} {output}",
+            "benchmark": result.benchmark.name,
+            "output": output,
+            "class": name,
+            "pixels": pixels,
+            "share": rounded(pixels / total),
+        }
+        for name, pixels in counts.items()
+    ]
 
 
 def _points(label: Mapping[str, str], curve: Curve, **columns: Any) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def _is_output(row: object) -> bool:
 
 
 def write_plots(folder: Path, results: Sequence[BenchmarkResult]) -> None:
-    """Write the points of all curves as ``roc.json``, ``pr.json``, ``f1.json`` and ``detector.json``."""
+    """Write the rows of every plot as ``<plot>.json`` (see :func:`curve_points`)."""
     for name, points in curve_points(results).items():
         atomic_write_json(folder / f"{name}.json", points, indent=None)
 

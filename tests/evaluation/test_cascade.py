@@ -10,6 +10,7 @@ from anomdino.adt.fusion import AdtModel, fuse
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.benchmarks import ComponentLimits, open_benchmark
 from anomdino.evaluation import CascadeOutputs, EvaluationSettings, evaluate_benchmark, write_metrics
+from anomdino.evaluation.summary import curve_points
 from anomdino.io.boxes import Boxes
 from anomdino.io.scores import write_score
 
@@ -84,3 +85,6 @@ def test_false_positives_are_counted_by_closed_set_class(cascade):
     assert counts.sum() == sum(row["false_positive_pixels"] for row in result.rows_of("raw"))
     assert set(np.flatnonzero(counts)) <= {0, 13}
     assert counts[13] > 0
+    rows = [row for row in curve_points([result])["false_positives"] if row["output"] == "raw"]
+    assert {row["class"] for row in rows} <= {"road", "car"}
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0, abs=1e-5)

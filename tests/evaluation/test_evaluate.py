@@ -262,3 +262,42 @@ def test_s2m_metrics_are_given_for_scores_between_0_and_1(world):
     write_results(world[0] / "out", result)
     details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
     assert details["s2m"]["AuIoU"] == pytest.approx(state.compute()["area"], abs=1e-6)
+
+
+def test_constant_scores_are_chance_not_a_crash(world):
+    for name in world[1]:
+        write_score(world[0] / f"scores/{name}.npz", np.zeros(SIZE, np.float32))
+    result = evaluated(world, bootstrap=20)
+    pooled = result.pixel["score"]["pooled"]
+    assert pooled.ap == pytest.approx(pooled.positives / (pooled.positives + pooled.negatives))
+    assert (pooled.auroc, pooled.fpr95) == (0.5, 1.0)
+    write_results(world[0] / "out", result)
+    write_metrics(world[0] / "m.json", [result], 0)
+    write_plots(world[0] / "plots", [result])
+
+
+def test_one_image_is_enough(world):
+    for name in list(world[1])[1:]:
+        for folder in ("original", "labels"):
+            (world[0] / "set" / folder / f"{name}.png").unlink()
+    result = evaluated(world, bootstrap=20)
+    assert result.keys == ["frame0"]
+    low, high = result.intervals["score"]["AP"]
+    assert low == high == pytest.approx(result.pixel["score"]["pooled"].ap)
+
+
+def test_threads_do_not_change_results(world):
+    def content(workers):
+        result = evaluated(world, workers=workers)
+        write_results(world[0] / f"out{workers}", result)
+        return [path.read_bytes() for path in sorted((world[0] / f"out{workers}").iterdir())]
+
+    assert content(1) == content(4)
+
+
+def test_a_failing_writer_stops_the_evaluation(world):
+    def save(sample, predictions):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        evaluate_benchmark(opened(world), ScoreFolder(world[0] / "scores"), EvaluationSettings(), save)
