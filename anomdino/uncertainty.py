@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
+from anomdino.io.npz import write_npz
 
 if TYPE_CHECKING:
     import torch
@@ -94,13 +95,15 @@ class UncertaintyMaps:
     def save(self, path: Path | str) -> None:
         """Write the maps as compressed npz, whole or not at all."""
         with atomic_path(path) as temporary:
-            np.savez_compressed(
+            write_npz(
                 temporary,
-                semantic=self.semantic.astype(np.float16),
-                entropy=self.entropy.astype(np.float16),
-                distance=self.distance.astype(np.float16),
-                score=self.score.astype(np.float32),
-                image_size=np.array(self.image_size, np.int64),
+                {
+                    "semantic": self.semantic.astype(np.float16),
+                    "entropy": self.entropy.astype(np.float16),
+                    "distance": self.distance.astype(np.float16),
+                    "score": self.score.astype(np.float32),
+                    "image_size": np.array(self.image_size, np.int64),
+                },
             )
 
     @staticmethod

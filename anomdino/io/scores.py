@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
+from anomdino.io.npz import write_npz
 
 KEY = "arr_0"  # what numpy calls the first unnamed array
 
@@ -27,7 +28,7 @@ def write_score(path: Path | str, score: npt.NDArray[np.float32]) -> None:
     score = np.asarray(score, dtype=np.float32)
     check_score(path, score)
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, score)
+        write_npz(temporary, {KEY: score})
 
 
 def read_score(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
