@@ -35,7 +35,7 @@ STYLES: dict[str, Style] = {
     "val": Style(),
     "road": Style(
         clutter=1.1,
-        odd=0.25,
+        odd=0.12,
         families=_ROAD_FAMILIES,
         objects=(1, 3),
         clean_every=10,
@@ -44,7 +44,7 @@ STYLES: dict[str, Style] = {
     ),
     "track": Style(
         clutter=1.3,
-        odd=0.3,
+        odd=0.15,
         families=_TRACK_FAMILIES,
         objects=(1, 4),
         clean_every=8,

@@ -96,10 +96,10 @@ def draw_road(rng: np.random.Generator, clutter: float) -> Road:
     count = int(rng.choice([2, 2, 2, 3, 4]))
     lane = rng.uniform(2.9, 3.6)
     half = count * lane / 2 + rng.uniform(0.1, 0.7)
-    grey = rng.uniform(62, 128)
+    grey = rng.uniform(58, 108)
     warmth = rng.normal(0, 3)
-    paving = rng.uniform(105, 165)
-    hue = rng.normal(0, 5)
+    paving = rng.uniform(138, 182)
+    hue = rng.normal(7, 4)
     yellow = rng.random() < 0.15
     green = np.array([84, 104, 52]) * rng.uniform(0.75, 1.25) + rng.normal(0, 8, 3)
     return Road(

@@ -48,7 +48,7 @@ class Light:
 
 
 _KINDS = ("sunny", "overcast", "hazy", "wet", "dusk")
-_FREQUENCY = (0.34, 0.28, 0.12, 0.14, 0.12)
+_FREQUENCY = (0.36, 0.34, 0.12, 0.11, 0.07)
 
 
 def draw_light(rng: np.random.Generator) -> Light:
@@ -60,9 +60,9 @@ def draw_light(rng: np.random.Generator) -> Light:
     direct, ambient, visibility, wet, exposure = {
         "sunny": (0.62, 0.52, 400.0, 0.0, 1.02),
         "overcast": (0.12, 0.86, 260.0, 0.0, 0.95),
-        "hazy": (0.1, 0.88, 60.0, 0.1, 1.0),
+        "hazy": (0.1, 0.88, 100.0, 0.1, 1.0),
         "wet": (0.06, 0.8, 150.0, 0.8, 0.88),
-        "dusk": (0.12, 0.5, 200.0, 0.1, 0.8),
+        "dusk": (0.12, 0.6, 200.0, 0.1, 0.9),
     }[kind]
     sky, haze = {
         "sunny": ((92, 142, 210), (196, 214, 232)),
@@ -72,7 +72,7 @@ def draw_light(rng: np.random.Generator) -> Light:
         "dusk": ((70, 78, 118), (212, 160, 128)),
     }[kind]
     vary = rng.uniform(0.9, 1.1, 5)
-    tone = rng.normal(0, 5, 3)
+    tone = rng.normal(0, 3.5, 3)
     return Light(
         name=kind,
         sun=(float(sun[0]), float(sun[1]), float(sun[2])),
@@ -84,7 +84,7 @@ def draw_light(rng: np.random.Generator) -> Light:
         visibility=visibility * vary[2],
         wet=wet * vary[3],
         exposure=exposure * vary[4],
-        noise=float(rng.uniform(1.0, 4.0) + (2.5 if kind == "dusk" else 0)),
+        noise=float(rng.uniform(0.8, 2.6) + (1.5 if kind == "dusk" else 0)),
         blur=float(rng.uniform(0.25, 0.7)),
     )
 

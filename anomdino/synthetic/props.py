@@ -237,7 +237,7 @@ def lamp_post(rng: np.random.Generator, x: float, z: float) -> Prop:
     grey: Colour = lit((110, 114, 116), rng.uniform(0.5, 1.2))
 
     def paint(canvas: Canvas) -> None:
-        width = max(0.13 * canvas.camera.scale(z), 1.6)
+        width = max(0.18 * canvas.camera.scale(z), 2.0)
         colour = lit(grey, canvas.light.shade((0, 0, -1)))
         points = [(x, 0, z), (x, height, z)] + ([(x - np.sign(x) * arm, height + 0.25, z)] if arm else [])
         canvas.stroke(canvas.camera.project(points), width, colour, POLE, z)
@@ -247,13 +247,13 @@ def lamp_post(rng: np.random.Generator, x: float, z: float) -> Prop:
 
 def sign(rng: np.random.Generator, x: float, z: float) -> Prop:
     """A traffic sign on a post."""
-    height, radius = rng.uniform(2.1, 2.8), rng.uniform(0.3, 0.45)
+    height, radius = rng.uniform(2.1, 2.8), rng.uniform(0.34, 0.5)
     kind = int(rng.integers(5))
 
     def paint(canvas: Canvas) -> None:
         scale, bright = canvas.camera.scale(z), canvas.light.shade((0, 0, -1))
         feet = canvas.camera.project([(x, 0, z), (x, height, z)])
-        canvas.stroke(feet, max(0.07 * scale, 1.4), lit((140, 142, 144), bright), POLE, z)
+        canvas.stroke(feet, max(0.1 * scale, 1.8), lit((140, 142, 144), bright), POLE, z)
         column, row, size = feet[1][0], feet[1][1] - radius * scale * 0.4, max(radius * scale, 2.0)
         sides = (24, 3, 4, 8, 4)[kind]
         outer = ((200, 30, 36), (200, 30, 36), (40, 84, 160), (190, 28, 34), (232, 196, 60))[kind]
@@ -281,9 +281,9 @@ def traffic_light(rng: np.random.Generator, x: float, z: float) -> Prop:
     def paint(canvas: Canvas) -> None:
         scale, bright = canvas.camera.scale(z), canvas.light.shade((0, 0, -1))
         feet = canvas.camera.project([(x, 0, z), (x, height, z)])
-        canvas.stroke(feet, max(0.12 * scale, 1.6), lit((70, 74, 74), bright), POLE, z)
+        canvas.stroke(feet, max(0.16 * scale, 2.0), lit((70, 74, 74), bright), POLE, z)
         column, row = feet[1]
-        half, tall = max(0.17 * scale, 1.5), max(0.9 * scale, 4.0)
+        half, tall = max(0.2 * scale, 2.0), max(1.05 * scale, 5.0)
         case = np.array(
             [
                 [column - half, row],
@@ -357,7 +357,7 @@ def vehicle(rng: np.random.Generator, x: float, z: float, odd: float) -> Prop:
 
 
 def _body(rng: np.random.Generator) -> Body:
-    kind = rng.choice(["car", "van", "truck", "bus"], p=[0.78, 0.12, 0.06, 0.04])
+    kind = rng.choice(["car", "van", "truck", "bus"], p=[0.78, 0.1, 0.07, 0.05])
     if kind == "car":
         height = rng.uniform(1.4, 1.72)
         return Body(

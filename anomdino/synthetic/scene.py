@@ -43,7 +43,7 @@ class Style:
     clutter: float = 0.5
     odd: float = 0.02
     traffic: float = 2.5
-    people: float = 1.6
+    people: float = 2.4
     families: tuple[str, ...] = ()
     objects: tuple[int, int] = (1, 3)
     clean_every: int = 0
@@ -174,7 +174,7 @@ def _roadside(rng: np.random.Generator, side: int, road: Road) -> list[Prop]:
     spacing, first = rng.uniform(18, 32), rng.uniform(6, 24)
     if rng.random() < 0.75:
         things += [props.lamp_post(rng, edge, at) for at in np.arange(first, 90, spacing)]
-    for maker, chance in ((props.sign, 0.55), (props.sign, 0.3), (props.traffic_light, 0.3)):
+    for maker, chance in ((props.sign, 0.6), (props.sign, 0.35), (props.traffic_light, 0.4)):
         if rng.random() < chance:
             things.append(maker(rng, edge + side * rng.uniform(0, 0.3), rng.uniform(6, 35)))
     return things
@@ -212,10 +212,10 @@ def _people(rng: np.random.Generator, road: Road, style: Style) -> list[Prop]:
         x = (side * 2 - 1) * (road.half + rng.uniform(0.3, max(pavement, 0.8)))
         if rng.random() < 0.15:
             x = rng.uniform(-road.half, road.half)
-        things.append(props.person(rng, x, float(np.exp(rng.uniform(np.log(6), np.log(40)))), style.odd))
-    if rng.random() < 0.2:
+        things.append(props.person(rng, x, float(np.exp(rng.uniform(np.log(5), np.log(32)))), style.odd))
+    if rng.random() < 0.4:
         x = (road.half - 0.5) * rng.choice([-1.0, 1.0])
-        things.append(props.cyclist(rng, x, rng.uniform(7, 30), style.odd))
+        things.append(props.cyclist(rng, x, rng.uniform(5, 18), style.odd))
     return things
 
 
