@@ -1,6 +1,6 @@
 """Speed of the detector against mmdet's own GroundingDINO, on the same weights, image and machine, batch 1.
 
-Usage: python benchmarks/detector.py [--size 768 1344] [--repeat 5] [--device cpu|cuda] [--weights FILE] [--backbone swin_t]
+Usage: python benchmarks/detector.py [--size 768 1344] [--repeat 5] [--device cpu|cuda] [--weights FILE]
 
 Stock is mmdet's GroundingDINO in float32 with mmcv's grid_sample operator, text encoded at every call, as published.
 Ours runs OUAFS on all three maps and the score. With its gates at zero its boxes must equal the stock's. Prints one
@@ -19,7 +19,7 @@ import torch
 warnings.filterwarnings("ignore")
 
 
-def main() -> None:
+def main() -> None:  # noqa: PLR0915
     options = parse()
     torch.manual_seed(0)
     device = torch.device(options.device)

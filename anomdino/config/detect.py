@@ -10,7 +10,7 @@ from anomdino.config.base import Block
 class NegativesConfig(Block):
     """Class names as further prompts whose boxes suppress object boxes that they cover."""
 
-    names: list[str] = []
+    names: list[str] = Field(default=[])
     """Prompts such as the Cityscapes class names `car`, `person`; empty switches this off."""
     score: float = Field(default=0.35, ge=0, le=1)
     """A box of a class name counts from this score on."""

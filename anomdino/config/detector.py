@@ -15,7 +15,7 @@ MapName = Literal["semantic", "entropy", "distance"]
 class FusionConfig(Block):
     """OUAFS, the orthogonal uncertainty-aware fusion (method.md 2)."""
 
-    maps: list[MapName] = ["semantic", "entropy", "distance"]
+    maps: list[MapName] = Field(default=["semantic", "entropy", "distance"])
     """Uncertainty maps that are fused, always in this order; fewer for an ablation, none switches the fusion off."""
     score_map: bool = True
     """Fuse the residual anomaly score as a further map."""
@@ -47,7 +47,7 @@ class DetectorConfig(Block):
     freeze_backbone: bool = False
     """Keep the backbone's weights as they are."""
     text_encoder: str = "tiny"
-    """`tiny` for the packaged vocabulary and a small random BERT, or a local folder with config.json, vocab.txt and weights."""
+    """`tiny`: the packaged vocabulary and a small random BERT; or a local folder with config.json, vocab.txt, weights."""
     prompt: str = Field(default="ood-object", min_length=1)
     """The text of the one class that is looked for."""
     init_checkpoint: str = ""

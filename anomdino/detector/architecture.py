@@ -54,10 +54,11 @@ def build_detector(
     from anomdino.detector.mmdet_parts import MODELS, ConfigDict
 
     description = ConfigDict(describe(config, classes, scorer_folder), _scope_="mmdet")
-    detector: nn.Module = MODELS.build(description)
+    detector: Any = MODELS.build(description)
     with _quiet():
         detector.init_weights()
-    return detector
+    network: nn.Module = detector
+    return network
 
 
 def describe(config: DetectorConfig, classes: int, scorer_folder: Path | str | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,9 +102,10 @@ class ScorerBackbone(nn.Module):
     def init_weights(self) -> None:
         """Nothing to do: the scorer is trained."""
 
-    def _apply(self, *args: object, **kwargs: object) -> ScorerBackbone:
-        self._scorer[0]._apply(*args, **kwargs)
-        return super()._apply(*args, **kwargs)  # type: ignore[return-value,arg-type]
+    def _apply(self, *args: Any, **kwargs: Any) -> ScorerBackbone:
+        self._scorer[0]._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

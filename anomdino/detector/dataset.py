@@ -93,7 +93,7 @@ class JitterScore(BaseTransform):  # type: ignore[misc]
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Change the last map in place."""
         if self.sigma:
-            offset, log_gain = np.random.normal(0, self.sigma), np.random.normal(0, self.sigma / 2)
+            offset, log_gain = np.random.normal(0, (self.sigma, self.sigma / 2))  # noqa: NPY002 - as mmdet draws
             score = results["maps"][-1]
             results["maps"][-1] = (
                 (score - score.mean()) * np.exp(log_gain) + score.mean() + offset * self.spread

@@ -52,7 +52,7 @@ def grid_attention(
     sizes = level_sizes(value_spatial_shapes)
     total = grids.new_zeros(batch * heads, channels, queries)
     for level, (part, (h, w)) in enumerate(
-        zip(value.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
+        zip(torch.split(value, [h * w for h, w in sizes], dim=1), sizes, strict=True)
     ):
         image = part.permute(0, 2, 3, 1).reshape(batch * heads, channels, h, w).to(exact)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B heads, queries, points, 2)

@@ -68,7 +68,8 @@ class Detector:
     @property
     def device(self) -> torch.device:
         """Where the network runs."""
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     @torch.inference_mode()
     def detect(self, image: npt.NDArray[np.uint8], maps: UncertaintyMaps) -> Boxes:

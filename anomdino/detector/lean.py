@@ -226,7 +226,7 @@ def _capture(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Record a function of two CUDA tensors as a graph and give a function that replays it."""
     still = image.clone(), maps.clone()
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):

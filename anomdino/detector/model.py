@@ -198,4 +198,4 @@ def freeze(module: nn.Module) -> None:
     """Stop the training of a module's weights and of its normalisation statistics."""
     module.requires_grad_(False)
     module.eval()
-    module.train = lambda mode=True: module  # type: ignore[method-assign,assignment]
+    module.train = lambda mode=True: module  # type: ignore[method-assign]

@@ -99,7 +99,7 @@ class DistanceAttention(nn.Module):
         return merged.transpose(1, 2).reshape(batch, dims, height, width)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, C / heads)
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, C / heads)
 
 
 class Ouafs(nn.Module):

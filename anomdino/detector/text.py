@@ -63,7 +63,7 @@ class LocalBert(nn.Module):
         self._special = self.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
         self._known: dict[tuple[str, ...], dict[str, Tensor]] = {}
         self.requires_grad_(False).eval()
-        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget())  # type: ignore[no-untyped-call]
 
     def init_weights(self) -> None:
         """Nothing to do: the weights are set when the encoder is built."""

@@ -47,20 +47,20 @@ class LeanBiAttention(BiMultiHeadAttention):  # type: ignore[misc]
             updates: tuple[Tensor, Tensor] = super().forward(vision, lang, attention_mask_v, attention_mask_l)
             return updates
         heads = self.num_heads
-        keys = self.l_proj(lang).unflatten(-1, (heads, -1))  # (B, T, h, d)
-        query_weight = self.v_proj.weight.unflatten(0, (heads, -1))  # (h, d, v_dim)
+        keys = torch.unflatten(self.l_proj(lang), -1, (heads, -1))  # (B, T, h, d)
+        query_weight = torch.unflatten(self.v_proj.weight, 0, (heads, -1))  # (h, d, v_dim)
         by_token = torch.einsum("bthd,hdv->bvht", keys, query_weight).flatten(2) * self.scale
         shift = (
-            torch.einsum("bthd,hd->bht", keys, self.v_proj.bias.unflatten(0, (heads, -1))).flatten(1)
+            torch.einsum("bthd,hd->bht", keys, torch.unflatten(self.v_proj.bias, 0, (heads, -1))).flatten(1)
             * self.scale
         )
         scores = torch.baddbmm(shift.unsqueeze(1), vision, by_token).clamp(-_LIMIT, _LIMIT)  # (B, N, h T)
 
         to_image = F.dropout(
-            scores.unflatten(-1, (heads, tokens)).softmax(-1), self.dropout, self.training
+            torch.unflatten(scores, -1, (heads, tokens)).softmax(-1), self.dropout, self.training
         ).flatten(2)
-        values = self.values_l_proj(lang).unflatten(-1, (heads, -1))
-        out_weight = self.out_v_proj.weight.unflatten(-1, (heads, -1))  # (v_dim, h, d)
+        values = torch.unflatten(self.values_l_proj(lang), -1, (heads, -1))
+        out_weight = torch.unflatten(self.out_v_proj.weight, -1, (heads, -1))  # (v_dim, h, d)
         per_token = torch.einsum("bthd,vhd->bhtv", values, out_weight).flatten(1, 2)
         image_update = torch.bmm(to_image.to(per_token.dtype), per_token) + self.out_v_proj.bias
 
@@ -69,13 +69,13 @@ class LeanBiAttention(BiMultiHeadAttention):  # type: ignore[misc]
         if attention_mask_v is not None:
             flipped = flipped.masked_fill(attention_mask_v.unsqueeze(1), float("-inf"))
         to_text = F.dropout(flipped.softmax(-1), self.dropout, self.training)
-        kept = to_text.sum(-1).unflatten(1, (heads, tokens))  # 1 but for dropout
-        gathered = torch.bmm(to_text.to(vision.dtype), vision).unflatten(
-            1, (heads, tokens)
-        )  # (B, h, T, v_dim)
-        value_weight = self.values_v_proj.weight.unflatten(0, (heads, -1))
+        kept = torch.unflatten(to_text.sum(-1), 1, (heads, tokens))  # 1 but for dropout
+        gathered = torch.unflatten(
+            torch.bmm(to_text.to(vision.dtype), vision), 1, (heads, tokens)
+        )  # (B, h, T, v)
+        value_weight = torch.unflatten(self.values_v_proj.weight, 0, (heads, -1))
         mixed = torch.einsum("bhtv,hdv->bthd", gathered, value_weight.to(gathered.dtype))
-        mixed = mixed + kept.permute(0, 2, 1).unsqueeze(-1) * self.values_v_proj.bias.unflatten(
-            0, (heads, -1)
+        mixed = mixed + kept.permute(0, 2, 1).unsqueeze(-1) * torch.unflatten(
+            self.values_v_proj.bias, 0, (heads, -1)
         )
         return image_update, self.out_l_proj(mixed.flatten(2).to(self.out_l_proj.weight.dtype))

@@ -150,13 +150,13 @@ def load_backbone(detector: nn.Module, path: Path | str) -> None:
     state = {
         name.removeprefix("backbone."): value for name, value in read_checkpoint(path)["state_dict"].items()
     }
-    own = detector.backbone.state_dict()  # type: ignore[union-attr,operator]
+    own = detector.backbone.state_dict()  # type: ignore[union-attr]
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise CheckpointError(
             path, f"lacks {len(missing)} weights of the backbone: {', '.join(missing[:10])}", ""
         )
-    detector.backbone.load_state_dict({name: state.get(name, own[name]) for name in own})  # type: ignore[union-attr,operator]
+    detector.backbone.load_state_dict({name: state.get(name, own[name]) for name in own})  # type: ignore[union-attr]
 
 
 def map_statistics(records: Sequence[Record]) -> tuple[int, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -62,25 +63,36 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def _allowed() -> list[Any]:
+    """List what a checkpoint may hold beside tensors: numpy arrays and mmengine's histories of scalars."""
     import numpy as np
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
-    rebuild = np._core.multiarray._reconstruct if hasattr(np, "_core") else np.core.multiarray._reconstruct
-    kinds = [np.dtype(kind) for kind in ("float64", "float32", "int64", "int32", "bool", "uint32", "uint8")]
-    aliases = [(scalar, "numpy.core.multiarray.scalar"), (rebuild, "numpy.core.multiarray._reconstruct")]
-    statistics = [HistoryBuffer.min, HistoryBuffer.max, HistoryBuffer.mean, HistoryBuffer.current]
-    return [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        scalar,
-        rebuild,
-        *aliases,
-        *{type(kind) for kind in kinds},
-        getattr,
-        *statistics,
+    core = importlib.import_module(
+        "numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray"
+    )
+    kinds = {
+        type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool", "uint32", "uint8")
+    }
+    places = [
+        (getattr(core, name), f"{package}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for package in ("numpy.core", "numpy._core")
     ]
+    methods = [getattr(HistoryBuffer, name) for name in _HISTORY_METHODS]
+    lookups = [(_history_method, f"{package}.getattr") for package in ("builtins", "__builtin__")]
+    return [HistoryBuffer, np.ndarray, np.dtype, *kinds, *places, *methods, *lookups]
+
+
+_HISTORY_METHODS = ("min", "max", "mean", "current")
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Look up one of the four functions that a pickled history names; refuse everything else."""
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
+        raise pickle.UnpicklingError(f"attribute {name!r} of {owner!r} is not allowed")
+    return getattr(owner, name)
 
 
 def load_pretrained(detector: nn.Module, path: Path | str) -> None:

@@ -121,6 +121,7 @@ def test_calling_an_operator_of_mmdet_that_is_not_provided_explains():
 def test_library_imports_without_mmdet():
     code = (
         "import sys, anomdino.detector, anomdino.detector.records, anomdino.detector.quality, "
-        "anomdino.config.detector, anomdino.config.detect; assert 'mmdet' not in sys.modules and 'torch' not in sys.modules"
+        "anomdino.config.detector, anomdino.config.detect; "
+        "assert 'mmdet' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -139,6 +139,17 @@ class Evil:
         return (print, ("executed",))
 
 
+class Sneaky:
+    def __reduce__(self):
+        return (getattr, (torch.nn.Module, "register_forward_hook"))
+
+
+def test_attribute_lookups_in_a_checkpoint_are_refused(tmp_path):
+    torch.save({"state_dict": {}, "meta": Sneaky()}, tmp_path / "sneaky.pth", pickle_protocol=2)
+    with pytest.raises(CheckpointError, match="may run code"):
+        read_checkpoint(tmp_path / "sneaky.pth")
+
+
 def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
     torch.save({"state_dict": {}, "meta": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match="may run code"):
