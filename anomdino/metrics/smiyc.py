@@ -19,12 +19,12 @@ class FrameBins:
     """One frame's histogram.
 
     Attributes:
-        thresholds: float64 (K,) lower edges of the bins, descending.
+        thresholds: (K,) lower edges of the bins, descending, in the precision of the scores.
         tp: int64 (K,) anomalous pixels in each bin.
         fp: int64 (K,) in-distribution pixels in each bin.
     """
 
-    thresholds: npt.NDArray[np.float64]
+    thresholds: npt.NDArray[np.floating]
     tp: npt.NDArray[np.int64]
     fp: npt.NDArray[np.int64]
 
@@ -43,14 +43,18 @@ def frame_bins(scores: SortedScores, num_bins: int = NUM_BINS) -> FrameBins:
         raise ValueError("the region of interest is empty: SMIYC's pixel metric is not defined on this frame")
     edges = _edges(scores, num_bins)
     tp, fp = _histogram(scores.positives, edges), _histogram(scores.negatives, edges)
-    return FrameBins(edges[:-1][::-1].astype(np.float64), tp[::-1], fp[::-1])
+    return FrameBins(edges[:-1][::-1], tp[::-1], fp[::-1])
 
 
 def pooled_curve(frames: list[FrameBins]) -> Curve:
-    """Pool the frames' bins into one curve, points with the same threshold collapsed to their last."""
+    """Pool the frames' bins into one curve, points with the same threshold collapsed to their last.
+
+    The first point is kept even if others share its threshold, so that with ties at the very top the curve depends
+    on the order of the frames there; numpy's default sort gives the order that the benchmark has.
+    """
     thresholds = np.concatenate([frame.thresholds for frame in frames])
-    order = np.argsort(-thresholds, kind="stable")
-    thresholds = thresholds[order]
+    order = np.argsort(thresholds)[::-1]
+    thresholds = thresholds[order].astype(np.float64)
     tp = np.cumsum(np.concatenate([frame.tp for frame in frames])[order])
     fp = np.cumsum(np.concatenate([frame.fp for frame in frames])[order])
     last = np.flatnonzero(thresholds[:-1] != thresholds[1:])

@@ -12,7 +12,7 @@ from anomdino.metrics.sorting import sort_scores
 
 def specified(frames):
     """Reference d.2, with numpy's own quantile and histogram."""
-    points, positives, negatives = [], 0, 0
+    points, lower_edges, positives, negatives = [], [], 0, 0
     for score, label in frames:
         roi = label < 255
         value, truth = score[roi], label[roi] != 0
@@ -24,9 +24,10 @@ def specified(frames):
         edges = np.unique(np.concatenate(edges))
         tp, _ = np.histogram(pos, edges)
         fp, _ = np.histogram(neg, edges)
-        points += [(float(edges[i]), int(tp[i]), int(fp[i])) for i in range(len(tp))]
+        points += [(float(edges[i]), int(tp[i]), int(fp[i])) for i in reversed(range(len(tp)))]
+        lower_edges.append(edges[:-1][::-1])
         positives, negatives = positives + pos.size, negatives + neg.size
-    points.sort(key=lambda point: -point[0])
+    points = [points[i] for i in np.argsort(np.concatenate(lower_edges))[::-1]]
     cumulative, total_tp, total_fp = [], 0, 0
     for threshold, tp, fp in points:
         total_tp, total_fp = total_tp + tp, total_fp + fp
