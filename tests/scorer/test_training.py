@@ -57,6 +57,23 @@ def files_of(out):
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
+AVERAGED = {"log_every": 4, "closed_set": {"average": 0.9}, "residual": {"average": 0.9}}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_data, tmp_path_factory):
+    """An unbroken run of the default settings: its folder and result."""
+    out = tmp_path_factory.mktemp("unbroken") / "rpl"
+    return out, train(tiny_data, out)
+
+
+@pytest.fixture(scope="module")
+def unbroken_average(tiny_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken_average") / "rpl"
+    train(tiny_data, out, config(**AVERAGED))
+    return files_of(out)
+
+
 class Killed(Exception):
     """Stands for SIGKILL: nothing in the code catches it."""
 
@@ -79,43 +96,42 @@ def kill_at(monkeypatch):
     monkeypatch.undo()
 
 
-def test_result_is_whole_and_loads(tiny_data, tmp_path):
-    trained = train(tiny_data, tmp_path / "rpl")
+def test_result_is_whole_and_loads(unbroken):
+    out, trained = unbroken
     names = {"model.safetensors", "config.json", "history.json", "closed_set_miou.json"}
-    assert {path.name for path in (tmp_path / "rpl").iterdir()} == names
-    assert [path.name for path in tmp_path.iterdir()] == ["rpl"]
-    loaded = load_scorer(tmp_path / "rpl")
+    assert {path.name for path in out.iterdir()} == names
+    assert [path.name for path in out.parent.iterdir()] == ["rpl"]
+    loaded = load_scorer(out)
     for name, tensor in trained.scorer.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
-    history = json.loads((tmp_path / "rpl" / "history.json").read_text())
+    history = json.loads((out / "history.json").read_text())
     assert [r["step"] for r in history if "lr" in r] == [*range(1, 7), *range(1, 7)]
     assert {"entropy", "regularisation", "energy", "corocl"} <= history[-2].keys()
-    report = json.loads((tmp_path / "rpl" / "closed_set_miou.json").read_text())
+    report = json.loads((out / "closed_set_miou.json").read_text())
     assert report["miou"] == trained.quality.miou
     assert len(report["iou"]) == 4
 
 
-def test_same_seed_same_bytes_and_another_seed_others(tiny_data, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+def test_same_seed_same_bytes_and_another_seed_others(tiny_data, tmp_path, unbroken):
+    for name, seed in (("same", 0), ("other", 1)):
         train(tiny_data, tmp_path / name, seed=seed)
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    assert files_of(tmp_path / "a")["model.safetensors"] != files_of(tmp_path / "c")["model.safetensors"]
+    whole = files_of(unbroken[0])
+    assert files_of(tmp_path / "same") == whole
+    assert files_of(tmp_path / "other")["model.safetensors"] != whole["model.safetensors"]
 
 
-def test_loading_processes_change_nothing(tiny_data, tmp_path):
-    train(tiny_data, tmp_path / "a", config(workers=0))
-    train(tiny_data, tmp_path / "b", config(workers=2, cache_mb=0))
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+def test_loading_processes_change_nothing(tiny_data, tmp_path, unbroken):
+    train(tiny_data, tmp_path / "x", config(workers=2, cache_mb=0))
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
 
 
 @pytest.mark.parametrize(
     ("objective", "step"), [(ClosedSetObjective, 4), (ResidualObjective, 1), (ResidualObjective, 5)]
 )
 def test_resume_gives_the_result_of_an_unbroken_run(
-    tiny_data, tmp_path, kill_at, monkeypatch, objective, step
+    tiny_data, tmp_path, kill_at, monkeypatch, unbroken_average, objective, step
 ):
-    settings = config(log_every=4, closed_set={"average": 0.9}, residual={"average": 0.9})
-    train(tiny_data, tmp_path / "whole", settings)
+    settings = config(**AVERAGED)
     kill_at(objective, step)
     with pytest.raises(Killed):
         train(tiny_data, tmp_path / "cut", settings)
@@ -127,7 +143,7 @@ def test_resume_gives_the_result_of_an_unbroken_run(
     monkeypatch.setattr(objective, "hints", lambda self, b, s: (done.append(s), original(self, b, s))[1])
     train(tiny_data, tmp_path / "cut", settings)
     assert done[0] == step - step % 3
-    assert files_of(tmp_path / "whole") == files_of(tmp_path / "cut")
+    assert files_of(tmp_path / "cut") == unbroken_average
     assert not (tmp_path / ".cut.training").exists()
 
 
@@ -143,7 +159,7 @@ def test_resume_point_of_other_parameters_is_not_taken_up(tiny_data, tmp_path, k
 
 
 @pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
-def test_damaged_resume_point_starts_afresh(tiny_data, tmp_path, kill_at, monkeypatch, damage):
+def test_damaged_resume_point_starts_afresh(tiny_data, tmp_path, kill_at, monkeypatch, unbroken, damage):
     kill_at(ClosedSetObjective, 4)
     with pytest.raises(Killed):
         train(tiny_data, tmp_path / "x")
@@ -152,8 +168,7 @@ def test_damaged_resume_point_starts_afresh(tiny_data, tmp_path, kill_at, monkey
     content = point.read_bytes()
     point.write_bytes(content[: len(content) // 2] if damage is None else damage)
     train(tiny_data, tmp_path / "x")
-    train(tiny_data, tmp_path / "y")
-    assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
 
 
 def test_frozen_parts_stay_bit_identical_and_the_residual_block_moves(tiny_data, tmp_path):
@@ -253,13 +268,13 @@ def test_evaluation_data_is_refused(tmp_path):
         train(data, tmp_path / "x")
 
 
-def test_a_checkpoint_is_taken_as_it_is(tiny_data, tmp_path):
-    first = train(tiny_data, tmp_path / "a")
-    settings = config(source="checkpoint", checkpoint=str(tmp_path / "a"))
+def test_a_checkpoint_is_taken_as_it_is(tiny_data, tmp_path, unbroken):
+    out, first = unbroken
+    settings = config(source="checkpoint", checkpoint=str(out))
     second = train(tiny_data, tmp_path / "b", settings)
     assert second.history == []
     assert second.quality.miou == first.quality.miou
-    assert files_of(tmp_path / "a")["model.safetensors"] == files_of(tmp_path / "b")["model.safetensors"]
+    assert files_of(out)["model.safetensors"] == files_of(tmp_path / "b")["model.safetensors"]
 
 
 def test_batch_has_to_divide_by_the_processes(tiny_data, tmp_path, monkeypatch):
@@ -287,9 +302,9 @@ def test_precision_of_each_device(monkeypatch):
     assert training.low_precision("float32", cuda) is None
 
 
-def test_bfloat16_trains_close_to_float32(tiny_data, tmp_path, monkeypatch):
+def test_bfloat16_trains_close_to_float32(tiny_data, tmp_path, monkeypatch, unbroken):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    full = train(tiny_data, tmp_path / "a", config(precision="float32")).history
+    full = unbroken[1].history
     mixed = train(tiny_data, tmp_path / "b", config(precision="auto")).history
     losses = [(a["loss"], b["loss"]) for a, b in zip(full, mixed, strict=True) if "loss" in a]
     assert [a for a, _ in losses] == pytest.approx([b for _, b in losses], rel=0.1)
