@@ -134,17 +134,21 @@ def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out:
         ProtocolError: A source is evaluation data.
         DataError: Sources are missing, damaged, or do not pair.
     """
+    _scene.cache_clear()
+    _cutout.cache_clear()
     sources = Sources.read(inlier, outliers)
     items = plan_items(config, len(sources.scenes), seed)
+    by_scene = sorted(items, key=lambda item: (item.scene, item.number))
     notes = out / ".compose" / _digest(config, seed, sources)
     _forget_other_runs(out, notes, {item.key for item in items})
     work = partial(_compose_item, config, seed, sources, out, notes)
     workers = min(config.workers or os.cpu_count() or 1, len(items))
     records = (
-        _in_processes(work, items, workers)
+        _in_processes(work, by_scene, workers)
         if workers > 1
-        else [work(item) for item in track(items, "compose")]
+        else [work(item) for item in track(by_scene, "compose")]
     )
+    records.sort(key=lambda record: int(record["id"]))
     atomic_write_json(out / "ood.json", to_coco(records), indent=None)
     for note in sorted((out / ".compose").rglob("*.json")):
         note.unlink()
@@ -221,9 +225,7 @@ def _compose_item(
     if note.is_file() and image_path.is_file() and label_path.is_file():
         return {**json.loads(note.read_text(encoding="utf-8")), "kept": True}
     key, scene_path, scene_label_path = sources.scenes[item.scene]
-    scene, label = read_image(scene_path), read_label(scene_label_path)
-    if scene.shape[:2] != label.shape:
-        raise DataError(scene_label_path, f"is {label.shape}, its image is {scene.shape[:2]} (H, W)", "")
+    scene, label = _scene(scene_path, scene_label_path)
     image, mixed, boxes, areas = _mixed(config, seed, sources, item, scene, label)
     truth = np.zeros(mixed.shape, np.uint8)
     truth[mixed == OUTLIER] = 1
@@ -292,6 +294,14 @@ def _group_box(mask: npt.NDArray[np.bool_]) -> tuple[list[list[int]], list[int]]
         return [], []
     box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
     return [box], [int(mask.sum())]
+
+
+@lru_cache(maxsize=1)
+def _scene(image_path: Path, label_path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    image, label = read_image(image_path), read_label(label_path)
+    if image.shape[:2] != label.shape:
+        raise DataError(label_path, f"is {label.shape}, its image is {image.shape[:2]} (H, W)", "")
+    return image, label
 
 
 @lru_cache(maxsize=_CACHED_FILES)

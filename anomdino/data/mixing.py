@@ -62,8 +62,9 @@ def normalise(image: UInt8Array) -> npt.NDArray[np.float64]:
 
 def denormalise(image: npt.NDArray[np.floating]) -> UInt8Array:
     """Inverse of `normalise`, rounded and clipped to uint8."""
-    unit = np.asarray(image, dtype=np.float64) * np.asarray(IMAGENET_STD) + np.asarray(IMAGENET_MEAN)
-    return np.asarray(np.clip(np.rint(unit * 255.0), 0, 255), dtype=np.uint8)
+    levels = np.multiply(image, np.asarray(IMAGENET_STD) * 255.0, dtype=np.float32)
+    levels += np.asarray(IMAGENET_MEAN, dtype=np.float32) * np.float32(255.0)
+    return np.asarray(np.clip(np.rint(levels, out=levels), 0, 255, out=levels), dtype=np.uint8)
 
 
 def mix_rpl(
