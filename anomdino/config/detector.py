@@ -108,6 +108,8 @@ class DetectorConfig(Block):
     """Largest norm of the gradient."""
     denoising_queries: int = Field(default=20, ge=1)
     """Queries of the denoising task in training."""
+    dense_loss: float = Field(default=1.0, ge=0)
+    """Weight of a dense loss on the proposals, for detectors from scratch; 0 leaves GroundingDINO's losses as published."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     amp: bool = False

@@ -70,6 +70,7 @@ def describe(config: DetectorConfig, classes: int, scorer_folder: Path | str | N
         "map_stride": config.fusion.map_stride,
         "image_dropout": config.image_dropout,
         "checkpointing": config.checkpointing,
+        "dense_loss": config.dense_loss,
         **describe_grounding_dino(config, scorer_folder),
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from anomdino.detector.dense import dense_losses
 from anomdino.detector.mmdet_parts import MLP, MODELS, GroundingDINO, get_text_sine_pos_embed
 from anomdino.detector.ouafs import Fused, Ouafs
 from anomdino.detector.text_fusion import LeanBiAttention
@@ -32,6 +33,7 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
         map_stride: Pixels of the input a map cell covers.
         image_dropout: Share of training samples whose image features are replaced by zeros.
         checkpointing: Recompute the transformer's activations in the backward pass.
+        dense_loss: Weight of the dense loss on the proposals, which replaces their one-to-one loss; 0 for none.
         *args: Arguments of mmdet's GroundingDINO.
         **kwargs: Arguments of mmdet's GroundingDINO.
     """
@@ -43,10 +45,11 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
         map_stride: int = 8,
         image_dropout: float = 0.0,
         checkpointing: bool = False,
+        dense_loss: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.map_stride, self.image_dropout = map_stride, image_dropout
+        self.map_stride, self.image_dropout, self.dense_loss = map_stride, image_dropout, dense_loss
         self.ouafs = Ouafs(dims=self.embed_dims, levels=self.num_feature_levels, **fusion)
         if checkpointing:
             for layer in (*self.encoder.layers, *self.encoder.fusion_layers, *self.decoder.layers):
@@ -73,7 +76,11 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
             sample.gt_instances.text_token_mask = text["text_token_mask"][index].expand(len(positive), -1)
         fused = self.extract_fused(batch_inputs, batch_data_samples)
         head_inputs = self.forward_transformer(tuple(fused.features), text, batch_data_samples)
+        dense = head_inputs.pop("dense", {})
         losses: dict[str, Tensor] = self.bbox_head.loss(**head_inputs, batch_data_samples=batch_data_samples)
+        if dense:
+            losses = {name: value for name, value in losses.items() if not name.startswith("enc_")}
+            losses |= {name: self.dense_loss * value for name, value in dense.items()}
         if self.ouafs.orth != "none":
             losses["loss_orth"] = fused.loss_orth
         unused = self.dn_query_generator.label_embedding.weight.sum() * 0.0
@@ -141,6 +148,30 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
             "memory_text": memory_text,
             "text_token_mask": text_dict["text_token_mask"],
         }
+
+    def pre_decoder(
+        self,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        spatial_shapes: Tensor,
+        memory_text: Tensor,
+        text_token_mask: Tensor,
+        batch_data_samples: Sequence[Any] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Choose the proposals, as mmdet does; in training with ``dense_loss`` also compute their dense losses."""
+        decoder_inputs, head_inputs = super().pre_decoder(
+            memory, memory_mask, spatial_shapes, memory_text, text_token_mask, batch_data_samples
+        )
+        if self.training and self.dense_loss and batch_data_samples is not None:
+            last = self.decoder.num_layers
+            output, proposals = self.gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
+            logits = self.bbox_head.cls_branches[last](output, memory_text, text_token_mask)
+            boxes = (self.bbox_head.reg_branches[last](output) + proposals).float().sigmoid()
+            anchors = torch.where(torch.isfinite(proposals), proposals.sigmoid(), proposals)
+            head_inputs["dense"] = dense_losses(
+                self.bbox_head, logits.float(), boxes, anchors, text_token_mask, batch_data_samples
+            )
+        return decoder_inputs, head_inputs
 
     def _text(
         self, prompts: Sequence[Any], targets: Sequence[Any] | None

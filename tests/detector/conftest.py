@@ -38,6 +38,7 @@ def small_config(**changes):
         "val_interval": 2,
         "log_interval": 2,
         "warmup": 1,
+        "dense_loss": 0.0,
     }
     return DetectorConfig(**{**settings, **changes}, fusion=FusionConfig(**fusion))
 
