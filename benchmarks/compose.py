@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/compose.py [--count 160] [--workers 2]
 
-Scenes of 1024 x 2048 (Cityscapes' size) and object photos of 480 x 640 (COCO's size) are rendered into a temporary folder;
-composed images are 700 x 700. The reference pastes one hard-edged object an image in one process with Pillow alone, its
-default PNG compression included. The target is at least 25 images a second on 2 cores.
+Scenes of 1024 x 2048 (Cityscapes' size) and object photos of 480 x 640 (COCO's size) are rendered into a temporary
+folder; composed images are 700 x 700. The reference pastes one hard-edged object an image in one process with Pillow
+alone, its default PNG compression included. The target is at least 25 images a second on 2 cores.
 """
 
 from __future__ import annotations
