@@ -27,6 +27,7 @@ TINY = ScorerSpec(
     5,
     {
         "channels": [4, 6, 8, 8],
+        "deep_channels": 8,
         "context_channels": 6,
         "skip_channels": 4,
         "head_channels": 8,

@@ -25,6 +25,7 @@ train_scorer(RplConfig.model_validate(settings), data / "inlier", data / "outlie
 SETTINGS = {
     "options": {
         "channels": [4, 6, 8, 8],
+        "deep_channels": 8,
         "context_channels": 6,
         "skip_channels": 4,
         "head_channels": 8,

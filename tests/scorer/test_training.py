@@ -17,6 +17,7 @@ from tests.scorer.conftest import write_scenes
 
 OPTIONS = {
     "channels": [4, 6, 8, 8],
+    "deep_channels": 8,
     "context_channels": 6,
     "skip_channels": 4,
     "head_channels": 8,
