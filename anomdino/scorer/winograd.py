@@ -29,7 +29,7 @@ _KERNEL = (
 )
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
-LEAST_CHANNELS = 128
+LEAST_CHANNELS = 256
 LARGEST_DILATION = 4
 STORED_WEIGHTS = 1 << 20
 TILES_AT_ONCE = 512
@@ -38,7 +38,7 @@ TILES_AT_ONCE = 512
 def use_winograd(network: nn.Module) -> int:
     """Replace, in place, the convolutions of a network that run faster this way.
 
-    These are 3x3 with stride 1, padding equal to a dilation of at most 4, no groups, and at least 128
+    These are 3x3 with stride 1, padding equal to a dilation of at most 4, no groups, and at least 256
     channels on both sides, in float32 on the CPU.
 
     Returns:

@@ -47,13 +47,13 @@ def test_equals_the_direct_convolution(monkeypatch, dilation, size, stored, bias
         ({"padding": 0}, False),
         ({"groups": 2}, False),
         ({"kernel_size": 1, "padding": 0}, False),
-        ({"in_channels": 64}, False),
+        ({"in_channels": 128}, False),
         ({"padding_mode": "reflect"}, False),
         ({"dtype": torch.float64}, False),
     ],
 )
 def test_what_is_replaced(options, expected):
-    settings = {"in_channels": 128, "out_channels": 128, "kernel_size": 3, "padding": 1, **options}
+    settings = {"in_channels": 256, "out_channels": 256, "kernel_size": 3, "padding": 1, **options}
     convolution = nn.Conv2d(**settings)
     assert suits(convolution) == expected
     network = nn.Sequential(nn.Sequential(convolution), nn.ReLU())
