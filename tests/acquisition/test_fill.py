@@ -268,6 +268,7 @@ class TestRegistry:
         assert counts["inlier/train"] == miniature.TRAIN
         assert counts["outliers"] == 3
         assert counts["val/AnomalyTrack"] == 4
+        assert counts["weights"] == 3
         weights = {path.name for path in (tmp_path / "data/weights").iterdir()}
         assert {"rev3.pth", "cityscapes_best.pth", "bert-base-uncased"} <= weights
         assert not list((tmp_path / "data/downloads").glob("*.unpacked"))
