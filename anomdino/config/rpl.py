@@ -150,6 +150,10 @@ class ResidualConfig(Block):
     """Adam's weight decay; the published config has 1e-4 but never applies it."""
     energy_weight: float = Field(0.05, ge=0)
     """Weight of the energy part (published: 0.05)."""
+    preservation_weight: float = Field(0.0, ge=0)
+    """Weight of the squared change of the inliers' energy (published: not there). The published losses see
+    the
+    inliers' probabilities alone, so that a short training may raise the energy of the whole image."""
     copy_context: bool = True
     """Start the block's context module from the closed-set one, as published; else from Kaiming's rule."""
     rule: Literal["rpl", "objects"] = "rpl"

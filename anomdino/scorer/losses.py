@@ -33,15 +33,22 @@ class RplLosses(NamedTuple):
         entropy: Cross-entropy of Zr against the closed-set prediction, over inlier pixels.
         regularisation: Squared difference of the entropies of Zr and Z, over inlier pixels.
         energy: max(0, logsumexp(Zr)) over outlier pixels; 0 where there are none.
+        preservation: Squared difference of logsumexp(Zr) and logsumexp(Z), over inlier pixels. Not published:
+            the
+            other inlier terms see probabilities alone and let the energy of the whole image drift.
     """
 
     entropy: Tensor
     regularisation: Tensor
     energy: Tensor
+    preservation: Tensor
 
-    def total(self, energy_weight: float = 0.05) -> Tensor:
-        """Sum up, the energy part weighted (0.05 as published)."""
-        return self.entropy + self.regularisation + energy_weight * self.energy
+    def total(self, energy_weight: float = 0.05, preservation_weight: float = 0.0) -> Tensor:
+        """Sum up, the energy part weighted (0.05 as published) and the preservation (published: not
+        there).
+        """
+        published = self.entropy + self.regularisation + energy_weight * self.energy
+        return published + preservation_weight * self.preservation if preservation_weight else published
 
 
 def rpl_losses(
@@ -66,11 +73,13 @@ def rpl_losses(
     pseudo = closed.argmax(dim=1, keepdim=True)
     cross_entropy = -log_p.gather(1, pseudo)[:, 0]
     difference = _entropy(log_p) - _entropy(closed.log_softmax(dim=1))
-    energy = residual.logsumexp(dim=1).clamp(min=0)
+    log_sum = residual.logsumexp(dim=1)
+    drift = log_sum - closed.logsumexp(dim=1)
     return RplLosses(
         masked_mean(cross_entropy, inlier, count),
         masked_mean(difference.square(), inlier, count),
-        masked_mean(energy, outlier, count),
+        masked_mean(log_sum.clamp(min=0), outlier, count),
+        masked_mean(drift.square(), inlier, count),
     )
 
 

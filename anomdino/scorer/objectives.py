@@ -124,7 +124,7 @@ class ResidualObjective(Objective):
         return {"scenes": scenes if enough else None, "step": step}
 
     def forward(self, batch: Batch, **hints: Any) -> dict[str, Tensor]:
-        """Give ``loss`` and its parts ``entropy``, ``regularisation``, ``energy`` and ``corocl``."""
+        """Give ``loss``, the parts of :class:`RplLosses` by name, and ``corocl``."""
         scenes: Tensor | None = hints.get("scenes")
         images, labels = network_input(batch.images), batch.labels.long()
         if scenes is not None and batch.outlier_images is not None:
@@ -133,7 +133,10 @@ class ResidualObjective(Objective):
         closed, residual, targets = self._at_loss_resolution(output, labels)
         parts = rpl_losses(residual, closed, targets, self.world.count)
         contrast = self._contrast(output, labels, batch, scenes, int(hints.get("step", 0)))
-        loss = parts.total(self.config.energy_weight) + self.config.corocl.weight * contrast
+        loss = (
+            parts.total(self.config.energy_weight, self.config.preservation_weight)
+            + self.config.corocl.weight * contrast
+        )
         return {"loss": loss, **parts._asdict(), "corocl": contrast}
 
     def _at_loss_resolution(self, output: ScorerOutput, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,7 +29,7 @@ def random_case(seed, low=-4.0, high=4.0):
 
 def slow_rpl(residual, closed, target):
     """Loop over pixels; plain log(sum(exp)), as published."""
-    cross, regular, energy = [], [], []
+    cross, regular, energy, kept = [], [], [], []
     for b in range(len(target)):
         for y in range(H):
             for x in range(W):
@@ -42,7 +42,8 @@ def slow_rpl(residual, closed, target):
                     hp = -sum(max(v, 1e-7) * math.log(max(v, 1e-7)) for v in p)
                     hq = -sum(max(v, 1e-7) * math.log(max(v, 1e-7)) for v in q)
                     regular.append((hp - hq) ** 2)
-    return tuple(float(np.mean(v)) if v else 0.0 for v in (cross, regular, energy))
+                    kept.append((math.log(np.exp(zr).sum()) - math.log(np.exp(z).sum())) ** 2)
+    return tuple(float(np.mean(v)) if v else 0.0 for v in (cross, regular, energy, kept))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -54,16 +55,17 @@ def test_rpl_losses_match_a_loop_in_float64(seed):
     )
     weighted = losses.entropy + losses.regularisation + 0.05 * losses.energy
     assert float(losses.total()) == pytest.approx(float(weighted))
+    assert float(losses.total(0.05, 0.2)) == pytest.approx(float(weighted + 0.2 * losses.preservation))
 
 
 def test_rpl_gradient_matches_finite_differences():
     residual, closed, target = random_case(7)
     tensor = torch.from_numpy(residual).float().requires_grad_()
-    rpl_losses(tensor, torch.from_numpy(closed), torch.from_numpy(target)).total().backward()
+    rpl_losses(tensor, torch.from_numpy(closed), torch.from_numpy(target)).total(0.05, 0.1).backward()
 
     def value(array):
-        cross, regular, energy = slow_rpl(array, closed, target)
-        return cross + regular + 0.05 * energy
+        cross, regular, energy, kept = slow_rpl(array, closed, target)
+        return cross + regular + 0.05 * energy + 0.1 * kept
 
     step = 1e-5
     for place in [(0, 0, 0, 0), (0, 3, 2, 5), (1, 4, 3, 1), (1, 1, 1, 1), (0, 2, 3, 3)]:
@@ -80,6 +82,14 @@ def test_no_gradient_reaches_the_closed_set_logits():
     losses = rpl_losses(torch.from_numpy(residual).requires_grad_(), tensor, torch.from_numpy(target))
     losses.total().backward()
     assert tensor.grad is None
+
+
+def test_published_losses_do_not_see_a_shift_of_the_inliers_but_preservation_does():
+    logits = torch.randn(1, CLASSES, H, W, dtype=torch.float64)
+    losses = rpl_losses(logits - 3, logits, torch.zeros(1, H, W, dtype=torch.long))
+    same = rpl_losses(logits, logits, torch.zeros(1, H, W, dtype=torch.long))
+    assert float(losses.total()) == pytest.approx(float(same.total()), abs=1e-5)
+    assert float(losses.preservation) == pytest.approx(9, rel=1e-5)
 
 
 def test_ground_truth_classes_are_never_used():
