@@ -34,8 +34,7 @@ class RplLosses(NamedTuple):
         regularisation: Squared difference of the entropies of Zr and Z, over inlier pixels.
         energy: max(0, logsumexp(Zr)) over outlier pixels; 0 where there are none.
         preservation: Squared difference of logsumexp(Zr) and logsumexp(Z), over inlier pixels. Not published:
-            the
-            other inlier terms see probabilities alone and let the energy of the whole image drift.
+            the other inlier terms see probabilities alone and let the energy of the whole image drift.
     """
 
     entropy: Tensor
@@ -44,9 +43,7 @@ class RplLosses(NamedTuple):
     preservation: Tensor
 
     def total(self, energy_weight: float = 0.05, preservation_weight: float = 0.0) -> Tensor:
-        """Sum up, the energy part weighted (0.05 as published) and the preservation (published: not
-        there).
-        """
+        """Sum up; the energy part weighs 0.05 as published, the preservation nothing as published."""
         published = self.entropy + self.regularisation + energy_weight * self.energy
         return published + preservation_weight * self.preservation if preservation_weight else published
 
