@@ -88,6 +88,8 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class InvertedResidual(nn.Module):
     """Expansion 1x1, depthwise k x k, linear projection 1x1; the input is added where shapes allow."""
 
+    NORM_PAIRS = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+
     def __init__(self, inputs: int, spec: StageSpec, stride: int) -> None:
         super().__init__()
         hidden = inputs * spec.expansion
@@ -111,6 +113,8 @@ class InvertedResidual(nn.Module):
 
 class EfficientNetLite0(nn.Module):
     """The feature extractor, without the classification head (2.96 M parameters)."""
+
+    NORM_PAIRS = (("_conv_stem", "_bn0"),)
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batch_norms(network: nn.Module) -> int:
-    """Fold every batch normalisation that directly follows a convolution in a ``Sequential``.
+    """Fold every batch normalisation that directly follows a convolution.
+
+    That is so in a ``Sequential``, and where a module says so by ``NORM_PAIRS``, pairs of names of its
+    children.
 
     ``Sequential`` modules nested in one another count as one chain. The network is changed in place
     and must be in evaluation mode; its outputs stay the same up to rounding.
@@ -25,20 +28,36 @@ def fold_batch_norms(network: nn.Module) -> int:
     """
     if network.training:
         raise ValueError("batch normalisation can only be folded in evaluation mode: call .eval() first")
-    folded = 0
+    folded = sum(_fold_pairs(module) for module in network.modules())
     for chain in _chains(network):
         previous: tuple[nn.Module, str] | None = None
         for parent, name in _leaves(chain):
             leaf = parent.get_submodule(name)
             if isinstance(leaf, nn.BatchNorm2d) and previous is not None:
-                holder, convolution_name = previous
-                convolution = holder.get_submodule(convolution_name)
-                assert isinstance(convolution, nn.Conv2d)
-                setattr(holder, convolution_name, fuse_conv_bn_eval(convolution, leaf))
-                setattr(parent, name, nn.Identity())
+                _fold(*previous, parent, name)
                 folded += 1
             previous = (parent, name) if isinstance(leaf, nn.Conv2d) else None
     return folded
+
+
+def _fold_pairs(module: nn.Module) -> int:
+    pairs = [
+        pair
+        for pair in getattr(module, "NORM_PAIRS", ())
+        if isinstance(getattr(module, pair[0], None), nn.Conv2d)
+        and isinstance(getattr(module, pair[1], None), nn.BatchNorm2d)
+    ]
+    for convolution, norm in pairs:
+        _fold(module, convolution, module, norm)
+    return len(pairs)
+
+
+def _fold(holder: nn.Module, convolution_name: str, parent: nn.Module, norm_name: str) -> None:
+    convolution, norm = holder.get_submodule(convolution_name), parent.get_submodule(norm_name)
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    setattr(holder, convolution_name, fuse_conv_bn_eval(convolution, norm))
+    setattr(parent, norm_name, nn.Identity())
 
 
 def _chains(network: nn.Module) -> Iterator[nn.Sequential]:
