@@ -6,8 +6,10 @@
 
 ``measure`` runs the real stages, with the paper's networks and random weights, on two small projects that differ in
 the number of items; the difference over the number is the cost of an item, what remains is the cost of starting.
-``--scale`` shrinks the sides of all images (for a CPU); costs of pixels are then divided by its square, which holds for
-convolutions and is stated in the table. ``table`` multiplies by the counts of the published data.
+On a CPU a cost is the processor time of the stage over the number of cores, so that what else the machine does counts
+little; on a GPU it is wall time. ``--scale`` shrinks the sides of all images (for a CPU); costs of pixels are then
+divided by its square, which holds for convolutions and is stated in the table. ``table`` multiplies by the counts of
+the published data; stages that a result file lacks are taken from the first one.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ FRAMES = {
     "ObstacleTrack": (30, (1080, 1920)),
 }
 NETWORK_BYTES_A_SECOND = 12.5e6
+CORES = os.cpu_count() or 1
 RUNNER = """
 import atexit, runpy, sys
 def report():
@@ -202,7 +205,7 @@ STAGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
-def run_stage(project: Path, command: tuple[str, ...], outs: tuple[str, ...]) -> Cost:
+def run_stage(project: Path, command: tuple[str, ...], outs: tuple[str, ...], cpu: bool) -> Cost:
     """Run a stage in the project and measure it."""
     before = sum(bytes_below(project / out) for out in outs)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
@@ -218,6 +221,8 @@ def run_stage(project: Path, command: tuple[str, ...], outs: tuple[str, ...]) ->
         )
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
+    if cpu:
+        seconds = (usage.ru_utime + usage.ru_stime) / CORES
     text = log.read_text()
     if status != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{text[-3000:]}")
@@ -236,7 +241,7 @@ def rehearse(work: Path, size: Size, scale: float, device: str) -> dict[str, Cos
     write_project(work, size, scale, device)
     costs = {}
     for name, command, outs in STAGES:
-        costs[name] = run_stage(work, command, outs)
+        costs[name] = run_stage(work, command, outs, device == "cpu")
         print(
             f"{name}: {costs[name].seconds:.1f} s, {in_words(costs[name].resident)}",
             file=sys.stderr,
@@ -295,7 +300,7 @@ def download_units(work: Path) -> list[Unit]:
         write_png(work / f"s/i/{number}.png", photo(*SCENE, number))
         write_png(work / f"s/l/{number}.png", label_of(*SCENE))
         pairs.append((str(number), work / f"s/i/{number}.png", work / f"s/l/{number}.png"))
-    scenes = timed(lambda: copy_closed_set(pairs, work / "inlier", "scenes")) / len(pairs)
+    scenes = timed(lambda: copy_closed_set(pairs, work / "inlier", "scenes")) / len(pairs) / CORES
     objects = []
     square = [{"segmentation": [[float(v) for v in (50, 50, 400, 60, 300, 400, 60, 350)]]}]
     entry = {"height": PHOTO[0], "width": PHOTO[1]}
@@ -309,7 +314,7 @@ def download_units(work: Path) -> list[Unit]:
     for number in range(16):
         (work / "o/i").mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(work / f"o/i/{number}.jpg"), photo(*PHOTO, number))
-    drawing = timed(outliers) / 16
+    drawing = timed(outliers) / 16 / CORES
     return [
         Unit("download: verify", "byte", 0, hashing, 0, 0, 0),
         Unit("download: unpack", "byte", 0, unpacking, 0, 0, 1),
@@ -319,10 +324,10 @@ def download_units(work: Path) -> list[Unit]:
 
 
 def timed(function) -> float:
-    """Run a function once and give the seconds."""
-    started = time.perf_counter()
+    """Run a function once and give its processor seconds over the cores that it can use."""
+    started = time.process_time()
     function()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -404,26 +409,35 @@ def table(options: argparse.Namespace) -> None:
         "Computed from unit costs that `python benchmarks/paper_rehearsal.py measure` took on the machines below;"
     )
     print("printed by `python benchmarks/paper_rehearsal.py table`.\n")
+    first = {one["stage"]: one for one in runs[0]["units"]}
     for run in runs:
         print(f"## {run['device']}\n")
         if run["scale"] != 1:
             print(
-                f"Measured at {run['scale']:g} of the sides; costs of pixels divided by {run['scale'] ** 2:g}.\n"
+                f"Measured at {run['scale']:g} of the sides; pixels cost {run['scale'] ** 2:g} of the full size.\n"
             )
         print(
             "| stage | work | a unit | in all | memory | GPU memory | disk |\n|---|---|---|---|---|---|---|"
         )
+        own = {one["stage"]: one for one in run["units"]}
         total = 0.0
-        for unit in (Unit(**one) for one in run["units"]):
+        for unit in (Unit(**own.get(stage, first[stage])) for stage in first):
             count, words = work[unit.stage]
             seconds = unit.once + unit.each * count
             total += 0 if unit.stage == "train_rpl" else seconds
             print(row(unit, count, words, seconds))
+        print()
+        for unit in own.values():
+            print(
+                f"- `{unit['stage']}`: {unit['note']}." if unit["note"] else "",
+                end="\n" if unit["note"] else "",
+            )
+        others = ", ".join(f"`{stage}`" for stage in first if stage not in own)
+        print(f"- As on the first machine: {others}." if others else "")
+        print(f"\nIn all without `train_rpl`: {duration(total)}. ", end="")
         print(
-            f"\nIn all without `train_rpl`: {duration(total)}. Downloading at 100 Mbit/s comes to this: ",
-            end="",
+            f"Downloading at 100 Mbit/s: {duration(work['download: verify'][0] / NETWORK_BYTES_A_SECOND)}.\n"
         )
-        print(f"{duration(work['download: verify'][0] / NETWORK_BYTES_A_SECOND)}.\n")
 
 
 def row(unit: Unit, count: float, words: str, seconds: float) -> str:
