@@ -49,6 +49,7 @@ def main() -> None:
             best_epoch=model.provenance["best_epoch"],
             AP_held_out=round(held_out["val_ap"], 4),
             F1_held_out=round(held_out["val_f1"], 4),
+            box_score=model.rule.box_score,
             k=model.rule.k,
             b=model.rule.b,
         )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
+from anomdino.adt.box_score import choose_box_score
 from anomdino.adt.dataset import (
     Crop,
     CropDataset,
@@ -59,7 +60,8 @@ Row = dict[str, float]
 class TrainingPlan:
     """Everything that decides the result of a training run beside the data and the seed.
 
-    The fields are those of the `adt` block (`anomdino.config.adt`), grouped by the part that reads them.
+    The fields are those of the `adt` block (`anomdino.config.adt`), grouped by the part that reads them. With
+    ``auto_box_score`` the ``box_score`` of rule and crops is chosen on the training images.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
@@ -75,6 +77,7 @@ class TrainingPlan:
     warmup: float = 0.1
     clip: float = 5.0
     holdout: float = 0.2
+    auto_box_score: bool = True
     select: Select = "f1"
     patience: int = 6
 
@@ -135,6 +138,7 @@ def train_adt(
     rank, world = _join_processes(host.device)
     seed_everything(derive_seed(seed, "adt"))
     training, held_out = hold_out(list_items(files), plan.holdout, seed)
+    plan = with_box_score(plan, training) if plan.auto_box_score else plan
     device = torch.device(f"cuda:{rank}" if world > 1 and host.device.startswith("cuda") else host.device)
     net = AdtNet(plan.architecture, measure_scores(read_score(item.score) for item in training)).to(device)
     optimiser = make_optimiser(net, plan)
@@ -187,6 +191,15 @@ def train_adt(
     if world > 1:
         dist.barrier()
     return model
+
+
+def with_box_score(plan: TrainingPlan, items: Sequence[Item]) -> TrainingPlan:
+    """Give the plan with the box score that suits the detector's boxes on the training images."""
+    chosen = choose_box_score((item.boxes, read_item(item)[1]) for item in items)
+    log.info("boxes are kept from a confidence of %g", chosen)
+    return replace(
+        plan, rule=replace(plan.rule, box_score=chosen), crops=replace(plan.crops, box_score=chosen)
+    )
 
 
 def train_epoch(
@@ -371,9 +384,7 @@ def _curve_logger(out: Path, host: TrainingHost, rank: int) -> Callable[[Row], N
         return lambda row: log.info(" ".join(f"{name} {value:.4g}" for name, value in row.items()))
     from dvclive import Live
 
-    live = Live(
-        str(out / "dvclive"), report=None, save_dvc_exp=False, monitor_system=False, dvcyaml=None
-    )
+    live = Live(str(out / "dvclive"), report=None, save_dvc_exp=False, monitor_system=False, dvcyaml=None)
 
     def to_dvclive(row: Row) -> None:
         for name, value in row.items():
@@ -403,6 +414,9 @@ def _as_csv(history: Sequence[Row]) -> str:
 def plan_from(config: Any) -> TrainingPlan:
     """Group the fields of the `adt` block (`anomdino.config.adt.AdtConfig`) into a plan."""
     values = config.model_dump()
+    values["auto_box_score"] = values["box_score"] == "auto"
+    if values["auto_box_score"]:
+        del values["box_score"]
     values["learn_slopes"] = values.pop("slopes") == "learned"
 
     def group(kind: type[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,8 +12,9 @@ from anomdino.config.base import Block
 class AdtConfig(Block):
     """The `adt` block of `params.yaml`."""
 
-    box_score: float = Field(0.3, ge=0, le=1)
-    """Boxes with at least this confidence are kept. The public code uses 0.9; 0.3 keeps recall."""
+    box_score: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Boxes with at least this confidence are kept. auto: the best F2 of the boxes' union on the training images, for
+    detectors differ in their scale. The public code uses 0.9, which loses recall."""
     thresholds: Literal["dense", "scalar"] = "dense"
     """dense: a threshold for each pixel; scalar: one for each region of an image."""
     resolution: int = Field(8, ge=1, le=64)

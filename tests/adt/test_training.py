@@ -30,7 +30,7 @@ from anomdino.io.images import write_png
 from anomdino.io.scores import read_score, write_score
 from anomdino.protocol import mark_evaluation_only
 
-PLAN = TrainingPlan(crops=CropRules(crop=48), epochs=3, batch=4, lr=1e-2)
+PLAN = TrainingPlan(auto_box_score=False, crops=CropRules(crop=48), epochs=3, batch=4, lr=1e-2)
 
 
 def files_of(folder):
@@ -289,6 +289,7 @@ def test_every_field_of_the_block_reaches_the_plan():
     assert (plan.lr, plan.architecture.ramp, plan.architecture.learn_slopes) == (0.5, 0.2, False)
     assert (plan.rule.k, plan.loss.false_positive, plan.crops.crop, plan.select) == (0.3, 0.6, 99, "ap")
     assert plan.rule.box_score == plan.crops.box_score == 0.4
+    assert not plan.auto_box_score
     assert plan_from(AdtConfig()) == TrainingPlan()
 
 
