@@ -134,8 +134,8 @@ def read_item(item: Item) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8
     """
     label = read_label(item.label)
     score = read_score(item.score, label.shape[:2])
-    values, counts = np.unique(label, return_counts=True)
-    wrong = {int(v): int(c) for v, c in zip(values, counts, strict=True) if v not in (0, 1, VOID)}
+    counts = np.bincount(label.ravel(), minlength=VOID + 1)
+    wrong = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value not in (0, 1, VOID)}
     if wrong:
         raise DataError(item.label, f"has the values {wrong} (value: pixels)", "labels hold 0, 1 and 255")
     return score, label
