@@ -54,7 +54,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "fusion_dims": 32,
         "feedforward": 32,
         "queries": 10,
-        "levels": 2,
+        "levels": 3,
         "heads": 2,
         "points": 2,
         "encoder_layers": 1,
