@@ -111,6 +111,7 @@ def merge(content: dict[str, Any], changes: dict[str, Any]) -> None:
 def run(project: Path, *command: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(project), "PATH": path, "OMP_NUM_THREADS": "1"}
+    environment["DVC_NO_ANALYTICS"] = "1"
     done = subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, timeout=800, check=False
     )
