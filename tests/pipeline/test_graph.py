@@ -12,7 +12,13 @@ from anomdino.config.params import Params
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 # Code that decides nothing about a stage's results: messages, bars, the door where parameters are checked.
-SHARED = ("anomdino/config/", "anomdino/errors.py", "anomdino/progress.py", "anomdino/device.py", "anomdino/__init__.py")
+SHARED = (
+    "anomdino/config/",
+    "anomdino/errors.py",
+    "anomdino/progress.py",
+    "anomdino/device.py",
+    "anomdino/__init__.py",
+)
 
 
 def definition(name):
@@ -48,7 +54,11 @@ def type_checking_only(file):
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             for inner in ast.walk(node):
-                if isinstance(inner, ast.ImportFrom) and inner.module and (target := module_file(inner.module)):
+                if (
+                    isinstance(inner, ast.ImportFrom)
+                    and inner.module
+                    and (target := module_file(inner.module))
+                ):
                     hidden.add(target)
     return hidden
 
@@ -72,7 +82,9 @@ def stage_module(name):
 def test_a_stage_depends_on_the_code_it_runs(name):
     declared = [dep for dep in definition(name)["deps"] if dep.startswith(("anomdino", "pipeline"))]
     missing = sorted(
-        file for file in closure(stage_module(name)) if not any(file == d or file.startswith(f"{d}/") for d in declared)
+        file
+        for file in closure(stage_module(name))
+        if not any(file == d or file.startswith(f"{d}/") for d in declared)
     )
     assert missing == []
 
@@ -91,7 +103,9 @@ def test_parameters_of_a_stage_exist(name):
 
 
 def test_only_training_and_evaluation_follow_the_threshold_net():
-    readers = {name for name in STAGES if any(key.split(".")[0] == "adt" for key in definition(name)["params"])}
+    readers = {
+        name for name in STAGES if any(key.split(".")[0] == "adt" for key in definition(name)["params"])
+    }
     assert readers == {"train_adt"}
     followers = {name for name in STAGES if "data/models/adt" in definition(name)["deps"]}
     assert followers == {"evaluate"}
