@@ -14,7 +14,9 @@ class Block(BaseModel):
     words are not. Every field carries a description, which becomes its comment in ``params.yaml``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
