@@ -172,10 +172,11 @@ def predict_all(
         except DiskError:
             raise
         except AnomdinoError as error:
+            named = error if error.what == str(path) else type(error)(path, f"{error.what} {error.cause}", error.cure)
             if strict:
-                raise
-            log.warning("skipped: %s", error)
-            skipped.append({"image": key, "path": str(path), "reason": error.cause})
+                raise named from error
+            log.warning("skipped: %s", named)
+            skipped.append({"image": key, "path": str(path), "reason": named.cause})
     with_anomaly = sum(1 for line in lines if line["anomaly_share"])
     atomic_write_json(
         writer.folder / "summary.json",

@@ -98,6 +98,14 @@ def test_a_file_that_is_no_image_fails_clearly(models, tmp_path):
     assert "no image in a known format" in str(strict.exception)
 
 
+def test_a_photo_that_cannot_be_ranked_is_named(models, tmp_path):
+    write_png(tmp_path / "one pixel.png", np.zeros((1, 1, 3), np.uint8))
+    result = run("predict", tmp_path, "-o", tmp_path / "o", "--models", models, "--no-boxes", "--strict")
+    assert isinstance(result.exception, AnomdinoError)
+    assert "one pixel.png" in str(result.exception)
+    assert "constant" in str(result.exception)
+
+
 def test_raw_output_is_the_score_itself(models, photos, tmp_path):
     out = tmp_path / "out"
     arguments = [
