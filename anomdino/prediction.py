@@ -172,7 +172,11 @@ def predict_all(
         except DiskError:
             raise
         except AnomdinoError as error:
-            named = error if error.what == str(path) else type(error)(path, f"{error.what} {error.cause}", error.cure)
+            named = (
+                error
+                if error.what == str(path)
+                else type(error)(path, f"{error.what} {error.cause}", error.cure)
+            )
             if strict:
                 raise named from error
             log.warning("skipped: %s", named)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,7 @@ def evaluate_one(params: Params, name: str, model: AdtModel, settings: Evaluatio
         if params.benchmark.save_predictions:
             write_prediction(folder, sample, predictions[final])
 
-    result = evaluate_benchmark(benchmark, source, replace(settings), save)
+    result = evaluate_benchmark(benchmark, source, settings, save)
     write_results(folder, result)
     return result
 

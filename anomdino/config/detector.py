@@ -109,7 +109,7 @@ class DetectorConfig(Block):
     denoising_queries: int = Field(default=20, ge=1)
     """Queries of the denoising task in training."""
     dense_loss: float = Field(default=1.0, ge=0)
-    """Weight of a dense loss on the proposals, for detectors from scratch; 0 leaves GroundingDINO's losses as published."""
+    """Weight of a dense loss on the proposals, for detectors from scratch; 0: GroundingDINO's losses alone."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     amp: bool = False
@@ -138,6 +138,10 @@ class DetectorConfig(Block):
             )
         if self.backbone == "none" and not (self.fusion.maps or self.fusion.score_map):
             raise ValueError("backbone 'none' needs at least one map in fusion.maps, or fusion.score_map")
+        if self.backbone not in {"none", "scorer"} and self.levels < 3:
+            raise ValueError(
+                f"levels = {self.levels}: backbone '{self.backbone}' has 3 levels, use at least as many"
+            )
         if min(self.short_sides) < 32:
             raise ValueError(f"short_sides = {self.short_sides}: the smallest allowed is 32")
         return self

@@ -1,1 +1,1 @@
-"""Training data: outlier mixing and the composed set."""
+"""Pasting outlier objects into inlier scenes, and the composed training set."""

@@ -234,6 +234,12 @@ def _swin(config: DetectorConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _neck(config: DetectorConfig, channels: tuple[int, ...]) -> dict[str, Any]:
+    if config.levels < len(channels):
+        raise ConfigError(
+            "detector.levels",
+            f"is {config.levels}, backbone '{config.backbone}' has {len(channels)} levels",
+            "use at least as many",
+        )
     return {
         "type": "ChannelMapper",
         "in_channels": list(channels),

@@ -12,6 +12,10 @@ from anomdino.detector.compiled_ops import provide_compiled_ops
 
 provide_compiled_ops()
 
+# Said at every layer of every image by mmcv and torch about each other; a user can do nothing about it.
+warnings.filterwarnings("ignore", message="position encoding of (key|query) is")
+warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mmcv.transforms import BaseTransform

@@ -63,9 +63,18 @@ def read_score(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDA
 
 
 def check_score(
-    path: Path | str, score: npt.NDArray[np.float32], size: tuple[int, int] | None = None
+    path: object,
+    score: npt.NDArray[np.float32],
+    size: tuple[int, int] | None = None,
+    cure: str = "fix the method that made it",
 ) -> None:
     """Check that a score map is (H, W), finite, and of the given size.
+
+    Args:
+        path: What the message names: the map's file, or its image.
+        score: float32 (H, W).
+        size: The (H, W) that the map must have.
+        cure: What the message advises where values are not finite.
 
     Raises:
         DataError: It is not; the message counts the bad pixels and gives the range of the finite ones.
@@ -82,6 +91,6 @@ def check_score(
         span = f"finite values {good.min():.4g} .. {good.max():.4g}" if good.size else "no finite value"
         raise DataError(
             path,
-            f"holds {int((~finite).sum())} NaN or infinite pixels ({span})",
-            "fix the method that made it",
+            f"holds {int((~finite).sum())} NaN or infinite pixels of {score.size} ({span})",
+            cure,
         )

@@ -232,15 +232,6 @@ class LightScorer(DecoderScorer):
         context = resize(self.bot_aspp(self.aspp(deep)), skip.shape[-2:])
         return ClosedSetFeatures(deep, torch.cat([skip, context], dim=1))
 
-    def head(self, decoder: Tensor) -> Tensor:
-        """Map decoder features (B, K, h, w) to logits (B, C, h, w)."""
-        logits: Tensor = self.final(decoder)
-        return logits
-
-    def closed_set_context(self) -> tuple[nn.Module, nn.Module]:
-        """Give the closed-set ASPP and its reduction."""
-        return self.aspp, self.bot_aspp
-
     def start_residual(self, copy_context: bool = True) -> None:
         """Initialise the residual block; one that is no twin of the closed-set path is always drawn."""
         super().start_residual(copy_context and self.is_twin)

@@ -90,9 +90,9 @@ def initialise_residual(block: nn.Module) -> None:
 class DecoderScorer(Scorer):
     """A scorer whose decoder's head serves both paths: Z = head(d), Zr = head(d + r).
 
-    A subclass stores a :class:`ResidualBlock` as ``residual_block`` (or overrides :meth:`residual_module`)
-    and its encoder as ``encoder`` (or overrides :meth:`encoder_parameters`), and implements
-    :meth:`closed_set_features`, :meth:`head` and :meth:`closed_set_context`.
+    A subclass implements :meth:`closed_set_features` and stores its parts as ``residual_block`` (a
+    :class:`ResidualBlock`), ``encoder``, ``final`` (the head), ``aspp`` and ``bot_aspp``, or overrides
+    :meth:`residual_module`, :meth:`encoder_parameters`, :meth:`head` and :meth:`closed_set_context`.
     """
 
     has_residual = True
@@ -101,13 +101,14 @@ class DecoderScorer(Scorer):
     def closed_set_features(self, images: Tensor) -> ClosedSetFeatures:
         """Run encoder, context module and skip connection on normalised images (B, 3, H, W)."""
 
-    @abstractmethod
     def head(self, decoder: Tensor) -> Tensor:
         """Map decoder features (B, K, h', w') to logits (B, C, h', w')."""
+        logits: Tensor = self.get_submodule("final")(decoder)
+        return logits
 
-    @abstractmethod
     def closed_set_context(self) -> tuple[nn.Module, nn.Module]:
         """Give the closed-set twins of the residual block's ``atten_aspp`` and ``bot_atten_aspp``."""
+        return self.get_submodule("aspp"), self.get_submodule("bot_aspp")
 
     def residual_module(self) -> nn.Module:
         """Give the residual block: called like :class:`ResidualBlock`, with children of the same names."""

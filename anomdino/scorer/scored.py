@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomdino.errors import DataError
+from anomdino.io.scores import check_score
 from anomdino.uncertainty import UncertaintyMaps
+
+NOT_FINITE = "check the scorer's weights; in half precision try score.precision: fp32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,24 +65,6 @@ class PendingScores:
         return [scored for part in self.parts for scored in _collected(part)]
 
 
-def refuse_non_finite(score: npt.NDArray[np.float32], name: object) -> None:
-    """Stop at a score map with NaN or infinity.
-
-    Raises:
-        DataError: It has some; the message names the image, counts them and gives the range of the others.
-    """
-    finite = np.isfinite(score)
-    if finite.all():
-        return
-    good = score[finite]
-    span = f"finite values {good.min():.4g} .. {good.max():.4g}" if good.size else "no finite value"
-    raise DataError(
-        name,
-        f"its score has {int((~finite).sum())} NaN or infinite pixels of {score.size} ({span})",
-        "check the scorer's weights; in half precision try score.precision: fp32",
-    )
-
-
 def pooled(maps: Tensor, stride: int) -> Tensor:
     """Average (B, C, H, W) over blocks of stride x stride; blocks at the end may be partial."""
     if stride == 1:
@@ -93,7 +77,7 @@ def _collected(part: Part) -> list[Scored]:
         part.arrived.synchronize()
     scores, maps, small = part.score.numpy(), part.maps.numpy(), part.pooled.numpy()
     for name, score in zip(part.names, scores, strict=True):
-        refuse_non_finite(score, name)
+        check_score(name, score, cure=NOT_FINITE)
     return [
         Scored(
             scores[index],

@@ -98,15 +98,6 @@ class SmallScorer(DecoderScorer):
         context = resize(self.bot_aspp(self.aspp(deep)), skip.shape[-2:])
         return ClosedSetFeatures(deep, torch.cat([skip, context], dim=1))
 
-    def head(self, decoder: Tensor) -> Tensor:
-        """Map decoder features to logits, both at stride 4."""
-        logits: Tensor = self.final(decoder)
-        return logits
-
-    def closed_set_context(self) -> tuple[nn.Module, nn.Module]:
-        """Give ASPP and its reduction."""
-        return self.aspp, self.bot_aspp
-
     def encoder_features(self, images: Tensor) -> dict[int, Tensor]:
         """Compute the encoder's features at strides 2, 4, 8 and 16."""
         features: dict[int, Tensor] = self.encoder(images)

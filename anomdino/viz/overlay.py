@@ -111,7 +111,9 @@ def draw_overlay(
     width, height = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     shrunk_score = cv2.resize(score.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    canvas = heat_overlay(np.asarray(small, np.uint8), np.asarray(shrunk_score, np.float32), span, colormap, blend)
+    canvas = heat_overlay(
+        np.asarray(small, np.uint8), np.asarray(shrunk_score, np.float32), span, colormap, blend
+    )
     thickness = max(1, round(max(width, height) / 640))
     if truth is not None:
         labels = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST)

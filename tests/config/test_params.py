@@ -53,6 +53,7 @@ def test_numeric_strings_are_numbers(tmp_path, text):
         ("adt:\n  epochs: 2.5\n", ["adt.epochs", "2.5"]),
         ("adt:\n  select: best\n", ["adt.select", "'ap', 'f1' or 'loss'"]),
         ("device: gpu\n", ["device", "'gpu'"]),
+        ("detector:\n  levels: 2\n", ["detector", "backbone 'tiny' has 3 levels"]),
         ("seed: -3\n", ["seed", "-3"]),
         ("- 1\n- 2\n", ["list"]),
         ("adt: [1\n", ["no valid YAML"]),
