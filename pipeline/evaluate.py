@@ -23,6 +23,7 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 
 METRICS, METRIC_TABLES, PLOTS = Path("metrics.json"), Path("eval"), Path("plots")
 REPORT = Path("report")
+UNFINISHED = _stage.PREDICTIONS.with_name(".predictions.part")
 CLOSED_SET = _stage.RPL / "closed_set_miou.json"
 
 
@@ -45,9 +46,11 @@ def evaluate() -> None:
             capacity=config.capacity,
             box_score=model.rule.box_score,
         )
+        shutil.rmtree(UNFINISHED, ignore_errors=True)
+        results = [evaluate_one(params, name, model, settings, UNFINISHED / name) for name in config.sets]
         for folder in (_stage.PREDICTIONS, METRIC_TABLES, PLOTS):
             shutil.rmtree(folder, ignore_errors=True)
-        results = [evaluate_one(params, name, model, settings) for name in config.sets]
+        UNFINISHED.rename(_stage.PREDICTIONS)
         write_plots(PLOTS, results)
         metrics = write_metrics(METRICS, results, params.seed, closed_set_quality())
         write_metric_tables(METRIC_TABLES, metrics)
@@ -57,13 +60,15 @@ def evaluate() -> None:
         _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
 
 
-def evaluate_one(params: Params, name: str, model: AdtModel, settings: EvaluationSettings) -> BenchmarkResult:
-    """Evaluate one benchmark; its tables and predictions go to ``data/predictions/<name>``."""
+def evaluate_one(
+    params: Params, name: str, model: AdtModel, settings: EvaluationSettings, folder: Path
+) -> BenchmarkResult:
+    """Evaluate one benchmark; its tables and predictions go to ``folder``."""
     from anomdino.evaluation import CascadeOutputs, evaluate_benchmark, write_prediction, write_results
     from anomdino.io.boxes import read_box_results
 
     benchmark = _stage.open_benchmark(params, name)
-    scores, folder = _stage.SCORES / name, _stage.PREDICTIONS / name
+    scores = _stage.SCORES / name
     source = CascadeOutputs(
         scores=scores / "score",
         box_results=read_box_results(_stage.BOXES / f"{name}.json", [sample.key for sample in benchmark]),

@@ -149,6 +149,12 @@ def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out:
         else [work(item) for item in track(by_scene, "compose")]
     )
     records.sort(key=lambda record: int(record["id"]))
+    if config.objects_max and config.empty < 1 and not any(record["boxes"] for record in records):
+        raise DataError(
+            outliers,
+            f"none of its {len(sources.objects)} objects found a place in any of {len(records)} images",
+            "check that masks are whole objects of some size (0 / 255), or widen compose.height_min and height_max",
+        )
     atomic_write_json(out / "ood.json", to_coco(records), indent=None)
     for note in sorted((out / ".compose").rglob("*.json")):
         note.unlink()

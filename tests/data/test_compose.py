@@ -312,3 +312,11 @@ def test_crops_have_the_size_asked_for(sources):
     run(sources, "large", size=80, count=4)
     assert {plane(p).shape for p in (sources / "out/offline_dataset").iterdir()} == {(40, 40, 3)}
     assert {plane(p).shape for p in (sources / "large/offline_dataset").iterdir()} == {(80, 80, 3)}
+
+
+def test_objects_that_never_fit_stop_the_stage(sources):
+    for path in (sources / "outliers/masks").iterdir():
+        save(path, np.zeros((40, 40), np.uint8))
+    with pytest.raises(DataError, match="none of its 5 objects found a place in any of 14 images"):
+        run(sources)
+    assert not (sources / "out" / "ood.json").exists()

@@ -1,0 +1,75 @@
+"""A failed evaluation leaves the results of the last good one as they were."""
+
+import hashlib
+import importlib
+
+import numpy as np
+import pytest
+
+from anomdino.adt.fusion import AdtModel, FusionRule
+from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.adt.store import save_adt
+from anomdino.io.boxes import Boxes, write_box_results
+from anomdino.io.images import write_png
+from anomdino.io.scores import write_score
+
+SIZE = (48, 64)
+PARAMS = """
+benchmark:
+  bootstrap: 0
+  sets: {mine: {root: data/val/mine, layout: folder, min_predicted: 0, min_gt: 0}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    sizes = {}
+    for key in ("a", "b"):
+        label = np.zeros(SIZE, np.uint8)
+        label[10:20, 10:30] = 1
+        write_png(
+            tmp_path / f"data/val/mine/images/{key}.png", rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        )
+        write_png(tmp_path / f"data/val/mine/labels/{key}.png", label)
+        score = rng.normal(size=SIZE).astype(np.float32) + 3 * (label == 1)
+        write_score(tmp_path / f"data/scores/mine/score/{key}.npz", score.astype(np.float32))
+        sizes[key] = SIZE
+    box = Boxes(np.array([[8, 8, 32, 22]]), np.array([0.9]))
+    write_box_results(tmp_path / "data/boxes/mine.json", {"a": box, "b": Boxes.empty()}, sizes)
+    save_adt(
+        AdtModel(AdtNet(Architecture(), ScoreStatistics(0.3, 1.2)), FusionRule()),
+        tmp_path / "data/models/adt",
+    )
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def results(root):
+    files = [
+        root / "metrics.json",
+        *(p for name in ("data/predictions", "plots", "eval", "report") for p in (root / name).rglob("*")),
+    ]
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.is_file()
+    }
+
+
+def test_a_failed_evaluation_loses_nothing(project):
+    stage = importlib.import_module("pipeline.evaluate")
+    stage.evaluate()
+    before = results(project)
+    assert {
+        "metrics.json",
+        "report/index.html",
+        "plots/roc.json",
+        "data/predictions/mine/mask/a.png",
+    } <= before.keys()
+    np.savez(project / "data/scores/mine/score/b.npz", np.full(SIZE, np.nan, np.float32))
+    with pytest.raises(SystemExit) as stopped:
+        stage.evaluate()
+    assert stopped.value.code == 2
+    assert results(project) == before
