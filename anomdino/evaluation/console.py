@@ -10,7 +10,10 @@ COUNTS = ("missed", "false")
 
 
 def print_summary(metrics: Mapping[str, Any]) -> None:
-    """Print ``metrics.json`` as one table a benchmark, in percent."""
+    """Print ``metrics.json``: closed-set mIoU, then one table a benchmark, in percent, and its detector."""
+    closed = metrics.get("closed_set")
+    if closed:
+        print(f"\nclosed set: mIoU {_percent(closed['mIoU'])} over {closed['classes']} classes")
     for name, block in metrics.items():
         if not (isinstance(block, Mapping) and "protocol" in block):
             continue
@@ -23,6 +26,15 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
                 shares = "".join(f"{_percent(row.get(column)):>9}" for column in COLUMNS)
                 counts = "".join(f"{row[column]:>9}" for column in COUNTS)
                 print(f"{output:12}{shares}{counts}")
+        if block.get("detector"):
+            print(_detector_line(block["detector"]))
+
+
+def _detector_line(detector: Mapping[str, Any]) -> str:
+    inside = f"{_percent(detector['pixels_in_boxes'])} % of the anomalous pixels inside boxes"
+    boxes = detector["boxes_per_image"]
+    each = "-" if boxes is None else f"{boxes:.1f}"
+    return f"detector: AR@100 {_percent(detector['AR100'])}, {inside}, {each} boxes an image"
 
 
 def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> None:

@@ -205,3 +205,23 @@ def test_doctor_names_what_it_found():
     assert result.exit_code == 0, result.output
     for word in ("python", "torch", "device", "disk"):
         assert word in result.output
+
+
+def test_show_prints_what_was_measured(tmp_path):
+    outputs = dict.fromkeys(("AP", "FPR95", "AUROC", "sIoU", "PPV", "F1*"), 0.5) | {"missed": 3, "false": 4}
+    detector = {"AR100": 0.25, "pixels_in_boxes": None, "boxes_per_image": 1.5}
+    block = {"protocol": "smiyc", "images": 2, "detector": detector, "raw": outputs}
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"closed_set": {"mIoU": 0.61, "classes": 17}, "set": block})
+    )
+    shown = run("show", tmp_path / "metrics.json").output
+    for words in (
+        "mIoU 61.00 over 17",
+        "raw",
+        "50.00",
+        "AR@100 25.00",
+        "- % of the anomalous",
+        "1.5 boxes",
+        "report: none",
+    ):
+        assert words in shown, words
