@@ -122,7 +122,10 @@ class StreamingPixels:
             _Intervals(negatives[0], negatives[0], zeros, negatives[1]),
         )
         del positives, negatives
-        self._state = _reduced(_joined(self._state, new), self.capacity)
+        joined = _joined(self._state, new)
+        self._state = _Intervals.none()
+        del new
+        self._state = _reduced(joined, self.capacity)
 
 
 def _counted(parts: list[FloatArray]) -> tuple[Float32, Int64]:
@@ -167,14 +170,15 @@ def _reduced(state: _Intervals, capacity: int) -> _Intervals:
     """Join neighbours until at most ``capacity`` intervals are left."""
     if len(state) <= capacity:
         return state
-    along = np.zeros(len(state))
+    along, scratch, counts = np.zeros(len(state)), np.empty(len(state)), np.empty(len(state))
     for pixels, share, relative in ((state.fp, *_NEGATIVE_WEIGHTS), (state.tp, *_POSITIVE_WEIGHTS)):
-        counts = np.cumsum(pixels[::-1], dtype=np.float64)
+        np.cumsum(pixels[::-1], dtype=np.float64, out=counts)
         total = max(float(counts[-1]), 1.0)
-        along += share / total * counts
-        along += relative / np.log1p(total) * np.log1p(counts, out=counts)
+        along += np.multiply(counts, share / total, out=scratch)
+        along += np.multiply(np.log1p(counts, out=counts), relative / np.log1p(total), out=scratch)
     along *= capacity - 1
     cell = along.astype(np.int32)[::-1]
+    del along, scratch, counts
     starts = _starts(cell[1:] != cell[:-1])
     ends = np.append(starts[1:], len(state)) - 1
     return _Intervals(
