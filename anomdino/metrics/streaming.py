@@ -10,6 +10,7 @@ distribution.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -122,10 +123,18 @@ class StreamingPixels:
             _Intervals(negatives[0], negatives[0], zeros, negatives[1]),
         )
         del positives, negatives
-        joined = _joined(self._state, new)
-        self._state = _Intervals.none()
-        del new
-        self._state = _reduced(joined, self.capacity)
+        for piece in _pieces(new, max(1, self.capacity // 2)):
+            joined = _joined(self._state, piece)
+            self._state = _Intervals.none()
+            self._state = _reduced(joined, self.capacity)
+            del joined
+
+
+def _pieces(intervals: _Intervals, size: int) -> Iterator[_Intervals]:
+    """Cut a list of intervals, so that joining it to the state needs little memory at a time."""
+    for start in range(0, len(intervals), size):
+        part = slice(start, start + size)
+        yield _Intervals(intervals.low[part], intervals.high[part], intervals.tp[part], intervals.fp[part])
 
 
 def _counted(parts: list[FloatArray]) -> tuple[Float32, Int64]:
