@@ -10,8 +10,8 @@ distribution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from anomdino.metrics.sorting import FloatArray, SortedScores, sort_scores
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+_Array = TypeVar("_Array", Float32, Int64)
 
 CAPACITY = 1 << 21
 _NEGATIVE_WEIGHTS = _POSITIVE_WEIGHTS = (0.35, 0.15)
@@ -123,18 +124,10 @@ class StreamingPixels:
             _Intervals(negatives[0], negatives[0], zeros, negatives[1]),
         )
         del positives, negatives
-        for piece in _pieces(new, max(1, self.capacity // 2)):
-            joined = _joined(self._state, piece)
-            self._state = _Intervals.none()
-            self._state = _reduced(joined, self.capacity)
-            del joined
-
-
-def _pieces(intervals: _Intervals, size: int) -> Iterator[_Intervals]:
-    """Cut a list of intervals, so that joining it to the state needs little memory at a time."""
-    for start in range(0, len(intervals), size):
-        part = slice(start, start + size)
-        yield _Intervals(intervals.low[part], intervals.high[part], intervals.tp[part], intervals.fp[part])
+        joined = _joined(self._state, new)
+        self._state = _Intervals.none()
+        del new
+        self._state = _reduced(joined, self.capacity)
 
 
 def _counted(parts: list[FloatArray]) -> tuple[Float32, Int64]:
@@ -150,17 +143,22 @@ def _joined(first: _Intervals, second: _Intervals) -> _Intervals:
     """Join two lists of intervals; those that overlap become one. A missing count array means zeros."""
     if not len(first) and len(second.tp) == len(second.fp):
         return second
-    low = np.concatenate([first.low, second.low])
-    order = np.argsort(low, kind="stable")
-    low = low[order]
-    high = np.concatenate([first.high, second.high])[order]
+    of_first = np.argsort(np.concatenate([first.low, second.low]), kind="stable") < len(first)
+
+    def merged(one: _Array, two: _Array) -> _Array:
+        values = np.empty(len(of_first), one.dtype)
+        values[of_first] = one
+        values[~of_first] = two
+        return values
+
+    low, high = merged(first.low, second.low), merged(first.high, second.high)
     np.maximum.accumulate(high, out=high)
     starts = _starts(low[1:] > high[:-1]) if low.size else np.zeros(0, np.intp)
     joined_low, joined_high = low[starts], high[np.append(starts[1:], low.size) - 1]
     del low, high
 
     def summed(one: Int64, two: Int64) -> Int64:
-        counts = np.concatenate([_or_zeros(one, len(first)), _or_zeros(two, len(second))])[order]
+        counts = merged(_or_zeros(one, len(first)), _or_zeros(two, len(second)))
         return np.add.reduceat(counts, starts) if starts.size else counts
 
     return _Intervals(joined_low, joined_high, summed(first.tp, second.tp), summed(first.fp, second.fp))
