@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.config.compose import ComposeConfig
-from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, denormalise, mix_rpl, paste_objects
+from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, paste_objects, paste_rpl
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME
@@ -267,8 +267,10 @@ def _mixed(
     if config.rule == "rpl":
         chosen = _cutout(*pool[int(generator.integers(len(pool)))][1:])
         draws = random.Random(derive_seed(seed, "compose", "rpl", item.number))
-        mix = mix_rpl(scene, label, chosen[0], chosen[1] & (not bare), draws, size=config.size or _RPL_SIZE)
-        return denormalise(mix.mixed_image), mix.mixed_label, *_group_box(mix.mixed_label == OUTLIER)
+        mixed = paste_rpl(
+            scene, label, chosen[0], chosen[1] & (not bare), draws, size=config.size or _RPL_SIZE
+        )
+        return *mixed, *_group_box(mixed[1] == OUTLIER)
     if config.size:
         scene, label = _random_crop(scene, label, config.size, generator)
     count = 0 if bare else int(generator.integers(config.objects_min, config.objects_max + 1))

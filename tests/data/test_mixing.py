@@ -20,6 +20,7 @@ from anomdino.data.mixing import (
     mix_rpl,
     normalise,
     paste_objects,
+    paste_rpl,
 )
 
 EXACT = PasteRules(
@@ -148,6 +149,34 @@ def test_rpl_rule_equals_the_slow_formulation(seed, city_size, photo_size):
         found = getattr(fast, name)
         assert found.shape[:2] == (48, 48)
         np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=name)
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    city_size=st.tuples(st.integers(20, 70), st.integers(20, 70)),
+    photo_size=st.tuples(st.integers(12, 90), st.integers(12, 90)),
+    size=st.integers(16, 60),
+    objects=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_bytes_pasted_directly_are_those_of_the_normalised_mix(seed, city_size, photo_size, size, objects):
+    rng = np.random.default_rng(seed)
+    image, label = noise(rng, *city_size, 3), rng.integers(0, 19, city_size, dtype=np.uint8)
+    outlier, mask = blob(rng, *photo_size)
+    floating, direct = random.Random(seed), random.Random(seed)
+    mix = mix_rpl(image, label, outlier, mask & objects, floating, size=size)
+    pasted, pasted_label = paste_rpl(image, label, outlier, mask & objects, direct, size=size)
+    assert pasted.dtype == pasted_label.dtype == np.uint8
+    np.testing.assert_array_equal(pasted, denormalise(mix.mixed_image))
+    np.testing.assert_array_equal(pasted_label, mix.mixed_label)
+    assert floating.getstate() == direct.getstate()
+
+
+def test_normalised_bytes_equal_the_formula_bit_for_bit():
+    pixels = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    expected = (pixels / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    assert normalise(pixels).tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(normalise(pixels[:, ::-1][::-1]), expected[::-1])
 
 
 def test_rpl_rule_leaves_the_generator_where_the_published_order_of_draws_does():
