@@ -1,15 +1,18 @@
-"""A dress rehearsal of profile `paper`: time, memory and disk of every stage, from measured unit costs.
+r"""A dress rehearsal of profile `paper`: time, memory and disk of every stage, from measured unit costs.
 
-    python benchmarks/paper_rehearsal.py measure --device cpu --scale 0.5 --out benchmarks/results/rehearsal_cpu.json
-    python benchmarks/paper_rehearsal.py measure --device cuda --out benchmarks/results/rehearsal_cuda.json
-    python benchmarks/paper_rehearsal.py table benchmarks/results/rehearsal_*.json > benchmarks/paper_rehearsal.md
+    python benchmarks/paper_rehearsal.py measure --device cpu --scale 0.4 --out benchmarks/results/rehearsal_cpu.json
+    python benchmarks/paper_rehearsal.py measure --device cuda --out benchmarks/results/rehearsal_h100.json
+    python benchmarks/paper_rehearsal.py table benchmarks/results/rehearsal_{cpu,h100}.json \
+        > benchmarks/paper_rehearsal.md
 
 ``measure`` runs the real stages, with the paper's networks and random weights, on two small projects that differ in
 the number of items; the difference over the number is the cost of an item, what remains is the cost of starting.
 On a CPU a cost is the processor time of the stage over the number of cores, so that what else the machine does counts
-little; on a GPU it is wall time. ``--scale`` shrinks the sides of all images (for a CPU); costs of pixels are then
-divided by its square, which holds for convolutions and is stated in the table. ``table`` multiplies by the counts of
-the published data; stages that a result file lacks are taken from the first one.
+little; on a GPU it is wall time. ``--scale`` shrinks the sides of images for the scorer (for a CPU); its costs are
+then divided by the square, which holds for convolutions, and the table says so. The detector enlarges what it gets to
+its own sizes, and the parts of `download` and `compose` are measured at full size, so that these are not scaled.
+``table`` multiplies by the counts of the published data. What a result file lacks is not guessed: times come from the
+first file and are marked, memory is called not measured; disk does not depend on the device.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -50,6 +54,8 @@ FRAMES = {
 }
 NETWORK_BYTES_A_SECOND = 12.5e6
 CORES = os.cpu_count() or 1
+COMPOSED = 24
+ANNOTATIONS, ANNOTATED, CORNERS = 860_001, 118_287, 28
 RUNNER = """
 import atexit, runpy, sys
 def report():
@@ -83,6 +89,8 @@ class Unit:
     resident: int
     cuda: int
     disk: float
+    disk_once: float = 0
+    basis: str = "measured"
     note: str = ""
 
 
@@ -98,7 +106,7 @@ class Size:
 
 
 SMALL = Size(composed=4, frames=1, rpl_steps=1, detector_steps=1, adt_samples=8)
-LARGE = Size(composed=8, frames=3, rpl_steps=2, detector_steps=3, adt_samples=40)
+LARGE = Size(composed=8, frames=4, rpl_steps=2, detector_steps=3, adt_samples=72)
 LARGE_CUDA = Size(composed=40, frames=12, rpl_steps=6, detector_steps=21, adt_samples=240)
 
 
@@ -178,10 +186,7 @@ def params_of(size: Size, scale: float, device: str) -> dict:
     residual["schedule"].update(steps=size.rpl_steps, epochs=0)
     detector = content["detector"]
     detector.update(text_encoder="../weights/bert", init_checkpoint="", warmup=1, steps=size.detector_steps)
-    detector.update(short_sides=[int(side * scale) for side in detector["short_sides"]], val_images=1)
-    detector.update(
-        long_side=int(1333 * scale), test_short_side=int(800 * scale), val_interval=10_000, workers=0
-    )
+    detector.update(val_images=1, val_interval=10_000, workers=0)
     if device == "cpu":
         residual.update(batch=2)
         detector.update(batch_size=1, amp=False)
@@ -190,6 +195,8 @@ def params_of(size: Size, scale: float, device: str) -> dict:
     content["benchmark"]["sets"] = {"Bench": {"root": "data/val/Bench", "layout": "folder"}}
     return content
 
+
+SCALED = ("train_rpl", "score_train", "score", "score_view", "evaluate")
 
 STAGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("compose", ("pipeline.compose",), ("data/train_dataset",)),
@@ -256,14 +263,13 @@ def units_of(
     """Turn two rehearsals into costs an item."""
     pixels = scale**2
     counts = {
-        "compose": ("image of 700 x 700", "composed", pixels),
         "train_rpl": ("step of 8 + 8 crops of 700 x 700", "rpl_steps", pixels / (4 if cpu else 1)),
         "score_train": ("image of 700 x 700", "composed", pixels),
         "score": ("image of 720 x 1280", "frames", pixels),
         "score_view": ("image of 720 x 1280", "frames", pixels),
-        "train_detector": ("step of 4 images", "detector_steps", pixels / (4 if cpu else 1)),
-        "detect_train": ("image", "composed", pixels * 0.5),
-        "detect": ("image", "frames", pixels),
+        "train_detector": ("step of 4 images", "detector_steps", 1 / (4 if cpu else 1)),
+        "detect_train": ("image", "composed", 0.5),
+        "detect": ("image", "frames", 1.0),
         "train_adt": ("crop", "adt_samples", 1.0),
         "evaluate": ("image of 720 x 1280", "frames", pixels),
     }
@@ -273,20 +279,90 @@ def units_of(
         difference = getattr(sizes[1], field) - getattr(sizes[0], field)
         each = max(two.seconds - one.seconds, 0) / difference
         once = max(one.seconds - each * getattr(sizes[0], field), 0)
-        disk = max(two.disk - one.disk, 0) / difference
+        disk = 0.0 if stage.startswith("train_") else max(two.disk - one.disk, 0) / difference
+        disk_once = max(one.disk - disk * getattr(sizes[0], field), 0)
         peak = max(one.resident, two.resident), max(one.cuda, two.cuda)
-        units.append(Unit(stage, item, once, each / factor, *peak, disk / factor))
+        note = ""
+        if scale != 1 and stage in SCALED:
+            note = f"at {scale:g} of the sides; time and disk of an image by pixels, memory as it was there"
+        units.append(Unit(stage, item, once, each / factor, *peak, disk / factor, disk_once, note=note))
     return units
+
+
+def compose_unit(work: Path) -> Unit:
+    """Compose by the published rule at full size; every image has a scene and a photo of its own."""
+    from anomdino.config.compose import ComposeConfig
+    from anomdino.data.compose import compose
+
+    for number in range(COMPOSED):
+        write_png(work / f"inlier/images/{number}.png", photo(*SCENE, number))
+        write_png(work / f"inlier/labels/{number}.png", label_of(*SCENE))
+        (work / "outliers/images").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(work / f"outliers/images/{number}.jpg"), photo(*PHOTO, number))
+        write_png(work / f"outliers/masks/{number}.png", disc(*PHOTO))
+    config = ComposeConfig(rule="rpl", count=COMPOSED, size=700, workers=1)
+    seconds = timed(lambda: compose(config, 0, work / "inlier", work / "outliers", work / "set"))
+    disk = bytes_below(work / "set") / COMPOSED
+    return Unit("compose", "image of 700 x 700", 0, seconds / COMPOSED / CORES, peak_bytes(), 0, disk)
+
+
+def annotation_unit(work: Path) -> Unit:
+    """Read annotations of the number and length of COCO's, as choosing the outlier photos does."""
+    path = work / "instances.json"
+    polygon = [round(100 + 0.37 * number, 2) for number in range(2 * CORNERS)]
+    with path.open("w") as stream:
+        images = [
+            {"id": n, "height": 480, "width": 640, "file_name": f"{n:012d}.jpg"} for n in range(ANNOTATED)
+        ]
+        stream.write(f'{{"images": {json.dumps(images)}, "categories": [], "annotations": [')
+        for number in range(ANNOTATIONS):
+            entry = {
+                "id": number,
+                "image_id": number % ANNOTATED,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": 5.5,
+            }
+            entry |= {"bbox": [1.5, 2.5, 30.25, 40.5], "segmentation": [polygon]}
+            stream.write(("," if number else "") + json.dumps(entry))
+        stream.write("]}")
+    reader = (
+        "import sys, pathlib; from anomdino.acquisition.normalise.outliers import _read;"
+        "_read(pathlib.Path(sys.argv[1]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", reader, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit("reading the annotations failed")
+    seconds = (usage.ru_utime + usage.ru_stime) / CORES
+    size = in_words(path.stat().st_size)
+    note = f"a file of {size} with {ANNOTATIONS:,} polygons of {CORNERS} corners; COCO's has 449 MB"
+    return Unit("download: annotations", "file", 0, seconds, usage.ru_maxrss * 1024, 0, 0, note=note)
+
+
+def peak_bytes() -> int:
+    """Give the peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def download_units(work: Path) -> list[Unit]:
     """Measure hashing, unpacking and normalising at full size."""
     big = work / "big.bin"
-    big.write_bytes(os.urandom(1 << 20) * 256)
+    piece = os.urandom(1 << 20)
+    with big.open("wb") as stream:
+        stream.writelines(piece for _ in range(256))
     hashing = timed(lambda: digests(big)) / big.stat().st_size
-    archive = work / "big.zip"
+    pairs = []
+    for number in range(8):
+        write_png(work / f"s/i/{number}.png", photo(*SCENE, number))
+        write_png(work / f"s/l/{number}.png", label_of(*SCENE))
+        pairs.append((str(number), work / f"s/i/{number}.png", work / f"s/l/{number}.png"))
+    archive = work / "scenes.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.write(big, "big.bin")
+        for key, image, _ in pairs:
+            packed.write(image, f"{key}.png")
 
     def unpacked() -> None:
         from anomdino.acquisition.archives import unpack
@@ -294,12 +370,7 @@ def download_units(work: Path) -> list[Unit]:
         (work / "unpacked").mkdir()
         unpack(archive, work / "unpacked")
 
-    unpacking = timed(unpacked) / big.stat().st_size
-    pairs = []
-    for number in range(8):
-        write_png(work / f"s/i/{number}.png", photo(*SCENE, number))
-        write_png(work / f"s/l/{number}.png", label_of(*SCENE))
-        pairs.append((str(number), work / f"s/i/{number}.png", work / f"s/l/{number}.png"))
+    unpacking = timed(unpacked) / archive.stat().st_size
     scenes = timed(lambda: copy_closed_set(pairs, work / "inlier", "scenes")) / len(pairs) / CORES
     objects = []
     square = [{"segmentation": [[float(v) for v in (50, 50, 400, 60, 300, 400, 60, 350)]]}]
@@ -315,11 +386,24 @@ def download_units(work: Path) -> list[Unit]:
         (work / "o/i").mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(work / f"o/i/{number}.jpg"), photo(*PHOTO, number))
     drawing = timed(outliers) / 16 / CORES
+    labels, masks = (bytes_below(work / part) for part in ("inlier/labels", "outliers/masks"))
+    photos = bytes_below(work / "outliers/images")
+    peak = peak_bytes()
+    linked = "images are links to the unpacked ones"
     return [
-        Unit("download: verify", "byte", 0, hashing, 0, 0, 0),
-        Unit("download: unpack", "byte", 0, unpacking, 0, 0, 1),
-        Unit("download: scenes", "pair of 1024 x 2048", 0, scenes, 0, 0, 0),
-        Unit("download: objects", "photo", 0, drawing, 0, 0, 0),
+        Unit("download: verify", "byte", 0, hashing, peak, 0, 1, note="one core; the downloads stay"),
+        Unit(
+            "download: unpack",
+            "byte",
+            0,
+            unpacking,
+            peak,
+            0,
+            1,
+            note="one core, PNG files in a zip; removed in the end but for what the next rows keep",
+        ),
+        Unit("download: scenes", "pair of 1024 x 2048", 0, scenes, peak, 0, labels / len(pairs), note=linked),
+        Unit("download: objects", "photo", 0, drawing, peak, 0, (masks + photos) / 16),
     ]
 
 
@@ -337,7 +421,7 @@ def measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         work = Path(folder)
         (work / "d").mkdir()
-        units = download_units(work / "d")
+        units = [*download_units(work / "d"), annotation_unit(work / "d"), compose_unit(work / "d/c")]
         shutil.rmtree(work / "d")
         write_weights(work / "weights")
         runs = [
@@ -384,6 +468,7 @@ def amounts() -> dict[str, tuple[float, str]]:
         "download: unpack": (archives, in_words(archives)),
         "download: scenes": (CITYSCAPES, "Cityscapes train and val"),
         "download: objects": (OUTLIERS, "COCO photos"),
+        "download: annotations": (1, "COCO's instances_train2017.json"),
         "compose": (composed, f"{composed} images"),
         "train_rpl": (steps, f"{steps} steps; none with the published checkpoint"),
         "score_train": (composed, f"{composed} images"),
@@ -404,49 +489,55 @@ def table(options: argparse.Namespace) -> None:
     """Print the table for one or several measured machines."""
     runs = [json.loads(path.read_text()) for path in options.results]
     work = amounts()
+    first = {one["stage"]: Unit(**one) for one in runs[0]["units"]}
     print("# Dress rehearsal of profile `paper`\n")
+    print("What every stage is expected to take with the published data: time and disk are unit costs that")
     print(
-        "Computed from unit costs that `python benchmarks/paper_rehearsal.py measure` took on the machines below;"
+        "`python benchmarks/paper_rehearsal.py measure` took from the real stages, times the counts of the data."
     )
-    print("printed by `python benchmarks/paper_rehearsal.py table`.\n")
-    first = {one["stage"]: one for one in runs[0]["units"]}
-    for run in runs:
+    print("Printed by `python benchmarks/paper_rehearsal.py table`. Nobody has run the whole profile.\n")
+    for number, run in enumerate(runs):
         print(f"## {run['device']}\n")
-        if run["scale"] != 1:
-            print(
-                f"Measured at {run['scale']:g} of the sides; pixels cost {run['scale'] ** 2:g} of the full size.\n"
-            )
         print(
-            "| stage | work | a unit | in all | memory | GPU memory | disk |\n|---|---|---|---|---|---|---|"
+            "| stage | work | a unit | in all | known by | memory | GPU memory | disk |\n"
+            "|---|---|---:|---:|---|---:|---:|---:|"
         )
-        own = {one["stage"]: one for one in run["units"]}
-        total = 0.0
-        for unit in (Unit(**own.get(stage, first[stage])) for stage in first):
-            count, words = work[unit.stage]
+        own = {one["stage"]: Unit(**one) for one in run["units"]}
+        total, disk = 0.0, 0.0
+        for stage, reference in first.items():
+            unit = own.get(stage, reference)
+            count, words = work[stage]
             seconds = unit.once + unit.each * count
-            total += 0 if unit.stage == "train_rpl" else seconds
-            print(row(unit, count, words, seconds))
-        print()
-        for unit in own.values():
-            print(
-                f"- `{unit['stage']}`: {unit['note']}." if unit["note"] else "",
-                end="\n" if unit["note"] else "",
-            )
-        others = ", ".join(f"`{stage}`" for stage in first if stage not in own)
-        print(f"- As on the first machine: {others}." if others else "")
-        print(f"\nIn all without `train_rpl`: {duration(total)}. ", end="")
+            total += 0 if stage == "train_rpl" else seconds
+            left = reference.disk_once + reference.disk * count
+            disk += 0 if stage in {"train_rpl", "download: unpack"} else left
+            basis = unit.basis if stage in own else f"not measured; that of {runs[0]['device']}"
+            print(row(unit, count, words, seconds, basis, left, stage in own, number > 0))
+        print(f"\nIn all without `train_rpl`: {duration(total)}, {in_words(int(disk))} of disk", end="")
+        print(f" and {in_words(int(work['download: unpack'][0]))} more while unpacking. ", end="")
         print(
             f"Downloading at 100 Mbit/s: {duration(work['download: verify'][0] / NETWORK_BYTES_A_SECOND)}.\n"
         )
+        for stage, unit in own.items():
+            if unit.note:
+                print(f"- `{stage}`: {unit.note}.")
+        print()
 
 
-def row(unit: Unit, count: float, words: str, seconds: float) -> str:
+def row(
+    unit: Unit, count: float, words: str, seconds: float, basis: str, disk: float, own: bool, gpu: bool
+) -> str:
     """Write a line of the table."""
     each = f"{1e9 * unit.each:.2f} s/GB" if unit.item == "byte" else f"{duration(unit.each)} / {unit.item}"
-    disk = in_words(int(unit.disk * count)) if unit.disk else "-"
-    memory = in_words(unit.resident) if unit.resident else "-"
-    gpu = in_words(unit.cuda) if unit.cuda else "-"
-    return f"| `{unit.stage}` | {words} | {each} | {duration(seconds)} | {memory} | {gpu} | {disk} |"
+    unknown = "not measured" if gpu else "-"
+    memory = in_words(unit.resident) if own and unit.resident else unknown
+    cuda = in_words(unit.cuda) if own and unit.cuda else unknown
+    if gpu and unit.stage.startswith(("download", "compose", "score_view", "evaluate")):
+        cuda = "-"
+    kept = in_words(int(disk)) if disk else "-"
+    return (
+        f"| `{unit.stage}` | {words} | {each} | {duration(seconds)} | {basis} | {memory} | {cuda} | {kept} |"
+    )
 
 
 def duration(seconds: float) -> str:
