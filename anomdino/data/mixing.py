@@ -440,7 +440,7 @@ def _sprite(cutout: CutOut, height: float, rng: np.random.Generator, rules: Past
     """
     rgb, mask = _tight(cutout, rules.erode)
     if rng.random() < rules.flip:
-        rgb, mask = rgb[:, ::-1], mask[:, ::-1]
+        rgb, mask = np.asarray(cv2.flip(rgb, 1), np.uint8), mask[:, ::-1]
     angle = float(rng.uniform(-rules.rotation, rules.rotation))
     soft = rules.edges == "soft" or (rules.edges == "mixed" and rng.random() < 0.5)
     sigma = float(rng.uniform(*rules.softness)) if soft else 0.0
@@ -449,7 +449,7 @@ def _sprite(cutout: CutOut, height: float, rng: np.random.Generator, rules: Past
     scale = height / mask.shape[0]
     size = (max(round(mask.shape[1] * scale), 1), max(round(height), 1))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    weighted = rgb * mask[..., None].astype(np.uint8)
+    weighted = cv2.copyTo(np.ascontiguousarray(rgb), mask.astype(np.uint8))
     weight = _reals(cv2.resize(mask.astype(np.float32), size, interpolation=interpolation))
     premultiplied = _reals(cv2.resize(weighted, size, interpolation=interpolation))
     margin = int(np.ceil(2.5 * sigma)) + 1
@@ -464,12 +464,17 @@ def _sprite(cutout: CutOut, height: float, rng: np.random.Generator, rules: Past
         outside = weight < 0.5
         far_colour = cv2.GaussianBlur(premultiplied, (0, 0), 2 * sigma)
         far_weight = cv2.GaussianBlur(spread, (0, 0), 2 * sigma)
-        premultiplied = _reals(np.where(outside[..., None], far_colour, premultiplied))
+        premultiplied = _reals(cv2.copyTo(far_colour, outside.astype(np.uint8), premultiplied))
         spread = _reals(np.where(outside, far_weight, spread))
     else:
         alpha = (weight >= 0.5).astype(np.float32)
-    colour = premultiplied / np.maximum(spread, 1e-3)[..., None]
-    return _Sprite(np.clip(colour, 0, 255), alpha)
+    colour = premultiplied / _threefold(np.maximum(spread, 1e-3))
+    return _Sprite(np.clip(colour, 0, 255, out=colour), alpha)
+
+
+def _threefold(plane: np.ndarray) -> np.ndarray:
+    """Repeat (h, w) as (h, w, 3): numpy works on whole rows of it, where it would loop over a last axis of 3."""
+    return np.asarray(cv2.merge((plane, plane, plane)))
 
 
 def _reals(values: npt.ArrayLike) -> FloatArray:
@@ -612,11 +617,14 @@ class _Canvas:
         self.image[row0:row1, column0:column1] = np.where(free, np.rint(darkened).astype(np.uint8), region)
 
     def put(self, window: _Window, colour: FloatArray, source: int) -> None:
-        alpha = window.alpha[..., None]
         region = self.image[window.target]
-        blended = np.rint(region + alpha * (colour - region)).astype(np.uint8)
         touched, solid = window.alpha > 0, window.alpha >= 0.5
-        region[touched] = blended[touched]
+        behind = region.astype(np.float32)
+        blended = colour - behind
+        blended *= _threefold(window.alpha)
+        blended += behind
+        blended = np.rint(blended, out=blended).astype(np.uint8)
+        region[...] = cv2.copyTo(blended, touched.astype(np.uint8), region.copy())
         label = self.label[window.target]
         owner = self.owner[window.target]
         ring = touched & ~solid
