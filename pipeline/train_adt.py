@@ -41,7 +41,15 @@ def main() -> None:
         plan = plan_from(config)
         model = train_adt(files, plan, _stage.ADT, seed=params.seed, host=host)
         if config.tune:
-            model = tune_trained(model, files, plan, _stage.ADT, seed=params.seed)
+            model = tune_trained(
+                model,
+                files,
+                plan,
+                _stage.ADT,
+                seed=params.seed,
+                objective=config.tune_objective,
+                tolerance=config.tune_tolerance,
+            )
         held_out = model.provenance["held_out"]
         _stage.done(
             "train_adt",

@@ -1,12 +1,23 @@
 """Search for the two weights of the fused score, k and b, on held-out images of the training domain.
 
 Never on evaluation images: :func:`anomdino.adt.dataset.list_items` refuses them.
+
+``overall``, the default, weighs pixels and whole objects, AP - FPR95 + F1* of components, and asks that nothing gets
+worse:
+
+1. A pair (k, b) is *admissible* when AP, FPR95 and the number of missed components are no worse than those of the
+   raw score, AP and FPR95 within ``tolerance``.
+2. Among the admissible pairs whose value lies within ``tolerance`` of the best one, the pair nearest to the start
+   (k and b of the training's parameters) is taken: on few held-out images the best value is partly luck.
+
+Components are measured as SegmentMeIfYouCan does, each rule at its threshold of best pixel F1; components count
+from the share of the image on that AnomalyTrack counts them from (500 and 100 of 1280 x 720 pixels).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,37 +26,64 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.adt.dataset import Item, TrainingFiles, hold_out, list_items, read_item
-from anomdino.adt.fusion import AdtModel, FusionRule, compute_surfaces, final_score
+from anomdino.adt.fusion import AdtModel, FusionRule, Output, compute_surfaces, final_score
 from anomdino.adt.histogram import ScoreHistogram
 from anomdino.adt.store import save_adt
 from anomdino.adt.training import TrainingPlan
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_json
-from anomdino.io.boxes import Boxes
+from anomdino.metrics.components import ComponentState, frame_components
 from anomdino.progress import track
 from anomdino.seeding import rng
 
-Objective = Literal["ap", "fpr95", "both"]
+Objective = Literal["overall", "both", "ap", "fpr95"]
 
 K_GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-B_GRID = (0.0, 0.03, 0.05, 0.1, 0.2, 0.4, 1.0)
+B_GRID = (0.0, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
+TOLERANCE = 0.01
 PIXELS_PER_IMAGE = 20_000
+LEAST_PREDICTED, LEAST_TRUE = 500 / (1280 * 720), 100 / (1280 * 720)
 
 
 @dataclass(frozen=True)
 class Point:
-    """Pixel measures of one output rule over all held-out images."""
+    """Measures of one output rule over all held-out images; those of components where they were asked for.
 
-    output: str
+    Attributes:
+        output: The rule.
+        k: Its k.
+        b: Its b.
+        ap: Average precision of the pixels.
+        fpr95: False-positive rate of the pixels at 95 % recall.
+        f1: Best F1 of the pixels.
+        threshold: Where that is; a pixel is predicted from it on.
+        component_f1: SMIYC's F1* at that threshold.
+        missed: Components with an sIoU below 0.25.
+        false: Predicted components with a PPV below 0.25.
+    """
+
+    output: Output
     k: float
     b: float
     ap: float
     fpr95: float
     f1: float
+    threshold: float
+    component_f1: float | None = None
+    missed: int | None = None
+    false: int | None = None
 
     def value(self, objective: Objective) -> float:
-        """What the search maximises: AP, -FPR95, or ``both``: AP - FPR95."""
-        return {"ap": self.ap, "fpr95": -self.fpr95, "both": self.ap - self.fpr95}[objective]
+        """What the search maximises: AP; -FPR95; ``both``: AP - FPR95; ``overall``: AP - FPR95 + component F1*."""
+        if objective == "ap":
+            return self.ap
+        pixels = -self.fpr95 if objective == "fpr95" else self.ap - self.fpr95
+        return pixels + (self.component_f1 or 0.0) if objective == "overall" else pixels
+
+    def holds(self, raw: Point, tolerance: float) -> bool:
+        """Whether nothing that was measured is worse than for the raw score, AP and FPR95 up to ``tolerance``."""
+        as_many = self.missed is None or raw.missed is None or self.missed <= raw.missed
+        return as_many and self.ap >= raw.ap - tolerance and self.fpr95 <= raw.fpr95 + tolerance
 
 
 @dataclass(frozen=True)
@@ -56,6 +94,7 @@ class Tuning:
     raw: Point
     curve: tuple[Point, ...]
     objective: Objective
+    tolerance: float
     images: int
 
 
@@ -63,35 +102,59 @@ def search(
     items: Sequence[Item],
     model: AdtModel,
     *,
-    objective: Objective = "both",
+    objective: Objective = "overall",
+    tolerance: float = TOLERANCE,
     ks: Sequence[float] = K_GRID,
     bs: Sequence[float] = B_GRID,
     seed: int = 0,
 ) -> Tuning:
-    """Measure ``fused`` for every k and b over the same random pixels of each image, 20,000 an image.
+    """Measure ``fused`` for every k and b, pixels on the same 20,000 random ones of each image, and choose.
 
     Args:
         items: Held-out images with labels and the detector's boxes.
-        model: The model whose rule is searched; its ``box_score`` is kept.
-        objective: What is maximised (:meth:`Point.value`). Among equals the first in the grid wins.
+        model: The model whose rule is searched; its ``box_score`` is kept. The start is the k and b that it was
+            trained with, whatever an earlier search chose.
+        objective: What is maximised (:meth:`Point.value`).
+        tolerance: Differences up to this size count as none (:func:`choose`).
         ks: Values of k.
         bs: Values of b.
         seed: Seed of the choice of pixels.
     """
     if objective not in get_args(Objective):
         raise ConfigError("objective", f"is '{objective}'", f"use one of {', '.join(get_args(Objective))}")
-    raw = replace(model.rule, output="raw")
-    rules = [raw, *(replace(model.rule, output="fused", k=k, b=b) for k, b in product(ks, bs))]
-    histograms = [ScoreHistogram(bits=17) for _ in rules]
-    for item in track(items, "tune"):
-        score, label = read_item(item)
-        chosen = _some_pixels(label, rng(seed, "adt", "tune", item.key))
-        scores = _scores_by_rule(score, item.boxes, model, rules)
-        for histogram, values in zip(histograms, scores, strict=True):
-            histogram.add(values.ravel()[chosen], label.ravel()[chosen])
-    points = [_point(rule, histogram) for rule, histogram in zip(rules, histograms, strict=True)]
-    choice = max(points[1:], key=lambda point: point.value(objective))
-    return Tuning(choice, points[0], tuple(points[1:]), objective, len(items))
+    raw_rule = replace(model.rule, output="raw")
+    rules = [raw_rule, *(replace(model.rule, output="fused", k=k, b=b) for k, b in product(ks, bs))]
+    raw, *curve = _pixel_points(items, model, rules, seed)
+    if objective == "overall":
+        asked = [index for index, point in enumerate(curve) if point.holds(raw, tolerance)]
+        raw, *found = _with_components(items, model, [raw, *(curve[index] for index in asked)])
+        for index, point in zip(asked, found, strict=True):
+            curve[index] = point
+    choice = choose(raw, curve, _start(model), objective, tolerance)
+    return Tuning(choice, raw, tuple(curve), objective, tolerance, len(items))
+
+
+def choose(
+    raw: Point, curve: Sequence[Point], start: tuple[float, float], objective: Objective, tolerance: float
+) -> Point:
+    """Choose a point of the curve: near the best by the objective, and of these the nearest to the start.
+
+    Args:
+        raw: Measures of the plain score.
+        curve: Measures of every k and b.
+        start: k and b to stay near to; the distance is |k - k0| + |b - b0|.
+        objective: What is maximised. ``overall`` looks among the points that are no worse than ``raw``; where
+            there is none, ``both`` decides among all.
+        tolerance: How far below the best a point may lie.
+    """
+    candidates = list(curve)
+    if objective == "overall":
+        candidates = [p for p in curve if p.component_f1 is not None and p.holds(raw, tolerance)]
+        if not candidates:
+            candidates, objective = list(curve), "both"
+    best = max(point.value(objective) for point in candidates)
+    near = [point for point in candidates if point.value(objective) >= best - tolerance]
+    return min(near, key=lambda p: (abs(p.k - start[0]) + abs(p.b - start[1]), -p.value(objective)))
 
 
 def tune_trained(
@@ -101,11 +164,12 @@ def tune_trained(
     out: Path,
     *,
     seed: int = 0,
-    objective: Objective = "both",
+    objective: Objective = "overall",
+    tolerance: float = TOLERANCE,
 ) -> AdtModel:
     """Search k and b on the images that training held out; store the choice, and the curve beside it."""
     _, held_out = hold_out(list_items(files), plan.holdout, seed)
-    tuning = search(held_out, model, objective=objective, seed=seed)
+    tuning = search(held_out, model, objective=objective, tolerance=tolerance, seed=seed)
     tuned = apply_choice(model, tuning)
     save_adt(tuned, out)
     write_tuning(tuning, out / "tuning.json")
@@ -120,23 +184,51 @@ def apply_choice(model: AdtModel, tuning: Tuning) -> AdtModel:
 
 def write_tuning(tuning: Tuning, path: Path) -> None:
     """Write choice and curve as JSON."""
-    atomic_write_json(path, _summary(tuning) | {"curve": [vars(point) for point in tuning.curve]})
+    atomic_write_json(path, _summary(tuning) | {"curve": [asdict(point) for point in tuning.curve]})
 
 
 def _summary(tuning: Tuning) -> dict[str, object]:
     return {
         "objective": tuning.objective,
+        "tolerance": tuning.tolerance,
         "images": tuning.images,
-        "choice": vars(tuning.choice),
-        "raw": vars(tuning.raw),
+        "choice": asdict(tuning.choice),
+        "raw": asdict(tuning.raw),
     }
 
 
-def _scores_by_rule(
-    score: npt.NDArray[np.float32], boxes: Boxes, model: AdtModel, rules: Iterable[FusionRule]
-) -> Iterable[npt.NDArray[np.float32]]:
-    surfaces = compute_surfaces(score, boxes, model.net, model.rule.box_score)
-    return (final_score(surfaces, rule) for rule in rules)
+def _start(model: AdtModel) -> tuple[float, float]:
+    trained = model.provenance.get("plan", {}).get("rule", asdict(model.rule))
+    return float(trained["k"]), float(trained["b"])
+
+
+def _pixel_points(
+    items: Sequence[Item], model: AdtModel, rules: Sequence[FusionRule], seed: int
+) -> list[Point]:
+    histograms = [ScoreHistogram(bits=17) for _ in rules]
+    for item in track(items, "tune, pixels"):
+        score, label = read_item(item)
+        chosen = _some_pixels(label, rng(seed, "adt", "tune", item.key))
+        surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
+        for histogram, rule in zip(histograms, rules, strict=True):
+            histogram.add(final_score(surfaces, rule).ravel()[chosen], label.ravel()[chosen])
+    return [_point(rule, histogram) for rule, histogram in zip(rules, histograms, strict=True)]
+
+
+def _with_components(items: Sequence[Item], model: AdtModel, points: Sequence[Point]) -> list[Point]:
+    states = [ComponentState() for _ in points]
+    for item in track(items, "tune, components"):
+        score, label = read_item(item)
+        surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
+        limits = (round(LEAST_PREDICTED * label.size), round(LEAST_TRUE * label.size))
+        for state, point in zip(states, points, strict=True):
+            rule = replace(model.rule, output=point.output, k=point.k, b=point.b)
+            state.update(frame_components(final_score(surfaces, rule) >= point.threshold, label, *limits))
+    found = [state.compute() for state in states]
+    return [
+        replace(p, component_f1=one.f1, missed=one.missed["25"], false=one.false["25"])
+        for p, one in zip(points, found, strict=True)
+    ]
 
 
 def _some_pixels(label: npt.NDArray[np.uint8], draw: np.random.Generator) -> npt.NDArray[np.intp]:
@@ -146,11 +238,13 @@ def _some_pixels(label: npt.NDArray[np.uint8], draw: np.random.Generator) -> npt
 
 
 def _point(rule: FusionRule, histogram: ScoreHistogram) -> Point:
+    f1, threshold = histogram.best_f1()
     return Point(
         output=rule.output,
         k=rule.k,
         b=rule.b,
         ap=histogram.average_precision(),
         fpr95=histogram.fpr_at_recall(0.95),
-        f1=histogram.best_f1()[0],
+        f1=f1,
+        threshold=threshold,
     )

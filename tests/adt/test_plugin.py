@@ -158,7 +158,7 @@ def test_tune_writes_choice_and_curve(model, make_set, tmp_path, app):
     out = run(app, "tune", *arguments, "--model", tmp_path / "adt", "--all", "-o", tmp_path / "new")
     stored = json.loads((tmp_path / "new" / "tuning.json").read_text())
     assert "6 images" in out
-    assert len(stored["curve"]) == 42
+    assert len(stored["curve"]) == 48
     assert load_adt(tmp_path / "new").rule.k == stored["choice"]["k"]
     with pytest.raises(AnomdinoError, match="held out"):
         run(app, "tune", *arguments, "--model", tmp_path / "adt", "-o", tmp_path / "new")

@@ -22,7 +22,6 @@ from anomdino.adt.dataset import (
 )
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import TrainingHost, TrainingPlan, plan_from, schedule, train_adt
-from anomdino.adt.tuning import search, tune_trained
 from anomdino.config.adt import AdtConfig
 from anomdino.errors import DataError, ProtocolError, TrainingError
 from anomdino.io.boxes import Boxes
@@ -291,20 +290,6 @@ def test_every_field_of_the_block_reaches_the_plan():
     assert plan.rule.box_score == plan.crops.box_score == 0.4
     assert not plan.auto_box_score
     assert plan_from(AdtConfig()) == TrainingPlan()
-
-
-def test_tuning_finds_the_best_of_its_curve_and_beats_raw(make_set, tmp_path):
-    files = make_set(images=16)
-    model = train_adt(files, replace(PLAN, epochs=6), tmp_path / "adt", seed=1)
-    tuned = tune_trained(model, files, PLAN, tmp_path / "adt", seed=1)
-    stored = json.loads((tmp_path / "adt" / "tuning.json").read_text())
-    values = [point["ap"] - point["fpr95"] for point in stored["curve"]]
-    assert stored["choice"]["ap"] - stored["choice"]["fpr95"] == max(values)
-    assert (tuned.rule.k, tuned.rule.b) == (stored["choice"]["k"], stored["choice"]["b"])
-    assert load_adt(tmp_path / "adt").rule == tuned.rule
-    plain = search(list_items(files), model, ks=[1.0], bs=[0.0])
-    assert plain.choice.ap == pytest.approx(plain.raw.ap, abs=2e-3)
-    assert plain.choice.fpr95 == pytest.approx(plain.raw.fpr95, abs=1e-2)
 
 
 @pytest.mark.slow

@@ -1,0 +1,135 @@
+"""The search for k and b: what is measured, and which pair is chosen."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_curve
+
+from anomdino.adt.dataset import CropRules, list_items, read_item
+from anomdino.adt.fusion import FusionRule, fuse
+from anomdino.adt.store import load_adt
+from anomdino.adt.training import TrainingPlan, train_adt
+from anomdino.adt.tuning import Point, choose, search, tune_trained
+from anomdino.errors import ConfigError
+
+PLAN = TrainingPlan(
+    crops=CropRules(crop=48), rule=FusionRule(k=0.6, b=0.1), epochs=4, batch=4, lr=1e-2, slope_lr=10.0
+)
+
+
+def point(k, b, ap=0.5, fpr95=0.2, f1=0.3, missed=10):
+    return Point("fused", k, b, ap, fpr95, 0.5, 0.5, f1, missed, 5)
+
+
+RAW = replace(point(1.0, 0.0, f1=0.2), output="raw")
+
+
+def test_a_better_pair_that_loses_something_is_not_taken():
+    honest = point(0.8, 0.2, f1=0.3)
+    for worse in ({"missed": 11}, {"ap": 0.48}, {"fpr95": 0.22}):
+        greedy = point(0.6, 0.1, f1=0.9, **worse)
+        assert choose(RAW, [greedy, honest], (0.6, 0.1), "overall", 0.01) == honest
+
+
+def test_among_equals_the_nearest_to_the_start_is_taken():
+    curve = [point(1.0, 0.4, f1=0.309), point(0.8, 0.2, f1=0.303), point(0.6, 0.1, f1=0.295)]
+    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.01) == curve[1]
+    assert choose(RAW, curve, (1.0, 0.4), "overall", 0.01) == curve[0]
+    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.02) == curve[2]
+    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.0) == curve[0]
+
+
+def test_where_no_pair_is_admissible_pixels_decide():
+    curve = [point(0.2, 0.1, ap=0.3, f1=0.9), point(0.8, 0.1, ap=0.45, f1=0.1)]
+    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.01) == curve[1]
+
+
+POINTS = st.builds(
+    point,
+    k=st.sampled_from([0.0, 0.5, 1.0]),
+    b=st.sampled_from([0.0, 0.1, 0.4]),
+    ap=st.floats(0, 1),
+    fpr95=st.floats(0, 1),
+    f1=st.floats(0, 1),
+    missed=st.integers(0, 20),
+)
+
+
+@given(st.lists(POINTS, min_size=1, max_size=12), st.floats(0, 0.2))
+def test_the_choice_holds_what_raw_has_and_is_near_the_best(curve, tolerance):
+    chosen = choose(RAW, curve, (0.6, 0.1), "overall", tolerance)
+    kept = [p for p in curve if p.missed <= 10 and p.ap >= 0.5 - tolerance and p.fpr95 <= 0.2 + tolerance]
+    if not kept:
+        assert chosen.ap - chosen.fpr95 >= max(p.ap - p.fpr95 for p in curve) - tolerance
+        return
+    assert chosen in kept
+    values = {id(p): p.ap - p.fpr95 + p.component_f1 for p in kept}
+    assert chosen.ap - chosen.fpr95 + chosen.component_f1 >= max(values.values()) - tolerance - 1e-12
+    nearer = [p for p in kept if abs(p.k - 0.6) + abs(p.b - 0.1) < abs(chosen.k - 0.6) + abs(chosen.b - 0.1)]
+    assert all(values[id(p)] <= max(values.values()) - tolerance + 1e-12 for p in nearer)
+
+
+def test_measures_are_those_of_scikit_learn_and_of_components_counted_slowly(model, make_set):
+    items = list_items(make_set(images=6))
+    tuning = search(items, model, ks=[0.6, 1.0], bs=[0.0, 0.3], tolerance=1.0)
+    assert (tuning.choice in tuning.curve, len(tuning.curve)) == (True, 4)
+    for found in (tuning.raw, *tuning.curve):
+        rule = FusionRule(found.output, k=found.k, b=found.b)
+        images = [(fuse(score, item.boxes, model, rule).score, label)
+                  for item in items for score, label in [read_item(item)]]  # fmt: skip
+        score = np.concatenate([s[label != 255] for s, label in images])
+        truth = np.concatenate([label[label != 255] for _, label in images]) == 1
+        assert found.ap == pytest.approx(average_precision_score(truth, score), abs=2e-3)
+        alarms, hits, _ = roc_curve(truth, score)
+        assert found.fpr95 == pytest.approx(alarms[np.searchsorted(hits, 0.95)], abs=5e-3)
+        predicted = score >= found.threshold
+        assert found.f1 == pytest.approx(
+            2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()), abs=1e-9
+        )
+        counts = np.sum([slow_components(s >= found.threshold, label) for s, label in images], axis=0)
+        if found.missed is not None:
+            assert [found.missed, found.false] == counts.tolist()
+    assert tuning.raw.missed is not None
+
+
+def slow_components(mask, label):
+    """Missed and false components at 0.25 of one image, straight from SMIYC's definition; nothing is too small."""
+    eight = np.ones((3, 3))
+    truth, count = ndimage.label(label == 1, eight)
+    found, found_count = ndimage.label(mask & (label != 255), eight)
+    missed = 0
+    for index in range(1, count + 1):
+        own = truth == index
+        touching = np.isin(found, np.unique(found[own & (found > 0)])) & (found > 0)
+        union = (own | touching) & ~((truth > 0) & ~own)
+        missed += (own & touching).sum() / union.sum() < 0.25
+    false = sum((truth[found == i] > 0).mean() < 0.25 for i in range(1, found_count + 1))
+    return np.array([missed, false])
+
+
+def test_the_choice_is_stored_with_the_model_and_searching_again_gives_the_same(make_set, tmp_path):
+    files = make_set(images=16)
+    model = train_adt(files, PLAN, tmp_path / "adt", seed=1)
+    tuned = tune_trained(model, files, PLAN, tmp_path / "adt", seed=1)
+    stored = json.loads((tmp_path / "adt" / "tuning.json").read_text())
+    assert (tuned.rule.k, tuned.rule.b) == (stored["choice"]["k"], stored["choice"]["b"])
+    assert load_adt(tmp_path / "adt").rule == tuned.rule
+    again = tune_trained(tuned, files, PLAN, tmp_path / "again", seed=1)
+    assert again.rule == tuned.rule
+    pixels = tune_trained(model, files, PLAN, tmp_path / "pixels", seed=1, objective="both", tolerance=0.0)
+    curve = json.loads((tmp_path / "pixels" / "tuning.json").read_text())["curve"]
+    chosen = next(p for p in curve if (p["k"], p["b"]) == (pixels.rule.k, pixels.rule.b))
+    assert chosen["ap"] - chosen["fpr95"] == max(p["ap"] - p["fpr95"] for p in curve)
+
+
+def test_k_one_and_b_zero_is_raw(make_set, model):
+    plain = search(list_items(make_set(images=4)), model, ks=[1.0], bs=[0.0])
+    assert plain.choice.ap == pytest.approx(plain.raw.ap, abs=2e-3)
+    assert plain.choice.fpr95 == pytest.approx(plain.raw.fpr95, abs=1e-2)
+    with pytest.raises(ConfigError, match="objective"):
+        search([], model, objective="accuracy")
