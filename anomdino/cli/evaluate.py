@@ -27,6 +27,10 @@ def evaluate(
     params: Annotated[Path, typer.Option(help="Parameter file that names benchmarks.")] = Path("params.yaml"),
     seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
     bootstrap: Annotated[int, typer.Option(help="Resamplings for 95 % intervals; 0 for none.")] = 1000,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Masks are score > THRESHOLD; the best F1 on these labels by default."),
+    ] = None,
 ) -> None:
     """Score any method's maps on a benchmark, without the pipeline."""
     from anomdino.evaluation import (
@@ -43,7 +47,9 @@ def evaluate(
     opened = find_benchmark(benchmark, root, split, labels, params)
     source = ScoreFolder(scores, name, masks)
     source.require(opened.samples)
-    settings = EvaluationSettings(seed=seed, bootstrap=bootstrap, own_mask=f"{name}_mask")
+    settings = EvaluationSettings(
+        seed=seed, bootstrap=bootstrap, own_mask=f"{name}_mask", threshold=threshold
+    )
     result = evaluate_benchmark(opened, source, settings)
     write_results(out, result)
     write_plots(out / "plots", [result])

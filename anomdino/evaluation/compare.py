@@ -142,7 +142,7 @@ class _Side:
 
     def values(self, weights: Any) -> dict[str, Any]:
         pixel = {} if self.histograms is None else pixel_values(self.histograms, weights)
-        return pixel | component_values(self.counts, weights)
+        return pixel if self.counts is None else pixel | component_values(self.counts, weights)
 
 
 def _difference(first: float, second: float, draws: list[Any]) -> dict[str, Any]:

@@ -32,14 +32,22 @@ def compare_components(result: BenchmarkResult, source: OutputSource, settings: 
         frame.instances = result.benchmark.read_instances(frame.sample)
         masks = {}
         for name, prediction in frame_.predictions.items():
-            masks[name] = predicted_mask(prediction.score, result.thresholds[name])
+            if name in result.thresholds:
+                masks[name] = predicted_mask(prediction.score, result.thresholds[name])
+            else:
+                result.image_rows.append(
+                    _shared(result, name) | frame.row() | pixel_rows[frame.sample.key, name]
+                )
             if prediction.mask is not None:
                 masks[settings.own_mask] = prediction.mask
         for name, mask in masks.items():
             _add_mask(result, frame, name, mask, states)
             _add_instances(result, frame, name, mask, frame_.predictions)
             result.image_rows[-1] |= pixel_rows.get((frame.sample.key, name), {})
-    result.components = {name: state.compute() for name, state in states.items()}
+    own = [settings.own_mask] if settings.own_mask in states else []
+    result.components = {
+        name: states[name].compute() if name in states else None for name in (*source.names, *own)
+    }
 
 
 def measure_boxes(result: BenchmarkResult, source: OutputSource, settings: EvaluationSettings) -> None:
@@ -64,11 +72,12 @@ def measure_boxes(result: BenchmarkResult, source: OutputSource, settings: Evalu
     objects = {key: np.array(found, np.float32).reshape(-1, 4) for key, found in truth.items()}
     quality, kept = coco_metrics(known, objects), coverage.at(settings.box_score)
     result.detector = {
-        "AR100": quality.ar[100],
+        **{f"AR{limit}": value for limit, value in quality.ar.items()},
         "AP50": quality.ap50,
         "pixels_in_boxes": kept["pixels_inside"],
         "objects_in_boxes": kept["components_inside"],
         "boxes_per_image": kept["boxes_per_image"],
+        "boxes_per_clean_image": kept["boxes_per_clean_image"],
     }
     result.detector_curve = [
         {
@@ -108,6 +117,10 @@ class _Frame:
         }
 
 
+def _shared(result: BenchmarkResult, name: str) -> dict[str, Any]:
+    return {"benchmark": result.benchmark.name, "output": name}
+
+
 def _add_mask(
     result: BenchmarkResult, frame: _Frame, name: str, mask: BoolImage, states: dict[str, ComponentState]
 ) -> None:
@@ -117,7 +130,7 @@ def _add_mask(
     false = mask & (label == 0)
     true_pixels, false_pixels = int(np.count_nonzero(mask & (label == 1))), int(np.count_nonzero(false))
     union = frame.anomaly_pixels + false_pixels
-    shared = {"benchmark": result.benchmark.name, "output": name}
+    shared = _shared(result, name)
     result.image_rows.append(
         shared
         | frame.row()

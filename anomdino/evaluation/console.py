@@ -24,7 +24,7 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
         for output, row in block.items():
             if isinstance(row, Mapping) and "F1*" in row:
                 shares = "".join(f"{_percent(row.get(column)):>9}" for column in COLUMNS)
-                counts = "".join(f"{row[column]:>9}" for column in COUNTS)
+                counts = "".join(f"{_count(row[column]):>9}" for column in COUNTS)
                 print(f"{output:12}{shares}{counts}")
         if block.get("detector"):
             print(_detector_line(block["detector"]))
@@ -58,6 +58,10 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _signed(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -19,6 +20,14 @@ def size_group(pixels: int, image_pixels: int) -> str:
 def distance_band(bottom: int, height: int) -> str:
     """Name how far away a component stands by the row of its bottom edge: far, middle, near or close."""
     return next(name for name, limit in BANDS if bottom / height < limit)
+
+
+@lru_cache(maxsize=64)
+def band_rows(height: int) -> dict[str, slice]:
+    """Divide the rows of an image among the bands: a row belongs where a component that ends on it does."""
+    names = [distance_band(row + 1, height) for row in range(height)]
+    starts = {name: names.index(name) for name in dict.fromkeys(names)}
+    return {name: slice(start, start + names.count(name)) for name, start in starts.items()}
 
 
 def component_groups(rows: Iterable[Row], column: str, order: Sequence[str]) -> dict[str, dict[str, Any]]:

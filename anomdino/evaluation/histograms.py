@@ -13,6 +13,7 @@ from anomdino.metrics.sorting import SortedScores
 
 Counts = npt.NDArray[np.uint32]
 _UNIFORM, _TAIL = 257, 129
+_COARSE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,17 @@ class ScoreSketch:
         return np.where(right == len(own), 0.0, between)
 
 
-def sketch(scores: SortedScores) -> ScoreSketch:
-    """Sketch one image: even ranks of both classes, and the upper tail of both on a logarithmic scale."""
+def sketch(scores: SortedScores, *, coarse: bool = False) -> ScoreSketch:
+    """Sketch one image: even ranks of both classes, and the upper tail of both on a logarithmic scale.
+
+    Args:
+        scores: The image's scores, or those of a part of it; at least one.
+        coarse: Keep a quarter of the points.
+    """
     parts = (scores.positives, scores.negatives)
-    thresholds = np.unique(np.concatenate([part[_ranks(part.size)] for part in parts])).astype(np.float32)
+    share = _COARSE if coarse else 1
+    own = [part[_ranks(part.size, _UNIFORM // share, _TAIL // share)] for part in parts]
+    thresholds = np.unique(np.concatenate(own)).astype(np.float32)
 
     def counted(side: str) -> Counts:
         above = [part.size - np.searchsorted(part, thresholds, side=side) for part in parts]  # type: ignore[call-overload]
@@ -72,9 +80,9 @@ def common_histograms(
     return ImageHistograms(thresholds, counts[:, 0], counts[:, 1])
 
 
-def _ranks(size: int) -> npt.NDArray[np.intp]:
+def _ranks(size: int, uniform: int, tail_ranks: int) -> npt.NDArray[np.intp]:
     if not size:
         return np.zeros(0, np.intp)
-    even = np.linspace(0, size - 1, min(_UNIFORM, size))
-    tail = size - np.geomspace(1, size, min(_TAIL, size))
+    even = np.linspace(0, size - 1, min(uniform, size))
+    tail = size - np.geomspace(1, size, min(tail_ranks, size))
     return np.unique(np.rint(np.concatenate([even, tail])).astype(np.intp))

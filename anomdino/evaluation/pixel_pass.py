@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from anomdino.errors import DataError
 from anomdino.evaluation.frames import LoadedFrame, loaded_frames
+from anomdino.evaluation.groups import band_rows
 from anomdino.evaluation.histograms import ScoreSketch, common_histograms, sketch
 from anomdino.evaluation.result import BenchmarkResult, EvaluationSettings, Save
 from anomdino.evaluation.sources import FloatMap, OutputSource
 from anomdino.metrics.curve import positive_curve, rank_auroc
-from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
 from anomdino.metrics.s2m import S2mState
 from anomdino.metrics.smiyc import SmiycPixels
 from anomdino.metrics.sorting import SortedScores, sort_scores
@@ -32,16 +32,13 @@ class _Output:
     turn: Lock
     smiyc: SmiycPixels = field(default_factory=SmiycPixels)
     sketches: list[ScoreSketch] = field(default_factory=list)
+    bands: dict[str, list[ScoreSketch]] = field(default_factory=dict)
     s2m: S2mState | None = field(default_factory=S2mState)
 
     def add(self, frame: LoadedFrame) -> dict[str, Any]:
         """Add an image and return its row of pixel metrics."""
         prediction = frame.predictions[self.name]
-        try:
-            scores = sort_scores(prediction.score, frame.label)
-        except ValueError as error:
-            cause = f"output '{self.name}': {error}"
-            raise DataError(frame.sample.image, cause, "fix the method that made it") from error
+        scores = self._sorted(prediction.score, frame)
         self.smiyc.update_sorted(scores)
         self.sketches.append(sketch(scores))
         self._add_s2m(prediction.score, frame.label)
@@ -50,6 +47,20 @@ class _Output:
         with self.turn:
             self.pooled.update_sorted(scores)
         return row
+
+    def _sorted(self, score: FloatMap, frame: LoadedFrame) -> SortedScores:
+        """Sort the scores band by band, keep a sketch of each band, and merge them."""
+        parts = []
+        try:
+            for band, rows in band_rows(len(score)).items():
+                part = sort_scores(score[rows], frame.label[rows])
+                if not part.empty:
+                    parts.append(part)
+                    self.bands.setdefault(band, []).append(sketch(part, coarse=True))
+        except ValueError as error:
+            cause = f"output '{self.name}': {error}"
+            raise DataError(frame.sample.image, cause, "fix the method that made it") from error
+        return SortedScores.merged(parts)
 
     def _add_s2m(self, score: FloatMap, label: npt.NDArray[np.uint8]) -> None:
         """S2M's thresholds lie in [0, 1]; an output that leaves this range has no S2M metrics."""
@@ -62,10 +73,10 @@ class _Output:
 def pool_pixels(
     result: BenchmarkResult, source: OutputSource, settings: EvaluationSettings, save: Save | None
 ) -> None:
-    """Fill ``pixel``, ``curves``, ``thresholds``, ``histograms`` and the pixel columns of ``image_rows``.
+    """Fill ``pixel``, ``curves``, ``thresholds``, ``histograms``, ``bands`` and the pixel columns of ``image_rows``.
 
     Raises:
-        DataError: An output cannot be used, or one class is missing in the whole set.
+        DataError: An output cannot be used, or every pixel is void.
     """
     turn = Lock()
     states = {name: StreamingPixels(settings.capacity, buffer=1 << 20) for name in source.names}
@@ -88,27 +99,25 @@ def pool_pixels(
     for output in outputs:
         _read_off(result, output, settings)
     for row in result.image_rows:
-        row["threshold"] = result.thresholds[row["output"]]
+        row["threshold"] = result.thresholds.get(row["output"])
 
 
 def _read_off(result: BenchmarkResult, output: _Output, settings: EvaluationSettings) -> None:
-    first, name = output.pooled.compute("first"), output.name
-    if not (first.positives and first.negatives):
-        reason = NO_INLIER if first.positives else NO_ANOMALY
-        cause = f"cannot be scored: {reason} in any image"
-        raise DataError(result.benchmark.name, cause, "check the label map")
+    first, closest, name = output.pooled.compute("first"), output.pooled.compute("closest"), output.name
     curve, pooled = output.smiyc.curve(), output.pooled.curve()
     metrics = curve.metrics()
-    assert metrics.best_f1_threshold is not None
-    closest = output.pooled.compute("closest")
     result.pixel[name] = {"pooled": first, "rpl": closest, "fishyscapes": first, "smiyc": metrics}
-    result.thresholds[name] = metrics.best_f1_threshold
+    threshold = metrics.best_f1_threshold if settings.threshold is None else settings.threshold
+    if threshold is not None:
+        result.thresholds[name] = threshold
     if output.s2m is not None:
         result.s2m[name] = output.s2m
-    points = settings.curve_points
-    result.curves[name] = {"smiyc": curve.thinned(points), "pooled": pooled.thinned(points)}
+    if not first.reasons:
+        points = settings.curve_points
+        result.curves[name] = {"smiyc": curve.thinned(points), "pooled": pooled.thinned(points)}
     bins = pooled.thinned(settings.histogram_bins).thresholds
     result.histograms[name] = common_histograms(output.sketches, bins)
+    result.bands[name] = {band: common_histograms(parts, bins) for band, parts in output.bands.items()}
 
 
 def _image_metrics(scores: SortedScores) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class EvaluationSettings:
         capacity: Distinct scores up to which pooled metrics are exact.
         own_mask: Name under which a method's own mask is reported.
         box_score: Boxes with at least this confidence count in the shares inside boxes.
+        threshold: Threshold of the masks of all outputs, in place of each one's best F1 on the evaluated labels.
         workers: Threads that outputs are divided among; results do not depend on it.
     """
 
@@ -44,6 +45,7 @@ class EvaluationSettings:
     capacity: int = 1 << 19
     own_mask: str = OWN_MASK
     box_score: float = 0.3
+    threshold: float | None = None
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
 
 
@@ -55,8 +57,10 @@ class BenchmarkResult:
         benchmark: What was evaluated.
         pixel: Pixel metrics by output and protocol (pooled, rpl, fishyscapes, smiyc).
         curves: SMIYC's curve and the pooled one by output and name, thinned.
-        thresholds: Best-F1 threshold of SMIYC's curve by output; masks are score > threshold.
-        components: Component metrics by output, and by the method's own mask.
+        thresholds: Threshold of the masks by output, the best F1 of SMIYC's curve; masks are score > threshold.
+            An output has none where a class is missing in the whole set and none was given.
+        components: Component metrics by output, and by the method's own mask; None for an output without masks.
+        bands: Scores of the set on common bins by output and distance band.
         intervals: 95 % intervals over images, by output and metric.
         image_rows: Rows of the image table.
         component_rows: Rows of the component table.
@@ -73,7 +77,8 @@ class BenchmarkResult:
     pixel: dict[str, dict[str, PixelMetrics]] = field(default_factory=dict)
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
-    components: dict[str, ComponentMetrics] = field(default_factory=dict)
+    components: dict[str, ComponentMetrics | None] = field(default_factory=dict)
+    bands: dict[str, dict[str, ImageHistograms]] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     image_rows: list[dict[str, Any]] = field(default_factory=list)
     component_rows: list[dict[str, Any]] = field(default_factory=list)
@@ -102,8 +107,10 @@ class BenchmarkResult:
 Save = Callable[[Sample, Mapping[str, Prediction]], None]
 
 
-def image_counts(rows: list[dict[str, Any]]) -> ImageCounts:
-    """Gather the component counts of image rows of one output."""
+def image_counts(rows: list[dict[str, Any]]) -> ImageCounts | None:
+    """Gather the component counts of image rows of one output; None where the output has no masks."""
+    if any(row.get("counts") is None for row in rows):
+        return None
     counts = np.array([row["counts"] for row in rows], np.int64).reshape(len(rows), 3, -1)
     gt = np.array([row["gt_components"] for row in rows], np.float64)
     predicted = np.array([row["predicted_components"] for row in rows], np.int64)
@@ -118,4 +125,6 @@ def headline_values(result: BenchmarkResult, name: str) -> dict[str, float | Non
     values: dict[str, float | None] = {}
     if pixel is not None:
         values |= {"AP": pixel.ap, "FPR95": pixel.fpr95, "AUROC": pixel.auroc}
+    if components is None:
+        return values | dict.fromkeys(("sIoU", "PPV", "F1*"))
     return values | {"sIoU": components.siou, "PPV": components.ppv, "F1*": components.f1}

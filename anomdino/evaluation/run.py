@@ -29,6 +29,9 @@ def evaluate_benchmark(
 ) -> BenchmarkResult:
     """Evaluate all outputs of a source on a benchmark.
 
+    A set that lacks a class, such as one of clean roads alone, has null pixel metrics with the reason; the
+    false-positive rate of a method's own mask, or at a given threshold, is measured all the same.
+
     Args:
         benchmark: A split with labels.
         source: Gives the outputs of an image.
@@ -36,7 +39,7 @@ def evaluate_benchmark(
         save: Called once an image with its outputs, for example to write them.
 
     Raises:
-        DataError: The split has no labels, a label or an output cannot be used, or one class is missing.
+        DataError: The split has no labels, a label or an output cannot be used, or every pixel is void.
     """
     settings = settings or EvaluationSettings()
     benchmark.require_labels()

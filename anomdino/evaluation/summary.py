@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from anomdino.evaluation.bootstrap import pixel_values
+from anomdino.evaluation.bootstrap import ImageCounts, ImageHistograms, pixel_values
 from anomdino.evaluation.groups import BANDS, SIZES, component_groups, tag_groups
 from anomdino.evaluation.result import BenchmarkResult, headline_values, image_counts
 from anomdino.metrics.components import ComponentState
@@ -15,6 +16,7 @@ from anomdino.metrics.curve import Curve
 from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
 
 DIGITS = 6
+NO_THRESHOLD = "no mask: without both classes there is no threshold of best F1, and none was given"
 CITYSCAPES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
     "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
@@ -44,7 +46,7 @@ def benchmark_metrics(result: BenchmarkResult) -> dict[str, Any]:
 def benchmark_details(result: BenchmarkResult) -> dict[str, Any]:
     """Give everything that was measured on a benchmark, for ``details.json``."""
     benchmark = result.benchmark
-    outputs = {name: _output_details(result, name) for name in result.components}
+    outputs = {name: output_details(result, name) for name in result.components}
     return {
         "benchmark": benchmark.name,
         "layout": benchmark.layout,
@@ -83,6 +85,9 @@ def clean_road(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ``alarmed``, the share of those with a predicted component. None where there is no such image.
     """
     clean, other = [row for row in rows if row["clean"]], [row for row in rows if not row["clean"]]
+    if any(row.get("verdict_clean") is None for row in rows):
+        missing = dict.fromkeys(("fpr", "called_clean", "alarmed"))
+        return {"images": len(clean), "anomalous_images": len(other), **missing, "reason": NO_THRESHOLD}
     pixels = sum(row["roi_pixels"] for row in clean)
     return {
         "images": len(clean),
@@ -91,6 +96,33 @@ def clean_road(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "anomalous_images": len(other),
         "alarmed": float(np.mean([not row["verdict_clean"] for row in other])) if other else None,
     }
+
+
+def distance_groups(result: BenchmarkResult, name: str) -> dict[str, dict[str, Any]]:
+    """Summarise an output by distance band: components by their bottom edge, pixels by their row.
+
+    Returns:
+        By band what :func:`component_groups` gives, ``anomaly_pixels`` and ``inlier_pixels``, and for a score
+        AP, FPR95 and AUROC over the band's pixels of all images, from histograms; None without both classes.
+    """
+    components = [row for row in result.component_rows if row["output"] == name]
+    groups = component_groups(components, "distance_band", [band for band, _ in BANDS])
+    for band, histograms in result.bands.get(name, {}).items():
+        groups[band] |= _pooled_pixels(histograms, np.ones((1, len(histograms.tp))))
+        groups[band] |= {
+            "anomaly_pixels": round(float(histograms.tp.sum())),
+            "inlier_pixels": round(float(histograms.fp.sum())),
+        }
+    return groups
+
+
+def _pooled_pixels(histograms: ImageHistograms, weights: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """AP, FPR95 and AUROC of weighted images, (1, N); None with a ``reason`` where a class is missing."""
+    values = {key: float(value[0]) for key, value in pixel_values(histograms, weights).items()}
+    if all(np.isfinite(value) for value in values.values()):
+        return dict(values)
+    reason = NO_INLIER if (weights @ histograms.tp).sum() > 0 else NO_ANOMALY
+    return {**dict.fromkeys(values), "reason": reason}
 
 
 def curve_points(results: Sequence[BenchmarkResult]) -> dict[str, list[dict[str, Any]]]:
@@ -142,7 +174,10 @@ def rounded(value: Any) -> Any:
 def _output_metrics(result: BenchmarkResult, name: str) -> dict[str, Any]:
     components, pixel = result.components[name], result.headline(name)
     values: dict[str, Any] = rounded(headline_values(result, name))
-    values |= {"missed": components.missed["25"], "false": components.false["25"]}
+    values |= {
+        "missed": None if components is None else components.missed["25"],
+        "false": None if components is None else components.false["25"],
+    }
     reasons: dict[str, str] = {}
     if pixel is not None and pixel.reasons:
         reasons |= {
@@ -150,24 +185,29 @@ def _output_metrics(result: BenchmarkResult, name: str) -> dict[str, Any]:
             "FPR95": pixel.reasons["fpr95"],
             "AUROC": pixel.reasons["auroc"],
         }
+    if components is None:
+        reasons |= dict.fromkeys(("sIoU", "PPV", "F1*", "missed", "false"), NO_THRESHOLD)
+        return values | {"reasons": reasons}
     shown = {"siou": "sIoU", "ppv": "PPV", "f1": "F1*"}
     reasons |= {shown[key]: reason for key, reason in components.reasons.items() if key in shown}
     return values | ({"reasons": reasons} if reasons else {})
 
 
-def _output_details(result: BenchmarkResult, name: str) -> dict[str, Any]:
+def output_details(result: BenchmarkResult, name: str) -> dict[str, Any]:
+    """Give everything that was measured of one output, rounded."""
     rows = result.rows_of(name)
     components = [row for row in result.component_rows if row["output"] == name]
+    measured_components = result.components[name]
     details: dict[str, Any] = {
-        "components": result.components[name].as_dict(),
+        "components": None if measured_components is None else measured_components.as_dict(),
         "intervals_95": result.intervals.get(name, {}),
         "clean_road": clean_road(rows),
         "by_size": component_groups(components, "size_group", [size for size, _ in SIZES]),
-        "by_distance": component_groups(components, "distance_band", [band for band, _ in BANDS]),
+        "by_distance": distance_groups(result, name),
         "by_tag": tag_groups(rows, lambda keys: _tagged(result, name, rows, keys)),
     }
     if name in result.pixel:
-        details["threshold"] = result.thresholds[name]
+        details["threshold"] = result.thresholds.get(name)
         details["pixel"] = {key: value.as_dict() for key, value in result.pixel[name].items()}
         details["pixel"]["per_image"] = per_image_protocol(rows)
     if name in result.s2m:
@@ -197,25 +237,29 @@ def _tagged(
     result: BenchmarkResult, name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> dict[str, Any]:
     chosen = set(keys)
-    state = ComponentState()
     counts = image_counts([dict(row) for row in rows if row["key"] in chosen])
+    values: dict[str, Any] = {"images": len(keys)} | _pooled_components(counts)
+    if name not in result.histograms:
+        return values
+    weights = np.array([[float(key in chosen) for key in result.keys]])
+    return _pooled_pixels(result.histograms[name], weights) | values
+
+
+def _pooled_components(counts: ImageCounts | None) -> dict[str, Any]:
+    if counts is None:
+        return dict.fromkeys(("sIoU", "PPV", "F1*", "missed", "false"))
+    state = ComponentState()
     state.tp, state.fn, state.fp = (part.sum(axis=0) for part in (counts.tp, counts.fn, counts.fp))
     state.gt_count, state.siou_sum = int((counts.tp + counts.fn)[:, 0].sum()), float(counts.siou_sum.sum())
     state.predicted_count, state.ppv_sum = int(counts.predicted.sum()), float(counts.ppv_sum.sum())
     measured = state.compute()
-    values: dict[str, Any] = {
-        "images": len(keys),
+    return {
         "sIoU": measured.siou,
         "PPV": measured.ppv,
         "F1*": measured.f1,
         "missed": measured.missed["25"],
         "false": measured.false["25"],
     }
-    if name not in result.histograms:
-        return values
-    weights = np.array([[float(key in chosen) for key in result.keys]])
-    pixel = {key: float(value[0]) for key, value in pixel_values(result.histograms[name], weights).items()}
-    return {key: value if np.isfinite(value) else None for key, value in pixel.items()} | values
 
 
 def _false_positive_points(result: BenchmarkResult, output: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,15 @@ class SortedScores:
         """Whether the region of interest holds no pixel."""
         return not (self.positives.size or self.negatives.size)
 
+    @staticmethod
+    def merged(parts: Sequence[SortedScores]) -> SortedScores:
+        """Join the scores of parts of a frame; runs that are sorted already are merged, not sorted again."""
+        positives = np.concatenate([part.positives for part in parts])
+        negatives = np.concatenate([part.negatives for part in parts])
+        positives.sort(kind="stable")
+        negatives.sort(kind="stable")
+        return SortedScores(positives, negatives)
+
 
 def sort_scores(score: FloatArray, label: npt.NDArray[np.integer]) -> SortedScores:
     """Split scores by label and sort them.
@@ -41,8 +51,9 @@ def sort_scores(score: FloatArray, label: npt.NDArray[np.integer]) -> SortedScor
     """
     if score.shape != label.shape:
         raise ValueError(f"score has shape {score.shape}, label {label.shape}")
-    positives, negatives = np.sort(score[label == 1]), np.sort(score[label == 0])
+    positives, negatives = score[label == 1], score[label == 0]
     for values in (positives, negatives):
+        values.sort()
         if values.size and not (np.isfinite(values[0]) and np.isfinite(values[-1])):
             raise ValueError("scores hold NaN or infinity")
     return SortedScores(positives, negatives)

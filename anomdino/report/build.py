@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from anomdino.benchmarks import Benchmark
+from anomdino.evaluation.bootstrap import PIXEL_NAMES
+from anomdino.evaluation.groups import BANDS, SIZES
 from anomdino.evaluation.result import OWN_MASK, BenchmarkResult
-from anomdino.evaluation.summary import benchmark_metrics, curve_points, false_positive_shares
+from anomdino.evaluation.summary import (
+    benchmark_metrics,
+    clean_road,
+    curve_points,
+    false_positive_shares,
+    output_details,
+)
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label
 from anomdino.io.scores import read_score
@@ -28,6 +36,25 @@ COLUMNS = (
     Column("F1*", "F1*", hint="component F1, mean over sIoU thresholds 0.25 to 0.75, percent"),
     Column("missed", "missed", "low", 1, 0, "ground-truth components with sIoU below 0.25"),
     Column("false", "false", "low", 1, 0, "predicted components with PPV below 0.25"),
+)
+GROUP_COLUMNS = (
+    Column("gt", "objects", "none", 1, 0, "ground-truth components"),
+    Column("missed", "missed", "none", 1, 0, "ground-truth components with sIoU below 0.25"),
+    Column("sIoU", "sIoU", "none", hint="mean adjusted IoU of ground-truth components, percent"),
+    Column("predicted", "predicted", "none", 1, 0, "predicted components"),
+    Column("false", "false", "none", 1, 0, "predicted components with PPV below 0.25"),
+)
+PIXEL_COLUMNS = tuple(
+    Column(name, name, "none", hint="percent, over the group's pixels") for name in PIXEL_NAMES
+)
+CLEAN_COLUMNS = (
+    Column("images", "clean images", "none", 1, 0, "images without any anomaly"),
+    Column(
+        "fpr", "false-positive rate", "low", hint="share of their in-distribution pixels in the mask, percent"
+    ),
+    Column("called_clean", "called clean", hint="share of them without a predicted component, percent"),
+    Column("anomalous_images", "other images", "none", 1, 0, "images with an anomaly"),
+    Column("alarmed", "alarmed", hint="share of those with a predicted component, percent"),
 )
 PLOTS = {
     "roc": ("ROC", "fpr", "tpr", "FPR", "TPR", True),
@@ -79,12 +106,57 @@ def _scores(result: BenchmarkResult, predictions: Path) -> Iterator[Any]:
         yield read_score(predictions / result.benchmark.name / "score" / f"{key}.npz")
 
 
+def _own_and_scored(result: BenchmarkResult) -> tuple[str, str]:
+    """Name what gives the final mask (ADT-Net's own where there is one) and the final score."""
+    own = OWN_MASK if OWN_MASK in result.components else next(iter(result.components))
+    return own, list(result.pixel)[-1]
+
+
+def _group_tables(result: BenchmarkResult) -> Iterator[Table]:
+    """Where the final mask and the final score fail: by size, distance and tag, and on clean roads."""
+    own, scored = _own_and_scored(result)
+    name, details = result.benchmark.name, output_details(result, own)
+    pixels = output_details(result, scored)
+    about = f"components of '{own}', pixels of '{scored}'"
+    sizes = ", ".join(f"{size} under {100 * limit:g} %" for size, limit in SIZES[:-1])
+    yield Table(
+        f"{name}: by object size",
+        GROUP_COLUMNS,
+        details["by_size"],
+        f"components of '{own}'; {sizes} of the image's pixels",
+        row_name="size",
+    )
+    bands = {band: pixels["by_distance"][band] | row for band, row in details["by_distance"].items()}
+    rows = ", ".join(f"{band} above {100 * limit:g} %" for band, limit in BANDS[:-1])
+    yield Table(
+        f"{name}: by distance",
+        (*GROUP_COLUMNS, *PIXEL_COLUMNS),
+        bands,
+        f"{about}; {rows} of the image's height",
+        row_name="image row",
+    )
+    if details["by_tag"]:
+        tags = {tag: pixels["by_tag"][tag] | row for tag, row in details["by_tag"].items()}
+        columns = (
+            Column("images", "images", "none", 1, 0),
+            *GROUP_COLUMNS[1:3],
+            GROUP_COLUMNS[-1],
+            *PIXEL_COLUMNS,
+        )
+        yield Table(f"{name}: by tag", columns, tags, about, row_name="tag")
+    verdicts = {output: clean_road(result.rows_of(output)) for output in result.components}
+    if verdicts[own]["images"]:
+        reasons = {o: dict.fromkeys(v, v["reason"]) for o, v in verdicts.items() if "reason" in v}
+        yield Table(
+            f"{name}: clean roads", CLEAN_COLUMNS, verdicts, "images without anomaly", reasons=reasons
+        )
+
+
 def _entries(
     result: BenchmarkResult, predictions: Path, boxes: Mapping[str, Boxes], span: ScoreRange
 ) -> Iterator[ImageEntry]:
     benchmark: Benchmark = result.benchmark
-    own = OWN_MASK if OWN_MASK in result.components else next(iter(result.components))
-    scored = list(result.pixel)[-1]
+    own, scored = _own_and_scored(result)
     components = {row["key"]: row for row in result.rows_of(own)}
     pixels = {row["key"]: row for row in result.rows_of(scored)}
     samples = [sample for sample in benchmark.samples if sample.key in components]
@@ -100,9 +172,9 @@ def _entries(
             boxes=boxes.get(sample.key, Boxes.empty()),
             span=span,
             ap=pixels[sample.key]["ap"],
-            missed=row["missed_25"],
-            false=row["false_25"],
-            components=row["gt_components"],
+            missed=row.get("missed_25"),
+            false=row.get("false_25"),
+            components=row.get("gt_components"),
         )
 
 
@@ -118,6 +190,7 @@ def _tables(result: BenchmarkResult) -> Iterator[Table]:
         intervals=result.intervals,
         reasons={output: row.get("reasons", {}) for output, row in outputs.items()},
     )
+    yield from _group_tables(result)
     if result.detector is not None:
         keys = [key for key, value in result.detector.items() if value is not None]
         columns = [Column(key, key.replace("_", " "), "none", 1, 3) for key in keys]
@@ -160,7 +233,7 @@ def _plots(results: Sequence[BenchmarkResult]) -> list[str]:
                         strict=True,
                     )
                 )
-                for output in result.pixel
+                for output in result.curves
             }
             drawn.append(curve_svg(f"{result.benchmark.name}: {title}", curves, x_label, y_label, x_log=log))
     if points["detector"]:

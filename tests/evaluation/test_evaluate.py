@@ -16,13 +16,17 @@ from anomdino.evaluation import (
     EvaluationSettings,
     ScoreFolder,
     evaluate_benchmark,
+    write_metric_tables,
     write_metrics,
     write_plots,
     write_results,
 )
+from anomdino.evaluation.compare import compare_runs
+from anomdino.evaluation.console import print_summary
 from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_table
 from anomdino.io.scores import write_score
 from anomdino.metrics import ComponentState, SmiycPixels, frame_components
+from anomdino.metrics.results import NO_ANOMALY
 
 LIMITS = ComponentLimits(min_predicted=6, min_gt=4)
 SIZE = (48, 64)
@@ -191,11 +195,98 @@ def test_an_all_void_image_is_left_out_and_counted(world):
     assert (content["images"], content["left_out"]) == (7, 1)
 
 
-def test_one_class_in_the_whole_set_is_an_error(world):
+def relabelled(world, value):
     for name in world[1]:
-        Image.fromarray(np.zeros(SIZE, np.uint8)).save(world[0] / f"set/labels/{name}.png")
-    with pytest.raises(DataError, match="no anomalous pixel"):
-        evaluated(world)
+        Image.fromarray(np.full(SIZE, value, np.uint8)).save(world[0] / f"set/labels/{name}.png")
+
+
+def written(world, result):
+    metrics = write_metrics(world[0] / "m.json", [result], 0)
+    write_metric_tables(world[0] / "eval", metrics)
+    write_results(world[0] / "out", result)
+    write_plots(world[0] / "plots", [result])
+    print_summary(metrics)
+    return metrics["mine"], json.loads((world[0] / "out/details.json").read_text())["outputs"]
+
+
+@pytest.mark.parametrize(("value", "reason"), [(0, "no anomalous pixel"), (1, "no in-distribution pixel")])
+def test_a_set_of_one_class_gives_null_with_the_reason(world, value, reason):
+    relabelled(world, value)
+    result = evaluated(world)
+    metrics, details = written(world, result)
+    for name in ("AP", "FPR95", "AUROC"):
+        assert metrics["score"][name] is None
+        assert reason in metrics["score"]["reasons"][name]
+    for name in ("sIoU", "PPV", "F1*", "missed", "false"):
+        assert metrics["score"][name] is None
+        assert "no threshold" in metrics["score"]["reasons"][name]
+    assert details["score"]["pixel"]["per_image"]["images"] == 0
+    assert list(details["score"]["pixel"]["per_image"]["left_out"].values()) == [8]
+    assert details["score"]["clean_road"]["fpr"] is None
+    assert "no threshold" in details["score"]["clean_road"]["reason"]
+    assert result.intervals == {"score": {}}
+    table = read_table(world[0] / "out/images.parquet")
+    assert len(table) == 8
+    assert table["threshold"].isna().all()
+
+
+def test_clean_frames_have_a_false_positive_rate_at_a_given_threshold_or_own_mask(world):
+    relabelled(world, 0)
+    for name, (_, score) in world[1].items():
+        path = world[0] / f"masks/{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(((score > -9.0) * 255).astype(np.uint8)).save(path)
+    settings = EvaluationSettings(bootstrap=20, threshold=-9.5)
+    source = ScoreFolder(world[0] / "scores", masks=world[0] / "masks")
+    result = evaluate_benchmark(opened(world), source, settings)
+    metrics, details = written(world, result)
+    scores = np.stack([score for _, score in world[1].values()])
+    for name, threshold in (("score", -9.5), ("mask", -9.0)):
+        assert details[name]["clean_road"]["fpr"] == pytest.approx((scores > threshold).mean(), abs=1e-6)
+        assert details[name]["clean_road"]["images"] == 8
+        assert metrics[name]["missed"] == 0
+        assert metrics[name]["sIoU"] is None
+    assert metrics["score"]["AP"] is None
+
+
+def test_a_given_threshold_takes_the_place_of_the_best_f1(world):
+    result = evaluated(world, threshold=-9.25)
+    state = ComponentState()
+    for label, score in world[1].values():
+        state.update(frame_components(score > -9.25, label, 6, 4))
+    assert result.components["score"] == state.compute()
+    assert {row["threshold"] for row in result.image_rows} == {-9.25}
+
+
+def test_runs_on_clean_frames_can_be_compared(world):
+    relabelled(world, 0)
+    for name in ("one", "two"):
+        write_results(world[0] / name, evaluated(world))
+    compared = compare_runs(str(world[0] / "one"), str(world[0] / "two"), bootstrap=10)
+    assert compared["mine"]["score"]["metrics"]["AP"]["difference"] is None
+
+
+def test_pixel_metrics_by_distance_band_are_those_of_the_bands_pixels(world):
+    result = evaluated(world)
+    _, details = written(world, result)
+    rows = np.arange(SIZE[0])[:, None].repeat(SIZE[1], 1)
+    label = np.stack([label for label, _ in world[1].values()])
+    score = np.stack([score for _, score in world[1].values()])
+    share = np.stack([rows + 1] * len(label)) / SIZE[0]
+    seen = 0
+    for band, low, high in (("far", 0, 0.45), ("middle", 0.45, 0.6), ("near", 0.6, 0.8), ("close", 0.8, 2)):
+        inside = (share >= low) & (share < high) & (label < 255)
+        measured = details["score"]["by_distance"][band]
+        seen += inside.sum()
+        assert measured["anomaly_pixels"] == (label[inside] == 1).sum()
+        assert measured["inlier_pixels"] == (label[inside] == 0).sum()
+        if not (label[inside] == 1).any():
+            assert (measured["AP"], measured["reason"]) == (None, NO_ANOMALY)
+            continue
+        expected = average_precision_score(label[inside], score[inside])
+        assert measured["AP"] == pytest.approx(expected, abs=0.01)
+        assert measured["AUROC"] == pytest.approx(roc_auc_score(label[inside], score[inside]), abs=0.005)
+    assert seen == (label < 255).sum()
 
 
 def test_missing_scores_and_wrong_sizes_are_named(world):

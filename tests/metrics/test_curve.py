@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from anomdino.metrics.curve import exact_curve, positive_curve, rank_auroc
-from anomdino.metrics.sorting import sort_scores
+from anomdino.metrics.sorting import SortedScores, sort_scores
 
 
 def slow_fpr95_closest(score, label):
@@ -122,3 +122,12 @@ def test_thinned_curve_keeps_ends_and_best_f1():
     assert thin.best_f1() == curve.best_f1()
     assert (thin.tp[-1], thin.fp[-1]) == (curve.positives, curve.negatives)
     assert thin.average_precision() == pytest.approx(curve.average_precision(), abs=0.02)
+
+
+def test_parts_of_a_frame_merge_to_the_frame():
+    rng = np.random.default_rng(0)
+    score, label = rng.integers(-20, 20, (40, 30)).astype(np.float32), rng.choice([0, 1, 255], (40, 30))
+    whole = sort_scores(score, label)
+    merged = SortedScores.merged([sort_scores(score[rows], label[rows]) for rows in (slice(9), slice(9, 40))])
+    np.testing.assert_array_equal(merged.positives, whole.positives)
+    np.testing.assert_array_equal(merged.negatives, whole.negatives)
