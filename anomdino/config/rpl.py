@@ -163,9 +163,10 @@ class ResidualConfig(Block):
     """Side of the square crop of rule rpl (published: 700)."""
     rpl_scales: tuple[float, ...] = (0.25, 0.5, 0.5, 0.75, 0.1, 0.125)
     """Factors of the outlier photo in rule rpl (published: 0.5 occurs twice)."""
+    rpl_flip: float = Field(0.8, ge=0, le=1)
+    """Probability of flipping the scene in rule rpl: 0.8, as the published code does."""
     augment: AugmentConfig = AugmentConfig()
-    """Augmentation of rule objects; rule rpl flips with probability 0.8, as published, and does nothing
-    else."""
+    """Augmentation of rule objects; rule rpl flips with probability rpl_flip and does nothing else."""
     paste: PasteConfig = PasteConfig()
     """Placement of rule objects."""
     outlier_probability: float = Field(1.0, ge=0, le=1)

@@ -27,6 +27,7 @@ ROAD, SIDEWALK, TERRAIN = 0, 1, 9
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RPL_SCALES = (0.25, 0.5, 0.5, 0.75, 0.1, 0.125)
+RPL_FLIP = 0.8
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -81,13 +82,14 @@ def mix_rpl(
     *,
     size: int = 700,
     scales: Sequence[float] = RPL_SCALES,
+    flip: float = RPL_FLIP,
 ) -> RplMix:
     """Mix one outlier photo into one road scene exactly as RPL's training does (`reference.md` b.5).
 
     Draws from `rng`, in this order (the caller has drawn the index of the outlier photo before, with
-    `rng.randint`): `random()` for the flip (flipped when >= 0.2); `randint(0, H - size + 1)` crop row, if H > size;
-    `randint(0, W - size + 1)` crop column, if W > size; `choice(scales)`; `randint(0, size - h_box)` paste row;
-    `randint(0, size - w_box)` paste column.
+    `rng.randint`): `random()` for the flip (flipped when >= 1 - flip, as published 0.2);
+    `randint(0, H - size + 1)` crop row, if H > size; `randint(0, W - size + 1)` crop column, if W > size;
+    `choice(scales)`; `randint(0, size - h_box)` paste row; `randint(0, size - w_box)` paste column.
 
     Args:
         image: (H, W, 3) uint8 road scene.
@@ -97,11 +99,12 @@ def mix_rpl(
         rng: Python generator; the same state gives the same item.
         size: side S of the square planes that are returned.
         scales: factors of the outlier photo; a repeated factor is drawn more often.
+        flip: probability of flipping the road scene (published: 0.8).
 
     Returns:
         RplMix of float32 normalised images and uint8 labels.
     """
-    image, label = _rpl_crop(image, label, rng, size)
+    image, label = _rpl_crop(image, label, rng, size, flip)
     outlier_image, outlier_label = normalise(outlier), _outlier_label(outlier_mask)
     group = _rpl_group(outlier_image, outlier_label, rng, size, scales)
     city_image = _pad_centred(normalise(image), size, 0.0).astype(np.float32)
@@ -169,10 +172,10 @@ class _RplGroup:
 
 
 def _rpl_crop(
-    image: UInt8Array, label: UInt8Array, rng: random.Random, size: int
+    image: UInt8Array, label: UInt8Array, rng: random.Random, size: int, flip: float = RPL_FLIP
 ) -> tuple[UInt8Array, UInt8Array]:
     """Flip and crop a scene; sides that are short, or one pixel short at the last position, are not yet padded."""
-    flipped = rng.random() >= 0.2
+    flipped = rng.random() >= round(1 - flip, 12)
     height, width = label.shape
     row = rng.randint(0, height - size + 1) if height > size else 0
     column = rng.randint(0, width - size + 1) if width > size else 0
@@ -193,7 +196,7 @@ def _rpl_group(
     """Scale a normalised photo, frame it, cut out the box of its objects and draw where they go."""
     scale = rng.choice(scales)
     scaled_size = (max(int(label.shape[1] * scale), 1), max(int(label.shape[0] * scale), 1))
-    scaled_image = cv2.resize(image, scaled_size, interpolation=cv2.INTER_LINEAR)
+    scaled_image = np.asarray(cv2.resize(image, scaled_size, interpolation=cv2.INTER_LINEAR), np.float64)
     scaled_label = cv2.resize(label, scaled_size, interpolation=cv2.INTER_NEAREST)
     rows, columns = (_centred_part(side, size) for side in scaled_label.shape)
     visible = scaled_label[rows, columns] == OUTLIER

@@ -316,6 +316,8 @@ def _read_spec(path: Path) -> ScorerSpec:
         config = json.loads(path.read_text("utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, this version reads format {FORMAT}")
+        if int(config["num_classes"]) < 1:
+            raise ValueError(f"num_classes is {config['num_classes']}")
         return ScorerSpec(str(config["architecture"]), int(config["num_classes"]), dict(config["options"]))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(path, f"is no scorer's config ({error})", "train the scorer again") from error

@@ -282,6 +282,7 @@ class OutlierCrops(Dataset[Sample]):
             source,
             size=self.config.rpl_size,
             scales=self.config.rpl_scales,
+            flip=self.config.rpl_flip,
         )
         key = self.scenes.key(sample.scene)
         if not sample.with_outliers:

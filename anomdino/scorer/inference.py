@@ -21,6 +21,7 @@ from anomdino.scorer.base import (
     normalise,
     pixel_score,
 )
+from anomdino.scorer.dilated import use_taps
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.scored import Part, PendingScores, Scored, pooled
@@ -227,16 +228,17 @@ class ScoringEngine:
 def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Make a scorer fast, using up the one given.
 
-    Batch normalisations are folded, RPL's network is rearranged, memory is channels-last; on the CPU, wide
-    3x3 convolutions use Winograd's algorithm.
+    Batch normalisations are folded and RPL's network is rearranged. On CUDA weights are channels-last; on the
+    CPU, which lays them out for every call anyway, wide 3x3 convolutions use Winograd's algorithm, and those
+    of large dilation skip the products with their padding.
     """
     fold_batch_norms(scorer.requires_grad_(False).eval())
     network = FusedWideResNet38(scorer) if isinstance(scorer, WideResNet38Scorer) else scorer
     network = network.eval().to(device=device, dtype=dtype)
-    for tensor in network.state_dict().values():
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_winograd(network)
+    use_taps(network)
     return network
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -121,13 +122,16 @@ def load_transformers(name: Path | str) -> TransformersScorer:
 
     Raises:
         BackendMissing: ``transformers`` is not installed.
-        CheckpointError: There is no such network, it cannot be fetched, or it segments nothing.
+        CheckpointError: There is no such network, it cannot be fetched, it segments nothing, or its weights are
+            damaged, incomplete or of another shape.
     """
     library = _library()
     try:
         config = library.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        network = _auto_class(library, config).from_pretrained(name, config=config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        network, report = _auto_class(library, config).from_pretrained(
+            name, config=config, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             name,
@@ -135,9 +139,22 @@ def load_transformers(name: Path | str) -> TransformersScorer:
             "give a local folder written by save_pretrained, or a hub name such as "
             "nvidia/segformer-b1-finetuned-cityscapes-1024-1024",
         ) from error
+    _refuse_fresh_weights(name, network, report["missing_keys"])
     mean, std = _normalisation(library, name)
     settings = json.loads(config.to_json_string(use_diff=False))
     return TransformersScorer(network, {"config": settings, "mean": mean, "std": std}).eval()
+
+
+def _refuse_fresh_weights(name: Path | str, network: nn.Module, missing: Iterable[str]) -> None:
+    """Refuse a network some of whose parameters were drawn at random because the files lack them."""
+    lacking = sorted(set(missing) & {key for key, _ in network.named_parameters()})
+    if lacking:
+        raise CheckpointError(
+            name,
+            f"lacks {len(lacking)} weights of its network: {', '.join(lacking[:10])}"
+            f"{' ...' if len(lacking) > 10 else ''}",
+            "give a network that was trained for semantic segmentation, not its backbone alone",
+        )
 
 
 def _library() -> Any:

@@ -10,6 +10,10 @@ from anomdino.scorer.aspp import ASPP
 from anomdino.scorer.base import ScorerOutput, resize
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 
+STRIP_PIXELS = 1 << 16
+LEAST_STRIP = 32
+HALO = 2
+
 
 class TwinASPP(nn.Module):
     """Two ASPPs on the same input as one: every convolution has the output channels of both.
@@ -39,8 +43,8 @@ class FusedWideResNet38(nn.Module):
 
     The twin ASPPs share their passes over z. The head's first convolution is linear: its output for d + r is
     that for d plus that for r, and with ``atten_aspp_final`` it is one convolution of q, so r is never made.
-    The rest of the head runs on both paths as a batch on CUDA, and on one after the other, for memory,
-    elsewhere.
+    The rest of the head runs on both paths as a batch on CUDA; elsewhere, for memory, on one after the other
+    and in strips of rows.
 
     Args:
         scorer: A network in evaluation mode whose batch normalisations were folded; its layers are taken
@@ -62,23 +66,54 @@ class FusedWideResNet38(nn.Module):
     def forward(self, images: Tensor) -> ScorerOutput:
         """Compute both sets of logits at the size of the images (see :meth:`Scorer.forward`)."""
         low_level, deep = self.branch.trunk(images)
-        size = low_level.shape[-2:]
+        skip = self.branch.bot_fine(low_level)
+        del low_level
         context, attention = self.twin(deep)
         del deep
-        context = self.branch.bot_aspp(context)
-        attention = resize(self.bot_atten_aspp(attention), size)
-        decoder = torch.cat([self.branch.bot_fine(low_level), resize(context, size)], dim=1)
-        del low_level, context
+        context, attention = self.branch.bot_aspp(context), self.bot_atten_aspp(attention)
+        logits = self._logits(skip, context, attention)
+        del skip, context, attention
+        return ScorerOutput(*resize(logits, images.shape[-2:]).chunk(2))
+
+    def _logits(self, skip: Tensor, context: Tensor, attention: Tensor) -> Tensor:
+        """Run the head: Z and Zr, one after the other in a batch, at the size of the skip connection."""
+        height, width = skip.shape[-2:]
+        if skip.is_cuda or height * width <= STRIP_PIXELS:
+            return self._strip(skip, context, attention, 0, height)
+        rows = max(LEAST_STRIP, STRIP_PIXELS // width) // 4 * 4
+        strips = [
+            self._strip(skip, context, attention, top, min(top + rows, height))
+            for top in range(0, height, rows)
+        ]
+        return torch.cat(strips, dim=2)
+
+    def _strip(self, skip: Tensor, context: Tensor, attention: Tensor, top: int, bottom: int) -> Tensor:
+        """Compute the logits of some rows; the two 3x3 convolutions read two rows more on either side."""
+        size = (skip.shape[-2], skip.shape[-1])
+        first, last = max(0, top - HALO), min(size[0], bottom + HALO)
+        decoder = torch.cat([skip[:, :, first:last], resized_rows(context, size, first, last)], dim=1)
         closed = self.branch.final[0](decoder)
         del decoder
-        residual = self.residual_head(attention).add_(closed)
-        del attention
+        residual = self.residual_head(resized_rows(attention, size, first, last)).add_(closed)
         paths = [closed, residual]
         del closed, residual
-        if images.is_cuda:
+        if skip.is_cuda:
             paths = [torch.cat(paths)]
         logits = torch.cat([self.head(F.relu_(paths.pop(0))) for _ in range(len(paths))])
-        return ScorerOutput(*resize(logits, images.shape[-2:]).chunk(2))
+        return logits[:, :, top - first : bottom - first]
+
+
+def resized_rows(maps: Tensor, size: tuple[int, int], first: int, last: int) -> Tensor:
+    """Give rows ``first`` to ``last`` of ``resize(maps, size)`` without the others: (B, C, last - first, W)."""
+    old, (height, width) = maps.shape[-2], size
+    if last - first == height:
+        return resize(maps, size)
+    position = torch.arange(first, last, device=maps.device) * ((old - 1) / (height - 1))
+    low = position.long().clamp(max=old - 1)
+    share = (position - low).to(maps.dtype)[:, None, None]
+    lines = maps.permute(0, 2, 3, 1)
+    upper, lower = lines[:, low], lines[:, (low + 1).clamp(max=old - 1)]
+    return resize(upper.lerp_(lower, share).permute(0, 3, 1, 2), (last - first, width))
 
 
 def _side_by_side(first: nn.Module, second: nn.Module) -> nn.Conv2d:

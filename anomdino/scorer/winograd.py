@@ -7,32 +7,46 @@ channels, the products become 36 matrix products.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-OUT, IN = 4, 6
-_INPUT = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
-)
-_KERNEL = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+OUT, IN, TAPS = 4, 6, 3
+POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
+"""Where the polynomials are evaluated, besides infinity. In float32 these leave under half the rounding error
+of the usual 0, 1, -1, 2, -2."""
 
 LEAST_CHANNELS = 256
 LARGEST_DILATION = 4
-STORED_WEIGHTS = 1 << 20
+STORED_WEIGHTS = 1 << 17
 TILES_AT_ONCE = 512
+TRANSFORMED_AT_ONCE = 1 << 18
+SPECTRUM_AT_ONCE = 40 << 20
+
+
+def toom_cook(points: tuple[float, ...] = POINTS) -> tuple[Tensor, Tensor, Tensor]:
+    """Build the transforms of F(4, 3) for five points and infinity.
+
+    Source: Blahut, "Fast Algorithms for Signal Processing" (2010), section 5.2: the product of polynomials is
+    interpolated from its values. Rows of B^T are scaled by powers of two, against those of G.
+
+    Returns:
+        A^T (4, 6), G (6, 3) and B^T (6, 6), float64.
+    """
+    values = np.array(points)
+    output, kernel, inputs = np.zeros((OUT, IN)), np.zeros((IN, TAPS)), np.zeros((IN, IN))
+    for index, point in enumerate(values):
+        others = np.delete(values, index)
+        output[:, index] = point ** np.arange(OUT)
+        kernel[index] = point ** np.arange(TAPS) / np.prod(point - others)
+        inputs[index, : IN - 1] = np.poly(others)[::-1]
+    output[-1, -1] = kernel[-1, -1] = 1
+    inputs[-1] = np.poly(values)[::-1]
+    scale = 2.0 ** np.round(np.log2(np.abs(inputs).sum(axis=1, keepdims=True) / 2))
+    return torch.from_numpy(output), torch.from_numpy(kernel * scale), torch.from_numpy(inputs / scale)
+
+
+OUTPUT_TRANSFORM, KERNEL_TRANSFORM, INPUT_TRANSFORM = toom_cook()
 
 
 def use_winograd(network: nn.Module) -> int:
@@ -56,6 +70,11 @@ def use_winograd(network: nn.Module) -> int:
 
 def suits(convolution: nn.Conv2d) -> bool:
     """Say whether a convolution can be computed by :class:`WinogradConv2d`, and faster."""
+    return keeps_size(convolution) and convolution.dilation[0] <= LARGEST_DILATION
+
+
+def keeps_size(convolution: nn.Conv2d) -> bool:
+    """Say whether a convolution is 3x3, wide, float32 on the CPU, and padded by zeros to keep the size."""
     dilation = convolution.dilation[0]
     return (
         convolution.kernel_size == (3, 3)
@@ -63,7 +82,6 @@ def suits(convolution: nn.Conv2d) -> bool:
         and convolution.dilation == (dilation, dilation)
         and convolution.padding == (dilation, dilation)
         and convolution.padding_mode == "zeros"
-        and dilation <= LARGEST_DILATION
         and convolution.groups == 1
         and min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
         and convolution.weight.dtype == torch.float32
@@ -71,19 +89,19 @@ def suits(convolution: nn.Conv2d) -> bool:
     )
 
 
-def transformed(weight: Tensor) -> Tensor:
-    """Transform kernels (K, C, 3, 3) to G g G^T, (6, 6, C, K)."""
-    outputs, inputs = weight.shape[:2]
-    kernel = weight.new_tensor(_KERNEL)
-    rows = torch.mm(kernel, weight.permute(2, 3, 1, 0).reshape(3, -1))
-    return torch.matmul(kernel, rows.view(IN, 3, -1)).view(IN, IN, inputs, outputs)
+def transformed(kernels: Tensor) -> Tensor:
+    """Transform kernels (3, 3, C, K) to G g G^T, (6, 6, C, K)."""
+    _, _, inputs, outputs = kernels.shape
+    transform = KERNEL_TRANSFORM.to(kernels.dtype)
+    rows = torch.mm(transform, kernels.reshape(TAPS, -1))
+    return torch.matmul(transform, rows.view(IN, TAPS, -1)).view(IN, IN, inputs, outputs)
 
 
 class WinogradConv2d(nn.Module):
     """Stands for a 3x3 convolution of stride 1 that keeps the size; for inference alone.
 
-    Transformed kernels take four times the memory: those of large convolutions are transformed at every call,
-    in parts.
+    Transformed kernels take four times the memory: only those of small convolutions are kept, others are
+    transformed at every call, in parts.
 
     Args:
         convolution: The convolution whose place it takes.
@@ -94,11 +112,12 @@ class WinogradConv2d(nn.Module):
         self.dilation = convolution.dilation[0]
         self.out_channels = convolution.out_channels
         weight = convolution.weight.detach()
+        kernels = weight.permute(2, 3, 1, 0).contiguous()  # (3, 3, C, K)
         self.stored = weight.shape[0] * weight.shape[1] < STORED_WEIGHTS
-        self.register_buffer("kernels", transformed(weight) if self.stored else weight.clone())
+        self.register_buffer("kernels", transformed(kernels.double()).float() if self.stored else kernels)
         self.bias = None if convolution.bias is None else convolution.bias.detach()
-        self.register_buffer("input_transform", torch.tensor(_INPUT, dtype=torch.float32))
-        self.register_buffer("output_transform", torch.tensor(_OUTPUT, dtype=torch.float32))
+        self.register_buffer("input_transform", INPUT_TRANSFORM.float())
+        self.register_buffer("output_transform", OUTPUT_TRANSFORM.float())
 
     kernels: Tensor
     input_transform: Tensor
@@ -121,13 +140,15 @@ class WinogradConv2d(nn.Module):
         tall, wide = _ceil(_ceil(height, d), OUT), _ceil(_ceil(width, d), OUT) + 1
         result = image.new_empty(d * OUT * tall, d, OUT * wide, self.out_channels)
         lines = [phase + d * OUT * line for line in range(tall) for phase in range(d)]
-        strip = max(1, TILES_AT_ONCE // (d * wide))
-        step = max(1, self.out_channels if self.stored else STORED_WEIGHTS // (2 * channels))
+        at_once = TILES_AT_ONCE if self.stored else SPECTRUM_AT_ONCE // (IN * IN * channels)
+        strip = max(1, at_once // (d * wide))
+        step = max(1, self.out_channels if self.stored else TRANSFORMED_AT_ONCE // channels)
         for start in range(0, len(lines), strip):
             part = lines[start : start + strip]
             spectrum = self._spectrum(self._padded(image, part, OUT * wide), part)
             for first in range(0, self.out_channels, step):
                 self._products(spectrum, slice(first, first + step), part, result)
+            del spectrum
         if self.bias is not None:
             result += self.bias
         if d == 1:
@@ -166,7 +187,7 @@ class WinogradConv2d(nn.Module):
 
     def _products(self, spectrum: Tensor, channels: slice, lines: list[int], result: Tensor) -> None:
         """Multiply, transform back, and write some output channels of some lines."""
-        kernels = self.kernels[..., channels] if self.stored else transformed(self.kernels[channels])
+        kernels = self.kernels if self.stored else transformed(self.kernels[..., channels])
         tiles, count = spectrum.shape[1], kernels.shape[3]
         products = spectrum.new_empty(IN, tiles, IN, count)
         for index in range(IN):

@@ -231,6 +231,24 @@ def test_published_rule_is_mix_rpl(scenes, outliers):
     assert torch.equal(network_input(batch.images), batch.images.permute(0, 3, 1, 2))
 
 
+def test_trap_the_published_rule_flips_eight_scenes_of_ten(scenes, outliers):
+    def flips(**changes):
+        dataset = OutlierCrops(scenes, outliers, range(5), residual(rule="rpl", **changes), seed=0)
+        upright = OutlierCrops(
+            scenes, outliers, range(5), residual(rule="rpl", **changes | {"rpl_flip": 0.0}), seed=0
+        )
+        found = 0
+        for number in range(200):
+            sample, other = (part[SampleId(number, number % 6, False)] for part in (dataset, upright))
+            found += not np.array_equal(sample.image, other.image)
+        return found / 200
+
+    settings = {"without_outliers": "scene"}
+    assert 0.72 < flips(**settings) < 0.88
+    assert flips(**settings, rpl_flip=1.0) == 1
+    assert residual().rpl_flip == 0.8
+
+
 @pytest.mark.parametrize("rule", ["objects", "rpl"])
 def test_batches_without_outliers(scenes, outliers, rule):
     zeros = OutlierCrops(scenes, outliers, range(5), residual(rule=rule), seed=0)[SampleId(0, 1, False)]

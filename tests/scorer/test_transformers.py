@@ -1,8 +1,13 @@
 """Networks of transformers, tiny and randomly initialised, saved to disk and scored."""
 
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 transformers = pytest.importorskip("transformers")
@@ -126,6 +131,52 @@ def test_the_engine_scores_with_it(folder):
     engine, digest = engine_from(ScoreConfig(source="transformers", transformers=str(folder)), "unused")
     assert np.array_equal(engine.score(photo()).score, scored.score)
     assert len(digest) == 64
+
+
+def test_a_folder_whose_weights_do_not_fill_the_network_is_refused(tmp_path):
+    def saved(name, change):
+        tiny_segformer().save_pretrained(tmp_path / name)
+        change(tmp_path / name / "model.safetensors")
+        return tmp_path / name
+
+    def drop_decoder(path):
+        kept = {key: value for key, value in load_file(path).items() if not key.startswith("decode_head")}
+        save_file(kept, path, {"format": "pt"})
+
+    def narrow_classifier(path):
+        weights = load_file(path)
+        weights["decode_head.classifier.weight"] = torch.zeros(CLASSES - 2, 16, 1, 1)
+        save_file(weights, path, {"format": "pt"})
+
+    for name, change, reason in (
+        ("none", lambda path: path.unlink(), "no file named"),
+        ("cut", lambda path: path.write_bytes(path.read_bytes()[:3000]), "header"),
+        ("backbone", drop_decoder, r"lacks \d+ weights of its network: decode_head\."),
+        ("classes", narrow_classifier, "no segmentation network"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            load_transformers(saved(name, change))
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch HACKED",))
+
+
+def test_code_in_a_folder_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_segformer().save_pretrained("pickled")
+    Path("pickled/model.safetensors").unlink()
+    torch.save({"a": Evil()}, "pickled/pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        load_transformers("pickled")
+    tiny_segformer().save_pretrained("remote")
+    settings = json.loads(Path("remote/config.json").read_text())
+    settings["auto_map"] = {"AutoModelForSemanticSegmentation": "evil.Network"}
+    Path("remote/config.json").write_text(json.dumps(settings))
+    Path("remote/evil.py").write_text("open('HACKED', 'w')\nclass Network: pass\n")
+    assert load_transformers("remote").spec.num_classes == CLASSES
+    assert not Path("HACKED").exists()
 
 
 def test_what_is_no_network_is_refused(tmp_path):

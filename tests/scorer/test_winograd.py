@@ -5,11 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anomdino.scorer import winograd
+from anomdino.scorer import dilated, wide_resnet38_fused, winograd
+from anomdino.scorer.base import resize
+from anomdino.scorer.dilated import TapwiseConv2d, use_taps
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
-from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38
-from anomdino.scorer.winograd import WinogradConv2d, suits, use_winograd
+from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38, resized_rows
+from anomdino.scorer.winograd import POINTS, WinogradConv2d, suits, toom_cook, use_winograd
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 3, 4])
@@ -18,6 +20,8 @@ from anomdino.scorer.winograd import WinogradConv2d, suits, use_winograd
 @pytest.mark.parametrize("bias", [True, False])
 def test_equals_the_direct_convolution(monkeypatch, dilation, size, stored, bias):
     monkeypatch.setattr(winograd, "STORED_WEIGHTS", 10**9 if stored else 90)
+    monkeypatch.setattr(winograd, "TRANSFORMED_AT_ONCE", 40)
+    monkeypatch.setattr(winograd, "SPECTRUM_AT_ONCE", 6000)
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", 20)
     generator = torch.Generator().manual_seed(0)
     convolution = nn.Conv2d(8, 12, 3, padding=dilation, dilation=dilation, bias=bias)
@@ -84,3 +88,82 @@ def test_the_rearranged_network_is_the_same_function(monkeypatch, size, wide_win
         ours = fused(images)
     for a, b in zip(expected[:2], ours[:2], strict=True):
         assert (a - b).abs().max() < 1e-4 * a.abs().max()
+
+
+@pytest.mark.parametrize("dilation", [5, 12, 40])
+@pytest.mark.parametrize("size", [(1, 1), (13, 30), (37, 12), (60, 90), (3, 100)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_tap_by_tap_equals_the_direct_convolution(monkeypatch, dilation, size, bias):
+    monkeypatch.setattr(dilated, "PIXELS_AT_ONCE", 700)
+    convolution = nn.Conv2d(6, 10, 3, padding=dilation, dilation=dilation, bias=bias)
+    maps = torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = convolution.double()(maps.double())
+        ours = TapwiseConv2d(convolution.float())(maps.contiguous(memory_format=torch.channels_last))
+    assert ours.shape == expected.shape
+    assert (ours.double() - expected).abs().max() < 1e-5
+
+
+def test_wide_convolutions_of_large_dilation_alone_go_tap_by_tap():
+    def network(**options):
+        settings = {"in_channels": 256, "out_channels": 256, "kernel_size": 3, **options}
+        return nn.Sequential(nn.Sequential(nn.Conv2d(**settings)))
+
+    for options, expected in (
+        ({"dilation": 12, "padding": 12}, 1),
+        ({"dilation": 4, "padding": 4}, 0),
+        ({"dilation": 12, "padding": 11}, 0),
+        ({"dilation": 12, "padding": 12, "in_channels": 128}, 0),
+        ({"dilation": 12, "padding": 12, "stride": 2}, 0),
+    ):
+        changed = network(**options)
+        assert use_taps(changed) == expected
+        assert isinstance(changed[0][0], TapwiseConv2d) == bool(expected)
+
+
+def test_transforms_multiply_polynomials_exactly():
+    output, kernel, inputs = toom_cook()
+    rng = torch.Generator().manual_seed(0)
+    signal, taps = (torch.randint(-9, 10, (n,), generator=rng).double() for n in (6, 3))
+    expected = [sum(signal[i + k] * taps[k] for k in range(3)) for i in range(4)]
+    assert torch.allclose(output @ ((kernel @ taps) * (inputs @ signal)), torch.stack(expected), atol=1e-12)
+
+
+def test_chosen_points_round_less_than_the_usual_ones():
+    generator = torch.Generator().manual_seed(1)
+    signal = torch.randn(60, 128, 6, 6, generator=generator).relu()
+    taps = torch.randn(128, 3, 3, generator=generator)
+    exact = F.conv2d(signal.double(), taps.double()[None])[:, 0]
+
+    def error(points):
+        output, kernel, inputs = (matrix.float() for matrix in toom_cook(points))
+        products = ((inputs @ signal @ inputs.T) * (kernel @ taps @ kernel.T)).sum(1)
+        return (output @ products @ output.T - exact).square().mean().sqrt()
+
+    assert error(POINTS) < 0.6 * error((0, 1, -1, 2, -2))
+
+
+@pytest.mark.parametrize("pixels", [200, 10**9])
+def test_the_head_in_strips_is_the_head(monkeypatch, pixels):
+    torch.manual_seed(0)
+    network = WideResNet38Scorer(channel_divisor=16).eval()
+    images = torch.randn(1, 3, 150, 61, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = network(images)
+    fold_batch_norms(network.requires_grad_(False))
+    monkeypatch.setattr(wide_resnet38_fused, "STRIP_PIXELS", pixels)
+    monkeypatch.setattr(wide_resnet38_fused, "LEAST_STRIP", 12)
+    with torch.inference_mode():
+        ours = FusedWideResNet38(network)(images)
+    for a, b in zip(expected[:2], ours[:2], strict=True):
+        assert (a - b).abs().max() < 1e-5 * a.abs().max()
+
+
+def test_rows_are_those_of_the_whole_resized_map():
+    maps = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(3))
+    whole = resize(maps, (40, 25))
+    for first, last in ((0, 13), (13, 27), (27, 40), (39, 40)):
+        assert torch.allclose(resized_rows(maps, (40, 25), first, last), whole[:, :, first:last], atol=1e-5)
+    assert torch.allclose(
+        resized_rows(maps[:, :, :1], (40, 25), 3, 9), resize(maps[:, :, :1], (40, 25))[:, :, 3:9]
+    )
