@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from anomdino.acquisition.space import disk_errors
 from anomdino.acquisition.staging import merge_tree, remove_tree, scratch_folder, staged_folder
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
-from anomdino.acquisition.tree import Tree, layout_faults
+from anomdino.acquisition.tree import Tree, layout_faults, unpacked_by_hand
 from anomdino.config.acquisition import RegistryConfig
 from anomdino.errors import DataError
 
@@ -38,14 +38,16 @@ class Plan:
         item: Its registration.
         bundle: Which of its sets of files is taken.
         files: Ids of those files with their state.
-        unpacked: The folder that a person unpacked; then no file is needed.
+        unpacked: What a person unpacked; then no file is needed.
+        faults: What a person put in place and cannot be used, with the reason.
     """
 
     name: str
     item: RegisteredItem
     bundle: int
     files: dict[str, State]
-    unpacked: Path | None = None
+    unpacked: Tree | None = None
+    faults: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def possible(self) -> bool:
@@ -180,9 +182,10 @@ def require_possible(registry: Registry, plans: list[Plan], store: Store) -> Non
         names = {
             one.name: [file for file, state in one.files.items() if state == "missing"] for one in lacking
         }
+        faults = {path: fault for one in lacking for path, fault in one.faults.items()}
         raise DataError(
             "data.registry.items",
-            missing_screen(registry, names, ready, store),
+            missing_screen(registry, names, ready, store, faults),
             "then run again (`anomdino data list` shows every item, `anomdino data get NAME` gets one)",
         )
 
@@ -212,7 +215,7 @@ def get_item(
         faults = layout_faults(tree, item.expectations(wanted.bundle)) if tree.roots else []
         if faults:
             raise DataError(
-                wanted.unpacked or wanted.name,
+                wanted.unpacked.roots[0] if wanted.unpacked else wanted.name,
                 "does not have the expected layout:\n  " + "\n  ".join(faults),
                 f"check that it is {item.title}; see {item.homepage}",
             )
@@ -222,7 +225,7 @@ def get_item(
 @contextmanager
 def _tree(registry: Registry, wanted: Plan, store: Store, keep: bool) -> Iterator[Tree]:
     if wanted.unpacked is not None:
-        yield Tree((wanted.unpacked,), owned=False)
+        yield wanted.unpacked
         return
     item = wanted.item
     paths = {file: store.get(registry.files[file], wanted.name) for file in wanted.files}
@@ -246,25 +249,37 @@ def unpacked_once(path: Path, file: RegisteredFile, folder: Path) -> None:
 
 
 def _plan_item(registry: Registry, name: str, item: RegisteredItem, store: Store, dead: set[str]) -> Plan:
-    for root in store.by_hand:
-        folder = root / name
-        for bundle in range(len(item.bundles)):
-            expected = item.expectations(bundle)
-            if expected and folder.is_dir() and not layout_faults(Tree((folder,), owned=False), expected):
-                return Plan(name, item, bundle, {}, folder)
+    unpacked, halves = unpacked_by_hand(item, name, store.by_hand)
+    if unpacked is not None:
+        return Plan(name, item, unpacked[0], {}, unpacked[1])
+    faults = {folder: f"is not complete: {'; '.join(lacking)}" for folder, lacking in halves.items()}
+    for file in (registry.files[one] for bundle in item.bundles for one in bundle):
+        origin = None if store.has(file) else store.found_by_hand(file, name)
+        fault = store.glance(file, origin) if origin is not None else ""
+        faults |= {origin: fault} if origin is not None and fault else {}
     plans = [
-        Plan(name, item, number, {file: _state(registry.files[file], store, name, dead) for file in bundle})
+        Plan(
+            name,
+            item,
+            number,
+            {file: _state(registry.files[file], store, name, dead, faults) for file in bundle},
+            faults=faults,
+        )
         for number, bundle in enumerate(item.bundles)
     ]
     order = {"here": 0, "by hand": 0, "online": 1, "missing": 2}
     return min(plans, key=lambda one: max(order[state] for state in one.files.values()))
 
 
-def _state(file: RegisteredFile, store: Store, item: str, dead: set[str]) -> State:
+def _state(
+    file: RegisteredFile, store: Store, item: str, dead: set[str], faults: Mapping[Path, str]
+) -> State:
+    """Say how a file will be had; one that a person put in place and that is wrong is not replaced silently."""
     if store.has(file):
         return "here"
-    if store.found_by_hand(file, item) is not None:
-        return "by hand"
+    origin = store.found_by_hand(file, item)
+    if origin is not None:
+        return "missing" if origin in faults else "by hand"
     for source in store.sources(file):
         local = source.path and local_path(source).is_file()
         address = address_of(source)

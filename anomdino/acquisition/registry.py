@@ -67,7 +67,8 @@ class RegisteredFile(_Entry):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The name under which it is kept."""
     published: str = ""
-    """The name under which it is published, where it is kept under another; taken in `<from_dir>/<item>/`."""
+    """The name under which it is published, where it is kept under another; taken in `<from_dir>/<item>/`, so that
+    e.g. a folder of the hub's files serves as it is."""
     size: int | None = Field(None, ge=1)
     """Bytes, where published or measured by several others."""
     about: int | None = Field(None, ge=1)
@@ -129,6 +130,8 @@ class RegisteredItem(_Entry):
     """Archives among the files that are not unpacked as a whole: members are picked from them."""
     layout: list[list[Expectation]] = Field(default_factory=list)
     """Expected files, one list a bundle (or one for all)."""
+    picked: list[Expectation] = Field(default_factory=list)
+    """What is expected besides where a person unpacked the archives from which members are picked."""
     normalise: str
     """Name of the function that brings it into the layout that the readers expect."""
     note: str = ""

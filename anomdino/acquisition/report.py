@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from anomdino.acquisition.registry import RegisteredItem, Registry
+from anomdino.acquisition.registry import Registry
 from anomdino.acquisition.space import in_words
 from anomdino.acquisition.store import Store
+from anomdino.acquisition.tree import unpacked_by_hand
 
-WIDTH = 100
+WIDEST, NARROWEST = 100, 60
 MOST_FILES = 2
 
 
 def missing_screen(
-    registry: Registry, missing: Mapping[str, Sequence[str]], ready: Iterable[str], store: Store
+    registry: Registry,
+    missing: Mapping[str, Sequence[str]],
+    ready: Iterable[str],
+    store: Store,
+    faults: Mapping[Path, str] | None = None,
 ) -> str:
     """Write the screen that lists missing items: what, how big, under which terms, and what to do.
 
@@ -23,28 +30,41 @@ def missing_screen(
         missing: Ids of the missing files by item.
         ready: Names of the items that can be had.
         store: Tells where files put in place by hand are looked for.
+        faults: What was put in place by hand and cannot be used, with the reason.
     """
     files = {file for ids in missing.values() for file in ids}
     total, known = registry.sizes(files)
     at_least = "" if known else "at least "
     by_hand = [name for name, ids in missing.items() if any(_needs_person(registry, file) for file in ids)]
     others = [name for name in missing if name not in by_hand]
-    lines = [
-        f"{len(missing)} items cannot be had from here ({len(files)} files, {at_least}{in_words(total)})."
-    ]
+    items = "1 item" if len(missing) == 1 else f"{len(missing)} items"
+    lines = [f"{items} cannot be had from here; missing: {len(files)} files, {at_least}{in_words(total)}."]
     if by_hand:
-        lines.append("To be got by a person, as they need a login and an agreement:")
+        lines.append("To be got by a person, as a login and an agreement are needed:")
         lines += [line for name in by_hand for line in _item_lines(registry, name, missing[name])]
     if others:
         lines.append("No source answers (is this machine online?):")
         lines += [line for name in others for line in _item_lines(registry, name, missing[name])]
     place = str(store.by_hand[0]) if store.by_hand else "FOLDER"
-    lines.append(
-        f"Save the files under these names in one folder, or put an unpacked set into {place}/<item>/,"
+    lines += ["Put in place by hand, but of no use:"] if faults else []
+    for path, fault in (faults or {}).items():
+        lines += _wrapped(f"{path} {fault}", "  ")
+    if store.by_hand and not faults and not ready:
+        lines += _wrapped(_contents(store.by_hand[0]), "")
+    lines += _wrapped(
+        f"Save the files under these names in one folder, or an unpacked set in {place}/<item>/, and set "
+        f"data.registry.from_dir: {place} in params.yaml. Nothing was downloaded.",
+        "",
     )
-    lines.append(f"and set data.registry.from_dir: {place} in params.yaml. Nothing was downloaded.")
     names = ", ".join(ready)
-    return "\n".join([*lines, *_wrapped(f"Not missing: {names}." if names else "")])
+    return "\n".join([*lines, *_wrapped(f"Not missing: {names}." if names else "", "")])
+
+
+def _contents(folder: Path) -> str:
+    """Say what lies in a folder in which nothing was found."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name[0] != ".")
+    held = f"only {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}" if names else "nothing"
+    return f"{folder} holds {held}, none of it under a name that is looked for."
 
 
 def _needs_person(registry: Registry, file: str) -> bool:
@@ -55,35 +75,51 @@ def _item_lines(registry: Registry, name: str, ids: Sequence[str]) -> list[str]:
     item = registry.item(name)
     size, known = registry.sizes(ids)
     words = in_words(size) if known else f"> {in_words(size)}" if size else "size unknown"
-    lines = [f"  {name} ({words}; terms: {item.licence})"]
-    lines += _wrapped(item.agreement)
+    lines = [*_wrapped(f"{name} ({words}; terms: {item.licence})", "  "), *_wrapped(item.agreement)]
     pages: dict[str, list[str]] = {}
     for file in ids:
         entry = registry.files[file]
         page = entry.sources[0].page if len(ids) <= MOST_FILES else item.homepage
-        pages.setdefault(page.partition("?")[0], []).append(entry.published or entry.name)
+        pages.setdefault(page.partition("?")[0], []).append(entry.name)
     for page, names in pages.items():
         if page.endswith(f"/{names[0]}"):
-            lines.append(f"      {page}")
+            lines += _wrapped(page)
         elif len(names) > MOST_FILES:
-            lines.append(f"      {page} ({len(names)} files)")
+            lines += _wrapped(f"{page} ({len(names)} files)")
         else:
-            lines += [f"      {page} as {' and '.join(names)}"]
+            lines += _wrapped(f"{page} as {' and '.join(names)}")
     return lines
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrapped(text: str, indent: str = "      ") -> list[str]:
+    """Wrap words to the terminal; what is longer than a line, as an address may be, stays in one piece."""
+    width = min(max(shutil.get_terminal_size((WIDEST, 24)).columns - 1, NARROWEST), WIDEST)
     return textwrap.wrap(
-        text.strip(), WIDTH, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
+        text.strip(),
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  " if indent == "  " else indent,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 
-def state_of(registry: Registry, item: RegisteredItem, store: Store) -> str:
-    """Say in a few words which files of an item are in the store."""
+def state_of(registry: Registry, name: str, store: Store) -> str:
+    """Say in a few words which files of an item are in the store, or lie where a person puts them."""
+    item = registry.item(name)
     there = [[store.has(registry.files[file]) for file in bundle] for bundle in item.bundles]
     best = max(there, key=lambda found: sum(found) / len(found))
     if all(best):
         return "downloaded"
+    by_hand = [
+        [
+            store.has(registry.files[file]) or bool(store.found_by_hand(registry.files[file], name))
+            for file in bundle
+        ]
+        for bundle in item.bundles
+    ]
+    if any(all(found) for found in by_hand) or unpacked_by_hand(item, name, store.by_hand)[0]:
+        return "by hand"
     parts = [
         bundle
         for bundle in item.bundles
@@ -103,7 +139,7 @@ def item_table(registry: Registry, names: Iterable[str], store: Store, wanted: s
         size, known = registry.sizes(item.bundles[0])
         words = in_words(size) if known else f"> {in_words(size)}" if size else "unknown"
         mark = "*" if name in wanted else ""
-        rows.append((name + mark, state_of(registry, item, store), words, item.part, item.licence))
+        rows.append((name + mark, state_of(registry, name, store), words, item.part, item.licence))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
@@ -117,7 +153,7 @@ def item_table(registry: Registry, names: Iterable[str], store: Store, wanted: s
 def item_details(registry: Registry, name: str, store: Store) -> str:
     """Write everything that is known about an item."""
     item = registry.item(name)
-    lines = [f"{name}: {item.title} ({state_of(registry, item, store)})"]
+    lines = [f"{name}: {item.title} ({state_of(registry, name, store)})"]
     facts = {
         "for": item.purpose,
         "licence": f"{item.licence} {item.terms}",
@@ -138,6 +174,8 @@ def item_details(registry: Registry, name: str, store: Store) -> str:
                 if entry.sha256
                 else f"md5 {entry.md5}"
                 if entry.md5
+                else f"sha256 {entry.sha256_prefix}..."
+                if entry.sha256_prefix
                 else "no digest known"
             )
             lines.append(f"    {entry.name}  {about}{in_words(entry.expected_size)}  {digest}")

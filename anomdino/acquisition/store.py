@@ -14,7 +14,7 @@ from anomdino.acquisition.registry import RegisteredFile, Source
 from anomdino.acquisition.sources import fetch
 from anomdino.acquisition.space import in_words, require_space
 from anomdino.acquisition.transfer import Patience, SourceError, part_of
-from anomdino.acquisition.verify import Recorded, Verdict, inspect
+from anomdino.acquisition.verify import Recorded, Verdict, inspect, quick_fault
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 
@@ -66,7 +66,7 @@ class Store:
         verdict = inspect(path, self.recorded.completed(file))
         if not verdict.fault:
             self._accept(file, verdict)
-        return verdict.fault
+        return self._explained(file, verdict.fault)
 
     def found_by_hand(self, file: RegisteredFile, folder: str = "") -> Path | None:
         """Give the path where a person put a file: as named, or in a folder or its sub-folder ``folder``."""
@@ -78,6 +78,10 @@ class Store:
         )
         places += [root / name for root in self.by_hand for name in names]
         return next((path for path in places if path.is_file()), None)
+
+    def glance(self, file: RegisteredFile, origin: Path) -> str:
+        """Say what is wrong with a file that a person put in place, without reading all of it; "" when nothing is."""
+        return self._explained(file, quick_fault(origin, self.recorded.completed(file)))
 
     def sources(self, file: RegisteredFile) -> list[Source]:
         """Give the sources of a file in the order in which they are asked."""
@@ -95,7 +99,8 @@ class Store:
         """
         verdict = inspect(origin, self.recorded.completed(file))
         if verdict.fault:
-            raise DataError(origin, verdict.fault, f"get {file.name} again from {_pages(file)}")
+            fault = self._explained(file, verdict.fault)
+            raise DataError(origin, fault, f"get {file.name} again from {_pages(file)}")
         target = self.path(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = part_of(target)
@@ -148,6 +153,17 @@ class Store:
             f"set data.registry.from_dir to that folder (or `anomdino data get ... --from-dir FOLDER`)"
         )
 
+    def _explained(self, file: RegisteredFile, fault: str) -> str:
+        """Add where an expectation comes from, if it was recorded and not published."""
+        if ", expected " not in fault or file.name not in self.recorded.read():
+            return fault
+        if (file.size and "bytes" in fault) or (file.sha256 and "sha256" in fault) or "md5" in fault:
+            return fault
+        return (
+            f"{fault} (recorded in {self.recorded.path} at the first download; "
+            f"if the publisher has replaced the file, remove its entry there)"
+        )
+
     def _get_from(self, source: Source, file: RegisteredFile) -> Path:
         target = self.path(file)
         part = part_of(target)
@@ -159,7 +175,7 @@ class Store:
                 return target
             _drop(part)
             if fresh or not resumed:
-                raise SourceError(f"gave a file that {verdict.fault}")
+                raise SourceError(f"gave a file that {self._explained(file, verdict.fault)}")
             log.info("%s: the continued download %s; starting anew", file.name, verdict.fault)
         raise AssertionError("unreachable")
 

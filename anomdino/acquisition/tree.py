@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from anomdino.acquisition.registry import Expectation
+from anomdino.acquisition.registry import Expectation, RegisteredItem
 from anomdino.errors import DataError
 
 DEPTH = 4
@@ -21,11 +21,13 @@ class Tree:
         roots: Folders that were unpacked, or the one that the user unpacked.
         files: Downloaded files by id: weights, and archives from which members are picked.
         owned: Whether this project owns the files (then they may be linked), or the user.
+        depth: How many levels of folders are searched, the roots included.
     """
 
     roots: tuple[Path, ...]
     files: Mapping[str, Path] = field(default_factory=dict)
     owned: bool = True
+    depth: int = DEPTH
 
     def base(self, pattern: str) -> Path | None:
         """Give the shallowest folder in the tree below which ``pattern`` matches a file, or ``None``.
@@ -59,7 +61,7 @@ class Tree:
 
     def _breadth_first(self) -> Iterator[Path]:
         level = list(self.roots)
-        for _ in range(DEPTH):
+        for _ in range(self.depth):
             yield from level
             level = [
                 child
@@ -67,6 +69,36 @@ class Tree:
                 for child in sorted(folder.iterdir())
                 if child.is_dir() and not child.name.startswith((".", "__MACOSX"))
             ]
+
+
+def unpacked_by_hand(
+    item: RegisteredItem, name: str, roots: Iterable[Path]
+) -> tuple[tuple[int, Tree] | None, dict[Path, list[str]]]:
+    """Look for the unpacked archives of an item in `<root>/<name>/`, or in `root` itself.
+
+    Args:
+        item: The item; its archives are what a person can unpack.
+        name: Its name.
+        roots: Folders in which a person puts things.
+
+    Returns:
+        The bundle and the tree that is complete, or ``None``; and for each `<root>/<name>/` that looks like the item
+        and is not complete, what it lacks.
+    """
+    faults: dict[Path, list[str]] = {}
+    for root in roots:
+        for folder, depth in ((root / name, DEPTH), (root, 2)):
+            if not folder.is_dir():
+                continue
+            tree = Tree((folder,), owned=False, depth=depth)
+            wanted = [[*one, *item.picked] for one in item.layout]
+            lacking = [layout_faults(tree, one) for one in wanted]
+            complete = next((bundle for bundle, found in enumerate(lacking) if not found), None)
+            if complete is not None:
+                return (complete, tree), {}
+            if folder != root and any(len(f) < len(e) for f, e in zip(lacking, wanted, strict=True)):
+                faults[folder] = min(lacking, key=len)
+    return None, faults
 
 
 def layout_faults(tree: Tree, expected: list[Expectation]) -> list[str]:

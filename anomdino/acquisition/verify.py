@@ -94,7 +94,7 @@ def inspect(path: Path, file: RegisteredFile) -> Verdict:
     that does not open or a checkpoint that is none are found without any digest.
     """
     size = path.stat().st_size
-    fault = _quick_fault(path, file, size)
+    fault = quick_fault(path, file)
     if fault:
         return Verdict(size, fault=fault)
     actual = digests(path)
@@ -107,7 +107,9 @@ def inspect(path: Path, file: RegisteredFile) -> Verdict:
     return Verdict(size, actual["sha256"])
 
 
-def _quick_fault(path: Path, file: RegisteredFile, size: int) -> str:
+def quick_fault(path: Path, file: RegisteredFile) -> str:
+    """Say what is wrong with a file as far as its size and its first bytes tell, without reading all of it."""
+    size = path.stat().st_size
     if size == 0:
         return "is empty (0 bytes)"
     with path.open("rb") as stream:

@@ -77,6 +77,8 @@ def verify(names: Names = None, params: ParamsFile = Path("params.yaml")) -> Non
     config = _registry_config(params)
     registry = load_registry(config.file)
     good, bad = verify_items(registry, _checked_names(registry, names), store_of(config))
+    if not good and not bad:
+        print(f"nothing was downloaded yet to {Path(config.downloads).resolve()}")
     for name in good:
         print(f"good     {name}")
     for name, fault in bad.items():

@@ -313,15 +313,88 @@ class TestRegistry:
         ):
             assert words in text
         assert len(text.splitlines()) <= 40
+        assert all(len(line) <= 100 or "https://" in line for line in text.splitlines())
         assert not (tmp_path / "data/inlier").exists()
 
     def test_only_what_is_missing_is_listed(self, published, mini, tmp_path):
         (published / "rev3.pth").unlink()
         with pytest.raises(DataError) as caught:
             fill(self.config(), tmp_path / "data")
-        assert "1 items cannot be had" in str(caught.value)
+        assert "1 item cannot be had" in str(caught.value)
         assert "rpl_corocl" in str(caught.value)
         assert "Not missing: cityscapes" in str(caught.value)
+
+    @pytest.mark.parametrize("columns", [72, 80])
+    def test_the_screen_fits_the_terminal(self, tmp_path, monkeypatch, columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(DataError) as caught:
+            fill(DataConfig(source="registry", registry={"offline": True}), tmp_path / "data")
+        long = [line.strip() for line in caught.value.cause.splitlines() if len(line) > columns]
+        assert all(" " not in line and line.startswith("https://") for line in long)
+
+    def test_a_web_page_saved_as_an_archive_is_seen_before_anything_is_downloaded(
+        self, shelf, published, tmp_path
+    ):
+        registry = miniature.miniature_registry(shelf.address)
+        pages = [
+            shelf.put(f"/{registry.files[file].name}", content)
+            for file, content in miniature.published_files().items()
+        ]
+        for path in published.iterdir():
+            if path.name != "gtFine_trainvaltest.zip":
+                path.unlink()
+        (published / "gtFine_trainvaltest.zip").write_text("<!DOCTYPE html><html>Please log in</html>")
+        with pytest.raises(DataError) as caught:
+            acquire(RegistryConfig(from_dir="hand", downloads="store"), tmp_path / "out", registry)
+        words = " ".join(str(caught.value).split())
+        assert "hand/gtFine_trainvaltest.zip is no data but a web page" in words
+        assert not any(page.requests for page in pages)
+
+    def test_an_unpacked_set_that_is_half_there_is_named_with_what_it_lacks(self, mini, tmp_path):
+        root = tmp_path / "hand/cityscapes"
+        miniature.write_unpacked(root, miniature.cityscapes_images())
+        miniature.write_unpacked(root, miniature.cityscapes_labels())
+        next(root.rglob("gtFine/train/*/*_labelIds.png")).unlink()
+        with pytest.raises(DataError) as caught:
+            fill(self.config(items=["cityscapes"]), tmp_path / "data")
+        words = " ".join(str(caught.value).split())
+        assert "hand/cityscapes is not complete: 3 files match gtFine/train/*/*_gtFine_labelIds.png" in words
+        assert "expected 4" in words
+
+    def test_the_unpacked_set_itself_may_be_given(self, mini, tmp_path):
+        miniature.write_unpacked(tmp_path / "hand", miniature.cityscapes_images())
+        miniature.write_unpacked(tmp_path / "hand", miniature.cityscapes_labels())
+        counts = fill(self.config(items=["cityscapes"]), tmp_path / "data")
+        assert counts["inlier/train"] == miniature.TRAIN
+
+    def test_a_folder_with_half_of_coco_is_not_taken_for_all_of_it(self, mini, tmp_path):
+        miniature.write_unpacked(tmp_path / "hand", miniature.coco_annotations())
+        with pytest.raises(DataError, match="coco_outliers"):
+            fill(self.config(items=["coco_outliers"]), tmp_path / "data")
+        miniature.write_unpacked(tmp_path / "hand", miniature.coco_images())
+        assert fill(self.config(items=["coco_outliers"]), tmp_path / "data")["outliers"] == 3
+
+    def test_a_folder_with_other_things_is_described(self, mini, tmp_path):
+        (tmp_path / "hand/holiday").mkdir(parents=True)
+        (tmp_path / "hand/leftImg8bit_trainvaltest (1).zip").write_bytes(b"PK")
+        with pytest.raises(DataError) as caught:
+            fill(self.config(items=["cityscapes"]), tmp_path / "data")
+        words = " ".join(str(caught.value).split())
+        assert "hand holds only holiday/, leftImg8bit_trainvaltest (1).zip, none of it" in words
+
+    def test_the_hubs_files_are_taken_as_they_are_named_there(self, mini, tmp_path):
+        files = {name: content for name, content in miniature.published_files().items() if "bert" in name}
+        for file, content in files.items():
+            path = tmp_path / "hand/bert_base_uncased" / mini.files[file].published
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        assert fill(self.config(items=["bert_base_uncased"]), tmp_path / "data") == {
+            "weights/bert-base-uncased": 5
+        }
+        (tmp_path / "hand/bert_base_uncased/config.json").write_text("<html>404</html>")
+        shutil.rmtree(tmp_path / "data")
+        with pytest.raises(DataError, match="web page"):
+            fill(self.config(items=["bert_base_uncased"]), tmp_path / "data")
 
     def test_nothing_is_downloaded_while_something_is_missing(self, shelf, tmp_path):
         registry = miniature.miniature_registry(shelf.address)
