@@ -34,6 +34,7 @@ def missing_screen(
     """
     files = {file for ids in missing.values() for file in ids}
     total, known = registry.sizes(files)
+    place = str(store.by_hand[0]) if store.by_hand else "FOLDER"
     at_least = "" if known else "at least "
     by_hand = [name for name, ids in missing.items() if any(_needs_person(registry, file) for file in ids)]
     others = [name for name in missing if name not in by_hand]
@@ -41,11 +42,10 @@ def missing_screen(
     lines = [f"{items} cannot be had from here; missing: {len(files)} files, {at_least}{in_words(total)}."]
     if by_hand:
         lines.append("To be got by a person, as a login and an agreement are needed:")
-        lines += [line for name in by_hand for line in _item_lines(registry, name, missing[name])]
+        lines += [line for name in by_hand for line in _item_lines(registry, name, missing[name], place)]
     if others:
         lines.append("No source answers (is this machine online?):")
-        lines += [line for name in others for line in _item_lines(registry, name, missing[name])]
-    place = str(store.by_hand[0]) if store.by_hand else "FOLDER"
+        lines += [line for name in others for line in _item_lines(registry, name, missing[name], place)]
     lines += ["Put in place by hand, but of no use:"] if faults else []
     for path, fault in (faults or {}).items():
         lines += _wrapped(f"{path} {fault}", "  ")
@@ -71,24 +71,25 @@ def _needs_person(registry: Registry, file: str) -> bool:
     return all(source.by_hand for source in registry.files[file].sources)
 
 
-def _item_lines(registry: Registry, name: str, ids: Sequence[str]) -> list[str]:
+def _item_lines(registry: Registry, name: str, ids: Sequence[str], place: str) -> list[str]:
     item = registry.item(name)
     size, known = registry.sizes(ids)
     words = in_words(size) if known else f"> {in_words(size)}" if size else "size unknown"
     lines = [*_wrapped(f"{name} ({words}; terms: {item.licence})", "  "), *_wrapped(item.agreement)]
+    entries = [registry.files[file] for file in ids]
+    if len(entries) > MOST_FILES and all(entry.published for entry in entries):
+        names = _listed([entry.published for entry in entries])
+        return [*lines, *_wrapped(f"{item.homepage} {names} into {place}/{name}/")]
     pages: dict[str, list[str]] = {}
-    for file in ids:
-        entry = registry.files[file]
-        page = entry.sources[0].page if len(ids) <= MOST_FILES else item.homepage
-        pages.setdefault(page.partition("?")[0], []).append(entry.name)
-    for page, names in pages.items():
-        if page.endswith(f"/{names[0]}"):
-            lines += _wrapped(page)
-        elif len(names) > MOST_FILES:
-            lines += _wrapped(f"{page} ({len(names)} files)")
-        else:
-            lines += _wrapped(f"{page} as {' and '.join(names)}")
+    for entry in entries:
+        pages.setdefault(entry.sources[0].page.partition("?")[0], []).append(entry.name)
+    for page, saved in pages.items():
+        lines += _wrapped(page if page.endswith(f"/{saved[0]}") else f"{page} as {_listed(saved)}")
     return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
 def _wrapped(text: str, indent: str = "      ") -> list[str]:

@@ -304,6 +304,7 @@ class TestRegistry:
         text = str(caught.value)
         for name in PAPER_ITEMS:
             assert f"  {name} (" in text
+        assert "vocab.txt and model.safetensors into FOLDER/bert_base_uncased/" in " ".join(text.split())
         for words in (
             "11.2 GB",
             "19.6 GB",
@@ -330,7 +331,7 @@ class TestRegistry:
         with pytest.raises(DataError) as caught:
             fill(DataConfig(source="registry", registry={"offline": True}), tmp_path / "data")
         long = [line.strip() for line in caught.value.cause.splitlines() if len(line) > columns]
-        assert all(" " not in line and line.startswith("https://") for line in long)
+        assert all(" " not in line and line.startswith(("http://", "https://")) for line in long)
 
     def test_a_web_page_saved_as_an_archive_is_seen_before_anything_is_downloaded(
         self, shelf, published, tmp_path
