@@ -104,8 +104,8 @@ def content_digest(options: ScoringOptions, weights: Path | str | None, *extra: 
 class SetScorer:
     """Scores whole sets, streaming; finished images of an earlier run are kept.
 
-    An image is finished when its note carries the same digest and image content, and its two files are those
-    that were written.
+    An image is finished when its note carries the same digest, the same content of the image (and of the map
+    that takes the score's place), and its two files are those that were written.
 
     Attributes:
         engine: The scorer.
@@ -197,6 +197,8 @@ class SetScorer:
 
     def _load(self, key: str, path: Path) -> _Loaded | None:
         content = f"{self.digest}-{_sha256(path)}" if path.is_file() else ""
+        if content and self.source is not None:
+            content += f"-{_sha256(self.source.files[key])}"
         if content and self._is_finished(key, content):
             return None
         return _Loaded(key, path, read_image(path, self.options.max_image_pixels), content)

@@ -64,9 +64,34 @@ def test_maps_of_another_method(project):
     result = run("benchmark", "street", score="source: maps, maps: {street: rba}")
     assert result.exit_code == 0, result.output
     assert (read_score(project / "data/scores/street/score/street 2.npz") == 2).all()
+    assert "0 scored, 3 kept" in run("benchmark", "street", score="source: maps, maps: {street: rba}").output
+    np.save(project / "rba" / "street 2.npy", np.full((32, 44), 7, np.float32))
+    assert "1 scored, 2 kept" in run("benchmark", "street", score="source: maps, maps: {street: rba}").output
+    assert (read_score(project / "data/scores/street/score/street 2.npz") == 7).all()
     (project / "rba" / "street 0.npy").unlink()
     result = run("benchmark", "street", score="source: maps, maps: {street: rba}")
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("street 1", np.full((31, 44), np.nan, np.float32), "NaN"),
+        ("street 1", np.zeros((44, 31), np.float32), "44 x 31"),
+        ("street 1", np.zeros((31, 44), np.uint8), "8-bit"),
+        ("stranger", np.zeros((31, 44), np.float32), "without an image: stranger"),
+    ],
+)
+def test_maps_that_cannot_be_right_stop_the_stage_by_name(project, name, values, reason):
+    (project / "rba").mkdir()
+    for index in range(3):
+        np.save(project / "rba" / f"street {index}.npy", np.zeros((30 + index, 44), np.float32))
+    np.save(project / "rba" / f"{name}.npy", values)
+    result = run("benchmark", "street", score="source: maps, maps: {street: rba}")
+    assert result.exit_code == 2
+    assert reason in result.output
+    assert name in result.output
+    assert not (project / f"data/scores/street/score/{name}.npz").exists()
 
 
 def test_bad_images_fail_or_are_skipped(project):

@@ -170,6 +170,28 @@ def test_trap_aspp_order_starts_with_image_pooling(network):
         assert torch.equal(output[:, (index + 1) * width : (index + 2) * width], aspp.features[index](z))
 
 
+def test_trap_resizing_aligns_corners_everywhere(network):
+    from anomdino.scorer.base import resize
+
+    maps = torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(8))
+    large = resize(maps, (10, 9))
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        assert torch.allclose(large[..., row, column], maps[..., row, column])
+    assert torch.allclose(large[..., ::3, ::4], maps, atol=1e-6)
+    seen = []
+    original = F.interpolate
+
+    def spy(*arguments, **options):
+        seen.append((options["mode"], options["align_corners"]))
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(F, "interpolate", spy)
+        network(torch.zeros(1, 3, 40, 56))
+    assert len(seen) == 6
+    assert set(seen) == {("bilinear", True)}
+
+
 def test_trap_shortcut_is_raw_input_or_projection_of_the_activation(network):
     projecting, identity = network.branch1.mod4.block1, network.branch1.mod4.block2
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(4))
