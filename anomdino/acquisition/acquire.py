@@ -91,7 +91,7 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
     counts: Counter[str] = Counter()
     with disk_errors(store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, config.items, store, config.offline)
-        require_possible(registry, plans, store)
+        require_possible(registry, plans, store, config.offline)
         for one in plans:
             counts.update(get_item(registry, one, store, out, config.keep_unpacked))
     return dict(counts)
@@ -123,7 +123,7 @@ def fetch_items(
     counts: Counter[str] = Counter()
     with disk_errors(into or store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, names, store, config.offline)
-        require_possible(registry, plans, store)
+        require_possible(registry, plans, store, config.offline)
         for one in plans:
             if into is None:
                 stored = [store.get(registry.files[file], one.name) for file in one.files]
@@ -170,7 +170,7 @@ def plan(registry: Registry, names: Iterable[str], store: Store, offline: bool =
     return [_plan_item(registry, name, item, store, dead) for name, item in items.items()]
 
 
-def require_possible(registry: Registry, plans: list[Plan], store: Store) -> None:
+def require_possible(registry: Registry, plans: list[Plan], store: Store, offline: bool = False) -> None:
     """Refuse plans that have a missing file, with one screen that says what is missing and what to do.
 
     Raises:
@@ -185,7 +185,7 @@ def require_possible(registry: Registry, plans: list[Plan], store: Store) -> Non
         faults = {path: fault for one in lacking for path, fault in one.faults.items()}
         raise DataError(
             "data.registry.items",
-            missing_screen(registry, names, ready, store, faults),
+            missing_screen(registry, names, ready, store, faults, offline),
             "then run again (`anomdino data list` shows every item, `anomdino data get NAME` gets one)",
         )
 

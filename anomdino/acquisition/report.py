@@ -22,6 +22,7 @@ def missing_screen(
     ready: Iterable[str],
     store: Store,
     faults: Mapping[Path, str] | None = None,
+    offline: bool = False,
 ) -> str:
     """Write the screen that lists missing items: what, how big, under which terms, and what to do.
 
@@ -31,6 +32,7 @@ def missing_screen(
         ready: Names of the items that can be had.
         store: Tells where files put in place by hand are looked for.
         faults: What was put in place by hand and cannot be used, with the reason.
+        offline: Whether the network was not to be used.
     """
     files = {file for ids in missing.values() for file in ids}
     total, known = registry.sizes(files)
@@ -38,13 +40,18 @@ def missing_screen(
     at_least = "" if known else "at least "
     by_hand = [name for name, ids in missing.items() if any(_needs_person(registry, file) for file in ids)]
     others = [name for name in missing if name not in by_hand]
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
     items = "1 item" if len(missing) == 1 else f"{len(missing)} items"
-    lines = [f"{items} cannot be had from here; missing: {len(files)} files, {at_least}{in_words(total)}."]
+    lines = [f"{items} cannot be had from here; missing: {count}, {at_least}{in_words(total)}."]
     if by_hand:
         lines.append("To be got by a person, as a login and an agreement are needed:")
         lines += [line for name in by_hand for line in _item_lines(registry, name, missing[name], place)]
     if others:
-        lines.append("No source answers (is this machine online?):")
+        lines.append(
+            "Not here, and the network is not to be used:"
+            if offline
+            else "No source answers (is this machine online?):"
+        )
         lines += [line for name in others for line in _item_lines(registry, name, missing[name], place)]
     lines += ["Put in place by hand, but of no use:"] if faults else []
     for path, fault in (faults or {}).items():
