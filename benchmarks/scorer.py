@@ -91,10 +91,7 @@ def child(variant: str, repeats: int, size: tuple[int, int], out: Path) -> None:
     times, work = [], []
     for _ in range(repeats):
         started, busy = time.perf_counter(), time.process_time()
-        if engine is not None:
-            score = engine.score(image).score
-        else:
-            score = plain_score(scorer, plain_input(image))[0][0].numpy()
+        score = engine.score(image).score if engine else plain_score(scorer, plain_input(image))[0][0].numpy()
         times.append(time.perf_counter() - started)
         work.append(time.process_time() - busy)
     np.save(out, score)

@@ -107,9 +107,8 @@ class IdentityBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, C, h, w) to (B, C', ceil(h / stride), ceil(w / stride))."""
         activated = self.bn1(features)
-        shortcut = features if self.proj_conv is None else self.proj_conv(activated)
         output: Tensor = self.convs(activated)
-        return output.add_(shortcut)
+        return output.add_(features if self.proj_conv is None else self.proj_conv(activated))
 
 
 class DeepLabV3PlusWideResNet38(nn.Module):
