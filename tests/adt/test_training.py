@@ -25,7 +25,7 @@ from anomdino.adt.training import TrainingHost, TrainingPlan, plan_from, schedul
 from anomdino.config.adt import AdtConfig
 from anomdino.errors import DataError, ProtocolError, TrainingError
 from anomdino.io.boxes import Boxes
-from anomdino.io.images import write_png
+from anomdino.io.images import read_image, write_png
 from anomdino.io.scores import read_score, write_score
 from anomdino.protocol import mark_evaluation_only
 
@@ -290,6 +290,21 @@ def test_every_field_of_the_block_reaches_the_plan():
     assert plan.rule.box_score == plan.crops.box_score == 0.4
     assert not plan.auto_box_score
     assert plan_from(AdtConfig()) == TrainingPlan()
+
+
+def test_curves_and_pictures_are_written_where_they_are_asked_for(make_set, tmp_path):
+    pytest.importorskip("dvclive")
+    out = tmp_path / "adt"
+    train_adt(make_set(), PLAN, out, seed=4, host=TrainingHost(dvclive=True, pictures_every=2))
+    history = (out / "history.csv").read_text().splitlines()
+    best = [float(line.split(",")[history[0].split(",").index("val_ap")]) for line in history[1:]]
+    stored = (out / "dvclive" / "plots" / "metrics" / "val" / "ap.tsv").read_text().splitlines()
+    assert [float(line.split("\t")[-1]) for line in stored[1:]] == pytest.approx(best, abs=1e-6)
+    curves = {path.stem for path in (out / "dvclive" / "plots" / "metrics").rglob("*.tsv")}
+    assert {"inside", "outside", "overall", "ap", "f1", "t_fg", "t_bg"} <= curves
+    pictures = sorted((out / "pictures").rglob("*.png"))
+    assert {path.parent.name for path in pictures} == {"epoch_002"}
+    assert read_image(pictures[0]).shape == (64, 4 * 96, 3)
 
 
 @pytest.mark.slow
