@@ -91,7 +91,8 @@ class Store:
     def take(self, file: RegisteredFile, origin: Path) -> Path:
         """Take over a file that a person downloaded, after the same checks as for a download.
 
-        The origin is linked where the file system allows it, else copied; it is not changed.
+        An archive is linked where the file system allows it, else copied. Other files, which go on into the outputs
+        as they are, are copied: DVC makes what it links read-only. The origin is not changed.
 
         Raises:
             DataError: It is not the registered file; the message has what was expected and found.
@@ -105,9 +106,7 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = part_of(target)
         part.unlink(missing_ok=True)
-        try:
-            os.link(origin, part)
-        except OSError:
+        if not (file.archive and _linked(origin, part)):
             require_space(self.folder, verdict.size, f"copying {origin.name}")
             shutil.copyfile(origin, part)
         self._finish(file, part, verdict)
@@ -215,6 +214,14 @@ class Store:
 def _stamp(path: Path) -> dict[str, object]:
     stat = path.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _linked(origin: Path, target: Path) -> bool:
+    try:
+        os.link(origin, target)
+    except OSError:
+        return False
+    return True
 
 
 def _drop(part: Path) -> None:

@@ -72,7 +72,10 @@ def test_outs_are_written_once_and_travel_through_a_remote(project, tmp_path):
         YAML().dump(miniature.miniature_registry().model_dump(exclude_defaults=True), stream)
     miniature.write_published(tmp_path / "hand")
     write_params(project, file="registry.yaml", from_dir=str(tmp_path / "hand"), offline=True)
+    run(project, "dvc", "config", "cache.type", "hardlink")
     run(project, "dvc", "repro")
+    assert not (project / "data/weights/rev3.pth").stat().st_mode & 0o222
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "hand").iterdir())
     first = files_below(project / "data/inlier")
     assert "didn't change" in run(project, "dvc", "repro")
     run(project, "dvc", "remote", "add", "-q", "-d", "team", str(tmp_path / "remote"))

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import acquisition_miniature as miniature
 import pytest
 
 from anomdino.acquisition import sources
@@ -215,6 +216,18 @@ class TestByHand:
         store.get(file)
         assert (tmp_path / "x.bin").read_bytes() == CONTENT
         assert (tmp_path / "x.bin").stat().st_nlink == 1
+
+    def test_archives_are_linked_and_what_becomes_an_output_is_copied(self, store, tmp_path):
+        for name, content, archive in (
+            ("set.zip", miniature.packed("set.zip", {"a": b"1"}), True),
+            ("weights.pth", CONTENT, False),
+        ):
+            (tmp_path / name).write_bytes(content)
+            store.given = {name: tmp_path / name}
+            sources = [Source(by_hand="https://example.org/")]
+            file = RegisteredFile(name=name, sources=sources, archive=archive)
+            store.get(file)
+            assert (tmp_path / name).samefile(store.path(file)) == archive
 
 
 QUOTA = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>
