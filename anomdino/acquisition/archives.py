@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from anomdino.acquisition.space import require_space
 from anomdino.errors import DataError
@@ -22,6 +22,14 @@ PIECE = 1 << 20
 LONGEST_NAME = 255
 LONGEST_PATH = 1024
 SMALL = 64 << 20
+LONGEST_HEADER = 1 << 20
+_EXTENDED = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
 
 Chosen = Callable[[str], bool]
 
@@ -56,7 +64,15 @@ class Member:
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar archive, by its content."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    if not path.is_file() or zipfile.is_zipfile(path):
+        return path.is_file()
+    try:
+        tarfile.open(path, tarinfo=_BoundedHeader).close()
+    except _HeaderTooLong:
+        return True
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def list_members(path: Path, limits: ArchiveLimits | None = None) -> list[Member]:
@@ -128,14 +144,29 @@ def _opened(path: Path) -> Iterator[Archive]:
             with zipfile.ZipFile(path) as archive:
                 yield archive
         else:
-            with tarfile.open(path, "r:*") as tar:
+            with tarfile.open(path, "r:*", tarinfo=_BoundedHeader) as tar:
                 yield tar
+    except _HeaderTooLong as error:
+        raise _refused(path, "a member has an over-long extended header") from error
     except _DAMAGED as error:
         raise _damaged(path, error) from error
     except OSError as error:
         if error.errno is None:
             raise _damaged(path, error) from error
         raise
+
+
+class _HeaderTooLong(Exception):
+    """An extended header that would be read into memory as a whole is longer than any name needs."""
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENDED and header.size > LONGEST_HEADER:
+            raise _HeaderTooLong
+        return header
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomdino.acquisition.archives import is_archive
 from anomdino.acquisition.registry import RegisteredFile
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
@@ -145,7 +145,7 @@ def _wrong_content(path: Path, file: RegisteredFile) -> str:
         return (
             f"is a {other} archive, which is not unpacked here: unpack it by hand"
             if other
-            else ("" if zipfile.is_zipfile(path) or tarfile.is_tarfile(path) else cut)
+            else ("" if is_archive(path) else cut)
         )
     suffix = Path(file.name).suffix
     if suffix in {".pth", ".pt"}:

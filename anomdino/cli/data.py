@@ -107,7 +107,8 @@ def _registry_config(params: Path) -> RegistryConfig:
     from anomdino.config.acquisition import RegistryConfig
     from anomdino.config.params import load_params
 
-    return load_params(params, only=("data",)).data.registry if params.is_file() else RegistryConfig()
+    absent = params == Path("params.yaml") and not params.is_file()
+    return RegistryConfig() if absent else load_params(params, only=("data",)).data.registry
 
 
 def _checked_names(registry: Registry, names: list[str] | None) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import struct
 import tarfile
+import tracemalloc
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -196,6 +198,26 @@ def test_a_bomb_is_seen_by_its_ratio(tmp_path, kind):
         else make_tar(tmp_path / "a.tgz", {"b": bomb})
     )
     refused(path, tmp_path, "times its")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_would_fill_the_memory(tmp_path, kind):
+    """A few packed kilobytes announce an extended header of 64 MB, which tarfile would read at once."""
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = kind, 64 << 20
+    with gzip.open(tmp_path / "a.tgz", "wb") as stream:
+        stream.write(header.tobuf() + bytes(64 << 20))
+    tracemalloc.start()
+    refused(tmp_path / "a.tgz", tmp_path, "over-long extended header")
+    assert is_archive(tmp_path / "a.tgz")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def test_a_long_name_in_an_extended_header_is_read(tmp_path):
+    name = "/".join(["ö" * 60] * 4)
+    path = make_tar(tmp_path / "a.tgz", {name: b"x"})
+    assert [one.name for one in list_members(path)] == [name]
 
 
 def test_a_zip_member_larger_than_declared_is_not_unpacked(tmp_path):

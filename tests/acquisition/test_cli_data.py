@@ -66,6 +66,11 @@ def test_list_sees_what_a_person_put_in_place(run, mini_params, tmp_path):
     assert "absent" in run("list").split("rpl_corocl")[1].splitlines()[0]
 
 
+def test_a_parameter_file_that_is_named_must_be_there(run):
+    with pytest.raises(AnomdinoError, match=r"other\.yaml"):
+        run("list", "--params", "other.yaml")
+
+
 def test_list_refuses_an_unknown_item(run):
     with pytest.raises(AnomdinoError, match="'cityscape' is unknown"):
         run("list", "cityscape")
