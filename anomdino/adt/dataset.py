@@ -90,6 +90,12 @@ def list_items(files: TrainingFiles) -> list[Item]:
         DataError: A score has no label or the reverse, a file is missing, or nothing is left.
     """
     refuse_evaluation_data(files.scores, files.labels, files.boxes)
+    if files.scores.is_dir() and not files.labels.is_dir():
+        raise DataError(
+            files.labels,
+            "is not there: ADT-Net learns from masks, and this training set has boxes alone, as S2M's published one",
+            "compose a training set with masks: `dvc repro compose`",
+        )
     scores, labels = list_files(files.scores, {".npz"}), list_files(files.labels, {".png"})
     pairs = pair_by_key(scores, labels, ("score", "label"))
     boxes = read_box_results(files.boxes, [key for key, _, _ in pairs])

@@ -12,8 +12,10 @@ from PIL import Image
 
 from anomdino.acquisition.acquire import acquire, fetch_items
 from anomdino.acquisition.normalise import inlier, outliers, s2m
+from anomdino.adt.dataset import TrainingFiles, list_items
 from anomdino.benchmarks import open_benchmark
 from anomdino.config.acquisition import RegistryConfig
+from anomdino.detector.records import read_records, split_folds
 from anomdino.errors import DataError, ProtocolError
 from anomdino.io.images import read_label
 from anomdino.io.listing import list_images, pair_by_key
@@ -205,6 +207,24 @@ def test_s2m_training_set_becomes_coco_and_says_that_it_has_no_masks(
     assert {one["width"] for one in content["images"]} == {miniature.WIDTH}
     assert "ADT-Net cannot" in caplog.text
     assert "compose" in caplog.text
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_the_detector_can_train_on_s2ms_set_and_adt_net_says_why_it_cannot(
+    published, tmp_path, monkeypatch, folds
+):
+    monkeypatch.chdir(tmp_path)
+    config = RegistryConfig(from_dir=str(published), downloads="store", offline=True)
+    fetch_items(miniature.miniature_registry(), ["s2m_train"], config, into=tmp_path / "data")
+    root = tmp_path / "data/s2m_train"
+    labels = root / "offline_dataset_label"
+    records = read_records(root / "ood.json", root / "offline_dataset", root / "offline_dataset_maps", labels)
+    assert [record.boxes.tolist() for record in records] == [[[10, 20, 11 + n, 41]] for n in range(5)]
+    for fold in split_folds(records, folds, 0.4, seed=0):
+        assert fold.train
+    files = TrainingFiles(root / "offline_dataset_score", labels, root / "boxes.json")
+    with pytest.raises(DataError, match=r"learns from masks.*\n.*compose a training set with masks"):
+        list_items(files)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def to_coco(
                 "file_name": name,
                 "width": width,
                 "height": height,
-                "source": "s2m",
+                "source": Path(name).stem,
                 "split": "val" if rank < HELD_OUT else "train",
             }
         box_width, box_height = x1 - x0 + 1, y1 - y0 + 1
