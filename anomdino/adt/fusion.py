@@ -112,6 +112,11 @@ class Surfaces:
     inside: Tensor  # bool
     boxes: Boxes
 
+    @cached_property
+    def order(self) -> ScoreOrder:
+        """The pixels by score, sorted once for all output rules."""
+        return score_order(self.raw.cpu().numpy())
+
 
 def fuse(
     score: FloatMap,
@@ -185,7 +190,7 @@ def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
     """
     score = _blend(surfaces, rule)
     if rule.output in {"soft", "boost", "fused"} and not len(surfaces.boxes):
-        return order_preserving(surfaces.raw.cpu().numpy(), score.cpu().numpy())
+        return _ordered(surfaces.order, score.cpu().numpy())
     return score.cpu().numpy()
 
 
@@ -220,14 +225,42 @@ def order_preserving(reference: FloatMap, values: FloatMap) -> FloatMap:
         reference: float32 (H, W), the scores.
         values: float32 (H, W), not negative, an increasing function of the scores up to rounding.
     """
-    order = np.argsort(reference, axis=None)
-    sorted_reference = reference.ravel()[order]
-    rank = np.concatenate([[0], np.cumsum(sorted_reference[1:] > sorted_reference[:-1])])
-    bits = (np.maximum(values, 0) + np.float32(0)).ravel()[order].view(np.int32).astype(np.int64)
-    strict = np.maximum.accumulate(bits - rank) + rank
-    result = np.empty(reference.size, np.float32)
-    result[order] = _equal_within_ties(strict, rank).astype(np.int32).view(np.float32)
-    return result.reshape(reference.shape)
+    return _ordered(score_order(reference), values)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreOrder:
+    """The pixels of a map by ascending score.
+
+    Attributes:
+        index: (N,) flat positions of the pixels.
+        rank: int32 (N,) rank of each of them, from 0, without gaps; equal scores share one.
+    """
+
+    index: npt.NDArray[np.intp]
+    rank: npt.NDArray[np.int32]
+
+
+def score_order(scores: FloatMap) -> ScoreOrder:
+    """Sort the pixels of a map, float32 (H, W), by score."""
+    index = np.argsort(scores, axis=None)
+    ordered = scores.ravel()[index]
+    rank = np.zeros(len(ordered), np.int32)
+    np.cumsum(ordered[1:] > ordered[:-1], out=rank[1:])
+    return ScoreOrder(index, rank)
+
+
+def _ordered(order: ScoreOrder, values: FloatMap) -> FloatMap:
+    strict = np.maximum(values, 0).ravel()[order.index]
+    strict += np.float32(0)  # -0.0 has the bits of a negative number
+    steps = strict.view(np.int32)
+    steps -= order.rank
+    np.maximum.accumulate(steps, out=steps)
+    steps += order.rank
+    last = np.flatnonzero(np.diff(order.rank, append=order.rank[-1] + 1))
+    result = np.empty(values.size, np.float32)
+    result[order.index] = strict[last][order.rank]
+    return result.reshape(values.shape)
 
 
 def check_map(score: FloatMap, image_size: tuple[int, int] | None = None) -> FloatMap:
@@ -272,8 +305,3 @@ def _coverage(boxes: Boxes, size: tuple[int, ...], device: torch.device) -> Tens
         x0, y0, x1, y1 = np.clip(np.ceil(boxes.xyxy[index] - 0.5), 0, limit).astype(int)
         canvas[y0:y1, x0:x1] = float(boxes.scores[index])
     return canvas
-
-
-def _equal_within_ties(strict: npt.NDArray[np.int64], rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    last = np.flatnonzero(np.diff(rank, append=rank[-1] + 1))
-    return strict[last][rank]
