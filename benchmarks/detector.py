@@ -57,7 +57,7 @@ def main() -> None:  # noqa: PLR0915
         predictor = LeanPredictor(detector, half=half, graphs=graphs)
 
         def run():
-            scores, boxes = predictor(image, maps, ("ood-object",))
+            scores, boxes, _ = predictor(image, maps, ("ood-object",))
             scores, order = scores[:, 0].topk(config.queries)
             boxes = boxes[order]
             xyxy = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)

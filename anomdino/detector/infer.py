@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,9 @@ class Detector:
             maps: Its uncertainty maps.
 
         Returns:
-            Boxes in pixels of ``image``, clipped to it, none without area, best first.
+            Boxes in pixels of ``image``, clipped to it, none without area, best first. Their details tell where a box
+            comes from: those of :class:`~anomdino.detector.lean.Prediction`, and the means of entropy, distance and
+            residual score inside the box.
 
         Raises:
             CheckpointError: The maps have another number of classes than the detector was trained with.
@@ -92,34 +93,65 @@ class Detector:
                 f"have {len(maps.semantic)} classes, the detector was trained with {self.classes}",
                 "score the images with the scorer that the detector was trained with",
             )
+        from anomdino.detector.lean import ORIGIN
+
         negatives = self.detect_config.negatives
         prompts = (self.config.prompt, *negatives.names)
         packed = self.pipeline({"img": image, "maps": maps, "text": prompts, "img_id": 0, "key": ""})
         batch = self.network.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": None}, False)
         grid = packed["data_samples"].maps[None].to(self.device)
-        scores, shares = (part.cpu().numpy() for part in self.predictor(batch["inputs"], grid, prompts))
+        predicted = self.predictor(batch["inputs"], grid, prompts)
+        scores, shares, origin = (part.cpu().numpy() for part in predicted)
         size = (image.shape[0], image.shape[1])
         xyxy = np.concatenate([shares[:, :2] - shares[:, 2:] / 2, shares[:, :2] + shares[:, 2:] / 2], 1)
         xyxy *= np.array([size[1], size[0], size[1], size[0]], np.float32)
-        objects = Boxes(xyxy, scores[:, 0]).clipped(size)
+        details = dict(zip(ORIGIN, origin.T, strict=True))
+        objects = Boxes(xyxy, scores[:, 0], details).clipped(size)
         known = Boxes(np.tile(xyxy, (len(prompts) - 1, 1)), scores[:, 1:].T.ravel()).clipped(size)
         objects = suppress_covered(objects, known, negatives)
-        return best_boxes(objects, self.detect_config)
+        return with_map_means(best_boxes(objects, self.detect_config), maps)
+
+
+def with_map_means(boxes: Boxes, maps: UncertaintyMaps) -> Boxes:
+    """Add the details ``mean_entropy``, ``mean_distance`` and ``mean_anomaly``: means of the maps inside each box.
+
+    A cell counts when its centre lies inside the box; a box that holds none takes the cell at its own centre.
+    """
+    height, width = maps.score.shape
+    stride = np.array([maps.image_size[1] / width, maps.image_size[0] / height], np.float32)
+    cells = []
+    for box in boxes.xyxy.reshape(-1, 2, 2) / stride:
+        low, high = np.ceil(box - 0.5).astype(int)
+        centre = np.minimum(box.mean(0).astype(int), [width - 1, height - 1])
+        (x0, y0), (x1, y1) = np.where(high > low, (low, high), (centre, centre + 1))
+        cells.append((slice(y0, y1), slice(x0, x1)))
+    sources: dict[str, npt.NDArray[Any]] = {
+        "mean_entropy": maps.entropy,
+        "mean_distance": maps.distance,
+        "mean_anomaly": maps.score,
+    }
+    means = {
+        name: [float(values[cell].astype(np.float32).mean()) for cell in cells]
+        for name, values in sources.items()
+    }
+    return Boxes(
+        boxes.xyxy, boxes.scores, {**boxes.details, **{name: np.array(m) for name, m in means.items()}}
+    )
 
 
 def best_boxes(boxes: Boxes, config: DetectConfig) -> Boxes:
     """Keep boxes by score, non-maximum suppression and number; best first."""
     kept = boxes.kept(config.min_score)
-    kept = _subset(kept, np.argsort(-kept.scores, kind="stable"))
+    kept = kept.subset(np.argsort(-kept.scores, kind="stable"))
     if config.nms_iou < 1 and len(kept) > 1:
         kept = non_maximum_suppression(kept, config.nms_iou)
-    return Boxes(kept.xyxy[: config.max_boxes], kept.scores[: config.max_boxes])
+    return kept.subset(slice(config.max_boxes))
 
 
 def non_maximum_suppression(boxes: Boxes, iou: float) -> Boxes:
     """Drop every box that overlaps a better one by more than ``iou``; order by falling score."""
     order = np.argsort(-boxes.scores, kind="stable")
-    sorted_boxes = _subset(boxes, order)
+    sorted_boxes = boxes.subset(order)
     x, y = sorted_boxes.xyxy[:, :2], sorted_boxes.xyxy[:, 2:]
     lower = np.maximum(x[:, None], x[None])
     upper = np.minimum(y[:, None], y[None])
@@ -130,7 +162,7 @@ def non_maximum_suppression(boxes: Boxes, iou: float) -> Boxes:
     for index in range(len(order)):
         if keep[index]:
             keep[index + 1 :] &= overlap[index, index + 1 :] <= iou
-    return _subset(sorted_boxes, keep)
+    return sorted_boxes.subset(keep)
 
 
 def suppress_covered(objects: Boxes, known: Boxes, config: NegativesConfig) -> Boxes:
@@ -150,11 +182,7 @@ def suppress_covered(objects: Boxes, known: Boxes, config: NegativesConfig) -> B
     area = (objects.xyxy[:, 2:] - objects.xyxy[:, :2]).prod(-1)
     covers = shared >= config.cover * area[:, None]
     better = known.scores[None] >= objects.scores[:, None] + config.margin
-    return _subset(objects, ~(covers & better).any(1))
+    return objects.subset(~(covers & better).any(1))
 
 
-def _subset(boxes: Boxes, index: npt.NDArray[Any] | Sequence[int]) -> Boxes:
-    return Boxes(boxes.xyxy[index], boxes.scores[index])
-
-
-__all__ = ["Detector", "best_boxes", "non_maximum_suppression", "suppress_covered"]
+__all__ = ["Detector", "best_boxes", "non_maximum_suppression", "suppress_covered", "with_map_means"]

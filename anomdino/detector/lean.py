@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,23 @@ from torch import Tensor, nn
 from anomdino.detector.deformable_attention import deformable_attention
 
 Prompts = tuple[str, ...]
+ORIGIN = ("level", "proposal_score", "feature_norm", "fusion_share")
+
+
+class Prediction(NamedTuple):
+    """What the network predicts for an image, query by query.
+
+    Attributes:
+        scores: float32 (queries, prompts), confidence in [0, 1].
+        boxes: float32 (queries, 4), (cx, cy, w, h) in shares of the image.
+        origin: float32 (queries, 4): the pyramid level of the token that the query comes from, 0 the finest; that
+            token's own score in [0, 1]; the root mean square of its feature over channels before OUAFS; and, with D
+            what OUAFS adds to the feature F, the share |D| / (|F| + |D|) in [0, 1].
+    """
+
+    scores: Tensor
+    boxes: Tensor
+    origin: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +39,7 @@ class Geometry:
         sizes: (h, w) of every level.
         shapes: The same as an int64 tensor on the CPU, so that reading it never waits for the device.
         extent: float32 (levels, 2), (w, h) of every level.
+        ends: int64 (levels,), the number of the first token after each level.
         positions: float (1, N, C), position and level embedding of every token.
         references: float32 (1, N, levels, 2), the tokens' own places.
         proposals: float32 (1, N, 4), the tokens' boxes before the sigmoid, inf where there is none.
@@ -30,6 +48,7 @@ class Geometry:
     sizes: tuple[tuple[int, int], ...]
     shapes: Tensor
     extent: Tensor
+    ends: Tensor
     positions: Tensor
     references: Tensor
     proposals: Tensor
@@ -47,20 +66,16 @@ class LeanPredictor:
     def __init__(self, network: Any, half: bool = False, graphs: bool = False) -> None:
         self.network, self.half, self.graphs = network, half, graphs
         self._geometry: dict[tuple[tuple[int, int], ...], Geometry] = {}
-        self._captured: dict[Any, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {}
+        self._captured: dict[Any, Callable[[Tensor, Tensor], Prediction]] = {}
 
     @torch.inference_mode()
-    def __call__(self, image: Tensor, maps: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor, maps: Tensor, prompts: Prompts) -> Prediction:
         """Predict.
 
         Args:
             image: float32 (1, 3, H, W), normalised, on the network's device.
             maps: float32 (1, classes + 3, h, w) on the grid of the image at the network's map stride.
             prompts: Texts of the classes.
-
-        Returns:
-            ``scores`` float32 (queries, len(prompts)) and ``boxes`` float32 (queries, 4), (cx, cy, w, h) in shares of
-            the image.
         """
         text, mapping = self.network._text([prompts], None)
         tokens = [mapping[0][index + 1] for index in range(len(prompts))]
@@ -73,15 +88,15 @@ class LeanPredictor:
 
     def _predict(
         self, image: Tensor, maps: Tensor, text: dict[str, Tensor], tokens: list[list[int]]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Prediction:
         network = self.network
         with torch.autocast(image.device.type, torch.float16, enabled=self.half, cache_enabled=False):
-            features = list(network.extract_feat(image))
-            if network.ouafs.stages:
-                features = network.ouafs(features, maps, None).features
+            plain = list(network.extract_feat(image))
+            features = network.ouafs(plain, maps, None).features if network.ouafs.stages else plain
             geometry = self._geometry_of(features)
             memory, memory_text = self._encode(features, text, geometry)
-            query, reference = self._propose(memory, memory_text, text, geometry)
+            query, reference, chosen, proposed = self._propose(memory, memory_text, text, geometry)
+            origin = _origin(plain, features, chosen, proposed, geometry.ends)
             hidden, reference = self._decode(query, reference, memory, memory_text, text, geometry)
             head = network.bbox_head
             last = network.decoder.num_layers - 1
@@ -90,7 +105,7 @@ class LeanPredictor:
             )
             boxes = (head.reg_branches[last](hidden).float() + _logit(reference, 1e-5)).sigmoid()[0]
         classes = torch.stack([sum(scores[:, t] for t in members) / len(members) for members in tokens], -1)
-        return classes, boxes
+        return Prediction(classes, boxes, origin)
 
     def _geometry_of(self, features: list[Tensor]) -> Geometry:
         sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
@@ -129,17 +144,23 @@ class LeanPredictor:
 
     def _propose(
         self, memory: Tensor, memory_text: Tensor, text: dict[str, Tensor], geometry: Geometry
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         network = self.network
         valid = torch.isfinite(geometry.proposals[..., :1])
         output = network.memory_trans_norm(network.memory_trans_fc(memory * valid))
         branch = network.bbox_head.cls_branches[network.decoder.num_layers]
         best = branch(output, memory_text, text["text_token_mask"]).amax(-1)
-        chosen = best.topk(network.num_queries, dim=1).indices.unsqueeze(-1)
+        proposed, tokens = best.topk(network.num_queries, dim=1)
+        chosen = tokens.unsqueeze(-1)
         picked = output.gather(1, chosen.expand(-1, -1, output.shape[-1]))
         offsets = network.bbox_head.reg_branches[network.decoder.num_layers](picked).float()
         reference = (offsets + geometry.proposals.gather(1, chosen.expand(-1, -1, 4))).sigmoid()
-        return network.query_embedding.weight.unsqueeze(0), reference
+        return (
+            network.query_embedding.weight.unsqueeze(0),
+            reference,
+            tokens[0],
+            proposed[0].float().sigmoid(),
+        )
 
     def _decode(
         self,
@@ -192,7 +213,8 @@ def build_geometry(network: Any, features: list[Tensor], sizes: tuple[tuple[int,
         blank = torch.zeros(1, positions.shape[1], dims, device=device)
         _, proposals = network.gen_encoder_output_proposals(blank, None, shapes.to(device))
         extent = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=device)
-    return Geometry(sizes, shapes, extent, positions.float(), references.float(), proposals.float())
+        ends = shapes.prod(1).cumsum(0).to(device)
+    return Geometry(sizes, shapes, extent, ends, positions.float(), references.float(), proposals.float())
 
 
 def _sample(
@@ -221,9 +243,25 @@ def _logit(x: Tensor, eps: float) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def _origin(
+    plain: list[Tensor], fused: list[Tensor], chosen: Tensor, proposed: Tensor, ends: Tensor
+) -> Tensor:
+    """Gather :attr:`Prediction.origin` of the tokens ``chosen``, int64 (queries,), with scores ``proposed``; ``ends``
+    are those of the geometry.
+    """
+    before, after = (
+        torch.cat([feature.flatten(2)[0] for feature in features], 1)[:, chosen].float()
+        for features in (plain, fused)
+    )
+    norm, added = before.square().mean(0).sqrt(), (after - before).square().mean(0).sqrt()
+    share = added / (norm + added).clamp(min=1e-12)
+    level = (chosen.unsqueeze(1) >= ends).sum(1).float()
+    return torch.stack([level, proposed, norm, share], 1)
+
+
 def _capture(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], image: Tensor, maps: Tensor
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    function: Callable[[Tensor, Tensor], Prediction], image: Tensor, maps: Tensor
+) -> Callable[[Tensor, Tensor], Prediction]:
     """Record a function of two CUDA tensors as a graph and give a function that replays it."""
     still = image.clone(), maps.clone()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -236,10 +274,10 @@ def _capture(
     with torch.cuda.graph(graph):
         result = function(*still)
 
-    def replay(new_image: Tensor, new_maps: Tensor) -> tuple[Tensor, Tensor]:
+    def replay(new_image: Tensor, new_maps: Tensor) -> Prediction:
         still[0].copy_(new_image)
         still[1].copy_(new_maps)
         graph.replay()
-        return result[0].clone(), result[1].clone()
+        return Prediction(*(part.clone() for part in result))
 
     return replay

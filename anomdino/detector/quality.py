@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,12 @@ class Coverage:
     clean_boxes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
     needed: list[float] = field(default_factory=list)
 
+    @classmethod
+    def over(cls, thresholds: Sequence[float]) -> Coverage:
+        """Start counting over other thresholds than the usual ones, rising."""
+        zeros = np.zeros(len(thresholds), np.int64)
+        return cls(tuple(thresholds), 0, zeros, 0, zeros, 0, zeros, 0, zeros)
+
     def add(self, boxes: Boxes, label: npt.NDArray[np.uint8]) -> None:
         """Add an image.
 
@@ -195,6 +201,22 @@ class Coverage:
             return None
         wanted = int(np.ceil(target * self.components - 1e-9))
         return scores[min(wanted, len(scores)) - 1]
+
+
+def threshold_at_budget(boxes: Iterable[Boxes], per_image: float) -> float:
+    """Give the lowest score threshold at which no more than ``per_image`` boxes an image are kept, in the mean.
+
+    Args:
+        boxes: The boxes of every image, also of those without any.
+        per_image: Boxes an image.
+    """
+    scores = [found.scores for found in boxes]
+    falling = np.unique(np.concatenate(scores))[::-1] if scores else np.zeros(0, np.float32)
+    kept = np.array([sum(int((part >= value).sum()) for part in scores) for value in falling])
+    allowed = np.flatnonzero(kept <= per_image * len(scores))
+    if not len(falling) or len(allowed) == len(falling):
+        return 0.0
+    return float(falling[allowed[-1]]) if len(allowed) else float(np.nextafter(falling[0], np.float32(2)))
 
 
 def _share(part: np.int64 | int, whole: int) -> float | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +26,23 @@ class Boxes:
     Attributes:
         xyxy: float32 (N, 4), pixels of the original image, half-open: x0 <= x < x1.
         scores: float32 (N,), confidence in [0, 1].
+        details: Further numbers of every box by name, float32 (N,) each; they go into the parquet table.
     """
 
     xyxy: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
+    details: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "xyxy", np.asarray(self.xyxy, np.float32).reshape(-1, 4))
         object.__setattr__(self, "scores", np.asarray(self.scores, np.float32).reshape(-1))
         if len(self.xyxy) != len(self.scores):
             raise ValueError(f"{len(self.xyxy)} boxes but {len(self.scores)} scores")
+        details = {name: np.asarray(values, np.float32) for name, values in self.details.items()}
+        object.__setattr__(self, "details", details)
+        odd = {name: values.shape for name, values in details.items() if values.shape != self.scores.shape}
+        if odd:
+            raise ValueError(f"{len(self.scores)} boxes but details of shape {odd}")
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -44,10 +52,14 @@ class Boxes:
         """No box at all: shapes (0, 4) and (0,)."""
         return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
+    def subset(self, index: npt.NDArray[Any] | slice) -> Boxes:
+        """The boxes that an index or a mask chooses, with their details."""
+        details = {name: values[index] for name, values in self.details.items()}
+        return Boxes(self.xyxy[index], self.scores[index], details)
+
     def kept(self, threshold: float) -> Boxes:
         """The boxes with a score of at least ``threshold``."""
-        keep = self.scores >= threshold
-        return Boxes(self.xyxy[keep], self.scores[keep])
+        return self.subset(self.scores >= threshold)
 
     def clipped(self, size: tuple[int, int]) -> Boxes:
         """The boxes cut to an image of ``size`` (H, W); those that end up without area are dropped.
@@ -61,7 +73,7 @@ class Boxes:
         limit = np.array([width, height, width, height], np.float32)
         cut = np.clip(self.xyxy, 0, limit)
         keep = (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
-        return Boxes(cut[keep], self.scores[keep])
+        return Boxes(cut, self.scores, self.details).subset(keep)
 
     def mask(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """The union of the boxes as a mask, bool (H, W); a pixel is inside when its centre is."""
@@ -88,18 +100,17 @@ def write_box_results(
     path: Path | str,
     boxes: Mapping[str, Boxes],
     sizes: Mapping[str, tuple[int, int]],
-    extra: Mapping[str, Mapping[str, npt.NDArray[np.float32]]] | None = None,
 ) -> None:
     """Write COCO results (``path``) and, beside it, a parquet table with one row an image.
 
     The JSON is the flat list that pycocotools' ``loadRes`` reads. The table has the columns image, image_id, height,
-    width and the lists x0, y0, x1, y1, score (and those of ``extra``); an image without boxes has empty lists.
+    width and the lists x0, y0, x1, y1, score, and one list for each of the boxes' details; an image without boxes has
+    empty lists.
 
     Args:
         path: Final ``.json`` file.
         boxes: Boxes of every image by key, also of those without any.
         sizes: (H, W) of every image by key.
-        extra: Further numbers of every box, by key and column name.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -115,6 +126,7 @@ def write_box_results(
         for key in sorted(boxes)
         for (x0, y0, x1, y1), score in zip(boxes[key].xyxy, boxes[key].scores, strict=True)
     ]
+    details = sorted({name for found in boxes.values() for name in found.details})
     rows = [
         {
             "image": key,
@@ -123,14 +135,16 @@ def write_box_results(
             "width": sizes[key][1],
             **{name: boxes[key].xyxy[:, i].tolist() for i, name in enumerate(("x0", "y0", "x1", "y1"))},
             "score": boxes[key].scores.tolist(),
-            **{name: np.asarray(values).tolist() for name, values in (extra or {}).get(key, {}).items()},
+            **{
+                name: boxes[key].details[name].tolist() if name in boxes[key].details else []
+                for name in details
+            },
         }
         for key in sorted(boxes)
     ]
     columns = pa.schema(
         [("image", pa.string()), ("image_id", pa.int64()), ("height", pa.int32()), ("width", pa.int32())]
-        + [(name, pa.list_(pa.float32())) for name in ("x0", "y0", "x1", "y1", "score")]
-        + [(name, pa.list_(pa.float32())) for name in sorted({n for v in (extra or {}).values() for n in v})]
+        + [(name, pa.list_(pa.float32())) for name in ("x0", "y0", "x1", "y1", "score", *details)]
     )
     with atomic_path(path.with_suffix(".parquet")) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=columns), temporary)

@@ -89,14 +89,26 @@ def test_mmcv_module_uses_the_substitute():
     assert module(query, reference_points=torch.rand(1, 20, 2, 2), spatial_shapes=shapes).shape == query.shape
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not compiled_mmcv_installed(), reason="only mmcv-lite is installed")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="mmcv compiles this operator for CUDA alone")
 def test_compiled_operator_equals_the_substitute():
-    if not compiled_mmcv_installed():
-        pytest.skip("only mmcv-lite is installed")
-    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+    """Values and gradients of mmcv's CUDA kernel."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
-    value, shapes, locations, weights = make_inputs(5, [(4, 6), (2, 3)])
-    reference = multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
-    torch.testing.assert_close(deformable_attention(value, shapes, locations, weights), reference)
+    value, shapes, locations, weights = (part.cuda() for part in make_inputs(5, [(4, 6), (2, 3)]))
+    inputs = [part.float().requires_grad_() for part in (value, locations, weights)]
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    compiled = MultiScaleDeformableAttnFunction.apply(inputs[0], shapes, starts, inputs[1], inputs[2], 64)
+    ours = deformable_attention(inputs[0], shapes, inputs[1], inputs[2])
+    torch.testing.assert_close(ours, compiled, atol=1e-5, rtol=1e-4)
+    weight = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad((ours * weight).sum(), inputs),
+        torch.autograd.grad((compiled * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_missing_operator_names_itself_and_the_cure():

@@ -26,7 +26,7 @@ def test_equals_the_networks_own_prediction(prompts, size, width):
     data = sample(size, [], size, text=list(prompts))
     with torch.no_grad():
         expected = network.predict(image, [copy.deepcopy(data)])[0].pred_instances
-    scores, boxes = LeanPredictor(network)(image, data.maps[None], prompts)
+    scores, boxes, _ = LeanPredictor(network)(image, data.maps[None], prompts)
     best = scores.flatten().topk(len(expected)).values
     torch.testing.assert_close(best, expected.scores, atol=1e-5, rtol=1e-4)
     order = scores.flatten().topk(len(expected)).indices
@@ -42,8 +42,39 @@ def test_equals_the_networks_own_prediction(prompts, size, width):
 def test_graphs_and_half_precision_stay_close():
     network = build_detector(small_config(fusion={"gate_init": 1.0}), CLASSES).eval().cuda()
     image, maps = torch.randn(1, 3, 64, 96).cuda(), torch.rand(1, CLASSES + 3, 8, 12).cuda()
-    exact, _ = LeanPredictor(network)(image, maps, ("ood-object",))
+    exact, _, _ = LeanPredictor(network)(image, maps, ("ood-object",))
     fast = LeanPredictor(network, half=True, graphs=True)
     for _ in range(3):
-        scores, _ = fast(image, maps, ("ood-object",))
+        scores, _, _ = fast(image, maps, ("ood-object",))
         torch.testing.assert_close(scores.sort(0).values, exact.sort(0).values, atol=1e-2, rtol=0.0)
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_origin_names_the_token_of_each_query(gate):
+    """Norm and share of every query must be those of one cell of the level that it names."""
+    network = build_detector(small_config(fusion={"gate_init": gate}), CLASSES).eval()
+    image, maps = torch.randn(1, 3, 64, 96), torch.rand(1, CLASSES + 3, 8, 12)
+    with torch.no_grad():
+        plain = network.extract_feat(image)
+        fused = network.ouafs(list(plain), maps, None).features
+        origin = LeanPredictor(network)(image, maps, ("ood-object",)).origin
+    assert (origin[:, 1].diff() <= 0).all(), "proposals come best first"
+    for level, proposal, norm, share in origin.tolist():
+        before, after = plain[int(level)][0], fused[int(level)][0]
+        cells = []
+        for y in range(before.shape[1]):
+            for x in range(before.shape[2]):
+                size = (before[:, y, x] ** 2).mean() ** 0.5
+                added = ((after - before)[:, y, x] ** 2).mean() ** 0.5
+                cells.append((size.item(), (added / (size + added)).item()))
+        assert any(abs(norm - a) < 1e-5 and abs(share - b) < 1e-5 for a, b in cells)
+        assert 0 < proposal < 1
+        assert (share > 0) == (gate > 0)
+
+
+def test_maps_alone_have_no_image_feature():
+    network = build_detector(small_config(backbone="none", fusion={"gate_init": 1.0}), CLASSES).eval()
+    image, maps = torch.randn(1, 3, 64, 96), torch.rand(1, CLASSES + 3, 8, 12)
+    origin = LeanPredictor(network)(image, maps, ("ood-object",)).origin
+    assert origin[:, 2].abs().max() == 0
+    torch.testing.assert_close(origin[:, 3], torch.ones(len(origin)))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from anomdino.detector.quality import THRESHOLDS, Coverage, coco_metrics
+from anomdino.detector.quality import THRESHOLDS, Coverage, coco_metrics, threshold_at_budget
 from anomdino.io.boxes import Boxes
 
 
@@ -146,3 +146,30 @@ def test_clean_images_count_their_boxes():
     row = coverage.at(0.3)
     assert row["boxes_per_clean_image"] == pytest.approx(0.5)
     assert row["pixels_inside"] is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.5, 1.0, 2.0, 50.0]))
+def test_threshold_of_a_budget_is_the_lowest_that_keeps_it(seed, budget):
+    rng = np.random.default_rng(seed)
+    sets = [Boxes(np.tile([0, 0, 5, 5], (n, 1)), rng.choice(8, n) / 10 + 0.1) for n in rng.integers(0, 7, 4)]
+
+    def kept(threshold):
+        return sum(len(found.kept(threshold)) for found in sets) / len(sets)
+
+    threshold = threshold_at_budget(sets, budget)
+    assert kept(threshold) <= budget
+    lower = [score for found in sets for score in found.scores.tolist() if score < threshold]
+    if lower:
+        assert kept(max(lower)) > budget
+
+
+def test_coverage_over_other_thresholds():
+    label = np.zeros((10, 20), np.uint8)
+    label[2:6, 2:6] = 1
+    label[2:6, 12:16] = 1
+    coverage = Coverage.over([0.33, 0.71])
+    coverage.add(Boxes(np.array([[2, 2, 6, 6], [12, 2, 16, 6]]), np.array([0.7, 0.8])), label)
+    rows = coverage.curve()
+    assert [row["components_inside"] for row in rows] == [1.0, 0.5]
+    assert [row["boxes_per_image"] for row in rows] == [2.0, 1.0]

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from anomdino.config.detect import DetectConfig, NegativesConfig
-from anomdino.detector.infer import Detector, best_boxes, non_maximum_suppression, suppress_covered
+from anomdino.detector.infer import (
+    Detector,
+    best_boxes,
+    non_maximum_suppression,
+    suppress_covered,
+    with_map_means,
+)
 from anomdino.detector.records import split_folds
 from anomdino.detector.run import Input, detect_out_of_fold, detect_set
 from anomdino.detector.training import map_statistics, train_detector
@@ -34,7 +40,7 @@ def test_trains_saves_loads_and_detects(composed, tmp_path):
     assert {"loss", "loss_cls", "loss_orth"} <= set(history["losses"][0])
     assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
 
-    detect = DetectConfig(min_score=0.0)
+    detect = DetectConfig(folds=1, min_score=0.0)
     report, quality = detect_out_of_fold(
         folder, read_set(composed), tmp_path / "boxes" / "train.json", detect, CPU
     )
@@ -47,6 +53,16 @@ def test_trains_saves_loads_and_detects(composed, tmp_path):
         found = boxes[row["image"]]
         assert row["image_id"] == image_id(row["image"])
         assert len(found) == len(row["x0"]) > 0
+        for name in (
+            "level",
+            "proposal_score",
+            "feature_norm",
+            "fusion_share",
+            "mean_entropy",
+            "mean_anomaly",
+        ):
+            assert len(row[name]) == len(row["x0"])
+        assert set(row["level"]) <= {0.0, 1.0, 2.0}
         assert (found.xyxy[:, 2:] > found.xyxy[:, :2]).all()
         assert found.xyxy.min() >= 0
         assert found.xyxy[:, 2].max() <= row["width"]
@@ -212,6 +228,34 @@ def test_known_classes_suppress_what_they_cover():
         20,
         60,
     ]  # the second is half covered, the third nearly as sure as the car
+
+
+def test_means_of_the_maps_inside_a_box_equal_a_slow_formulation():
+    rng = np.random.default_rng(4)
+    size = (50, 71)
+    maps = make_maps(rng, size)
+    low = rng.uniform(0, 45, (20, 2))
+    xyxy = np.concatenate([low, low + rng.uniform(0.5, 25, low.shape)], 1)
+    boxes = Boxes(xyxy, rng.random(20)).clipped(size)
+    found = with_map_means(boxes, maps)
+    height, width = maps.score.shape
+    for index, (x0, y0, x1, y1) in enumerate(boxes.xyxy):
+        cells = [
+            (r, c)
+            for r in range(height)
+            for c in range(width)
+            if x0 <= (c + 0.5) * size[1] / width < x1 and y0 <= (r + 0.5) * size[0] / height < y1
+        ]
+        if not cells:
+            cells = [(int((y0 + y1) / 2 * height / size[0]), int((x0 + x1) / 2 * width / size[1]))]
+        for name, values in (
+            ("mean_entropy", maps.entropy),
+            ("mean_distance", maps.distance),
+            ("mean_anomaly", maps.score),
+        ):
+            expected = np.mean([float(values[cell]) for cell in cells])
+            assert found.details[name][index] == pytest.approx(expected, abs=1e-5)
+    assert with_map_means(Boxes.empty(), maps).details["mean_entropy"].shape == (0,)
 
 
 def test_negative_prompts_reach_the_network(config):
