@@ -23,7 +23,7 @@ class NegativesConfig(Block):
 class DetectConfig(Block):
     """How boxes are predicted, and for which training images."""
 
-    folds: int = Field(default=1, ge=1, le=10)
+    folds: int = Field(default=2, ge=1, le=10)
     """The training set is split by source image into this many folds, and each fold's boxes come from a detector that
     did not see it; 1 trains on the part `train` of ood.json and predicts the part `val` alone."""
     holdout: float = Field(default=0.4, gt=0, lt=1)

@@ -57,7 +57,7 @@ class DetectorConfig(Block):
     queries: int = Field(default=30, ge=1)
     """Object queries, which is also the most boxes an image can have."""
     levels: int = Field(default=3, ge=2, le=5)
-    """Pyramid levels, from stride 8 upwards by factors of two."""
+    """Pyramid levels, from stride 8 upwards by factors of two; five of a Swin backbone start at stride 4."""
     encoder_layers: int = Field(default=1, ge=1)
     """Encoder layers."""
     decoder_layers: int = Field(default=2, ge=1)
@@ -113,7 +113,7 @@ class DetectorConfig(Block):
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     amp: bool = False
-    """Mixed precision in training (bfloat16 on CUDA)."""
+    """Mixed precision in training, bfloat16 on CUDA; on the CPU it is always off."""
     workers: int = Field(default=0, ge=0)
     """Processes that load training images; 0 loads them in the training process."""
     val_interval: int = Field(default=250, ge=1)
@@ -142,6 +142,8 @@ class DetectorConfig(Block):
             raise ValueError(
                 f"levels = {self.levels}: backbone '{self.backbone}' has 3 levels, use at least as many"
             )
+        if self.backbone.startswith("swin") and self.levels == 5 and self.fusion.map_stride != 4:
+            raise ValueError("levels = 5 of a Swin backbone start at stride 4: set fusion.map_stride to 4")
         if min(self.short_sides) < 32:
             raise ValueError(f"short_sides = {self.short_sides}: the smallest allowed is 32")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch import nn
 
@@ -24,7 +26,7 @@ from anomdino.detector.mmdet_parts import Chain
 from anomdino.detector.quality import coco_metrics
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import read_checkpoint
-from anomdino.errors import TrainingError
+from anomdino.errors import ConfigError, TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_json
 from anomdino.io.boxes import Boxes
 
@@ -161,8 +163,14 @@ class SafeRunner(Runner):  # type: ignore[misc]
     """mmengine's Runner that reads checkpoints weights-only."""
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
-        """Wrap for several processes; a single one stays on the device that it was put on."""
-        wrapped: nn.Module = super().wrap_model(model_wrapper_cfg, model) if self.distributed else model
+        """Wrap for several processes, without a search for unused parameters; a single process stays as it is."""
+        if not self.distributed:
+            return model
+        wrapped: nn.Module
+        if torch.distributed.get_backend() == "gloo":
+            wrapped = MMDistributedDataParallel(module=model, broadcast_buffers=False)
+        else:
+            wrapped = super().wrap_model(model_wrapper_cfg, model)
         return wrapped
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
@@ -192,10 +200,14 @@ def build_runner(
         fold: What it learns from and is chosen by.
         work: The Runner's folder.
         seed: Seed of the Runner's random numbers.
-        device: Where to train; several processes each take their own CUDA device.
+        device: Where to train; several processes each take their own CUDA device, or all the CPU.
         score_std: Standard deviation of the scores, for their jitter.
         resume_from: A checkpoint of an interrupted training.
+
+    Raises:
+        ConfigError: ``launcher`` asks for processes that nobody started.
     """
+    _join_processes(config, device)
     history = History(config.log_interval, config.batch_size, config.steps, work)
     chosen = fold.val[: config.val_images]
     train_set = ComposedDataset(
@@ -207,7 +219,7 @@ def build_runner(
     if not MMLogger.check_instance_created("mmengine"):
         MMLogger.get_instance("mmengine", log_level="ERROR")
     runner = SafeRunner(
-        model=detector.to(device),
+        model=detector.to(device) if config.launcher == "none" else detector,
         work_dir=str(work),
         train_dataloader=_loader(train_set, config.batch_size, config.workers, True),
         val_dataloader=_loader(val_set, 1, min(config.workers, 2), False),
@@ -218,7 +230,7 @@ def build_runner(
             "val_interval": _interval(config),
         },
         val_cfg={"type": "ValLoop"},
-        optim_wrapper=_optimiser(config),
+        optim_wrapper=_optimiser(config, device),
         param_scheduler=_schedule(config),
         default_hooks=_hooks(config),
         custom_hooks=[history],
@@ -233,6 +245,20 @@ def build_runner(
         experiment_name=fold.name,
     )
     return runner, history
+
+
+def _join_processes(config: DetectorConfig, device: torch.device) -> None:
+    """Check that the launcher did its work; join the others where mmengine cannot, on the CPU."""
+    variable = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}.get(config.launcher)
+    if variable and variable not in os.environ:
+        raise ConfigError(
+            "detector.launcher",
+            f"is '{config.launcher}' but {variable} is not set: this process was started alone",
+            "start the stage with `torchrun --nproc-per-node N -m pipeline.train_detector` (pytorch) or `srun` "
+            "(slurm), or set detector.launcher to none",
+        )
+    if config.launcher == "pytorch" and device.type == "cpu" and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
 
 
 def resumable(work: Path, config: DetectorConfig) -> Path | None:
@@ -263,7 +289,7 @@ def _interval(config: DetectorConfig) -> int:
     return min(config.val_interval, config.steps)
 
 
-def _optimiser(config: DetectorConfig) -> dict[str, Any]:
+def _optimiser(config: DetectorConfig, device: torch.device) -> dict[str, Any]:
     plain = {"decay_mult": 0.0}
     wrapper: dict[str, Any] = {
         "type": "OptimWrapper",
@@ -279,7 +305,7 @@ def _optimiser(config: DetectorConfig) -> dict[str, Any]:
             },
         },
     }
-    if config.amp:
+    if config.amp and device.type == "cuda":
         wrapper |= {"type": "AmpOptimWrapper", "dtype": "bfloat16", "loss_scale": 1.0}
     return wrapper
 

@@ -72,6 +72,8 @@ def train_detector(
         DataError: Maps are missing, or differ in their number of classes.
         TrainingError: The loss is not finite.
     """
+    from mmengine.dist import barrier
+
     from anomdino.detector.runner import BEST_WEIGHTS, build_runner, resumable
     from anomdino.seeding import derive_seed, seed_everything
 
@@ -84,7 +86,9 @@ def train_detector(
     runner, history = build_runner(detector, config, fold, work, number, device, std, resumable(work, config))
     _run(runner)
     best = max(float(row["ar100"]) for row in history.evaluations)
+    barrier()
     detector.load_state_dict(read_checkpoint(work / BEST_WEIGHTS)["state_dict"])
+    barrier()
     if runner.rank == 0:
         extra = {
             "fold": fold.name,
