@@ -99,13 +99,13 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
-def _wrapped(text: str, indent: str = "      ") -> list[str]:
+def _wrapped(text: str, indent: str = "      ", first: str | None = None) -> list[str]:
     """Wrap words to the terminal; what is longer than a line, as an address may be, stays in one piece."""
     width = min(max(shutil.get_terminal_size((WIDEST, 24)).columns - 1, NARROWEST), WIDEST)
     return textwrap.wrap(
         text.strip(),
-        width,
-        initial_indent=indent,
+        max(width, len(indent) + NARROWEST // 3),
+        initial_indent=indent if first is None else first,
         subsequent_indent=f"{indent}  " if indent == "  " else indent,
         break_on_hyphens=False,
         break_long_words=False,
@@ -149,10 +149,10 @@ def item_table(registry: Registry, names: Iterable[str], store: Store, wanted: s
         mark = "*" if name in wanted else ""
         rows.append((name + mark, state_of(registry, name, store), words, item.part, item.licence))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        start = "".join(f"{cell.ljust(width)}  " for cell, width in zip(row[:4], widths, strict=True))
+        lines += _wrapped(row[4], " " * len(start), start)
     return "\n".join(
         [*lines, "", "* in data.registry.items. `anomdino data list NAME` shows terms and addresses."]
     )
