@@ -6,9 +6,10 @@ Never on evaluation images: :func:`anomdino.adt.dataset.list_items` refuses them
 worse:
 
 1. A pair (k, b) is *admissible* when AP, FPR95 and the number of missed components are no worse than those of the
-   raw score, AP and FPR95 within ``tolerance``.
-2. Among the admissible pairs whose value lies within ``tolerance`` of the best one, the pair nearest to the start
-   (k and b of the training's parameters) is taken: on few held-out images the best value is partly luck.
+   raw score, AP and FPR95 within ``tolerance``; k = 1, b = 0, which keeps the order of the raw score, always is.
+2. Among the admissible pairs whose value lies within ``tolerance`` of the best one, the pair that changes the score
+   least, the nearest to k = 1, b = 0, is taken: on few held-out images the best value is partly luck, and images of
+   another kind than the training's are better served by the plain score than by a change that gained nothing.
 
 Components are measured as SegmentMeIfYouCan does, each rule at its threshold of best pixel F1; components count
 from the share of the image on that AnomalyTrack counts them from (500 and 100 of 1280 x 720 pixels).
@@ -82,6 +83,8 @@ class Point:
 
     def holds(self, raw: Point, tolerance: float) -> bool:
         """Whether nothing that was measured is worse than for the raw score, AP and FPR95 up to ``tolerance``."""
+        if (self.k, self.b) == (1.0, 0.0):
+            return True
         as_many = self.missed is None or raw.missed is None or self.missed <= raw.missed
         return as_many and self.ap >= raw.ap - tolerance and self.fpr95 <= raw.fpr95 + tolerance
 
@@ -112,8 +115,7 @@ def search(
 
     Args:
         items: Held-out images with labels and the detector's boxes.
-        model: The model whose rule is searched; its ``box_score`` is kept. The start is the k and b that it was
-            trained with, whatever an earlier search chose.
+        model: The model whose rule is searched; its ``box_score`` is kept.
         objective: What is maximised (:meth:`Point.value`).
         tolerance: Differences up to this size count as none (:func:`choose`).
         ks: Values of k.
@@ -130,22 +132,20 @@ def search(
         raw, *found = _with_components(items, model, [raw, *(curve[index] for index in asked)])
         for index, point in zip(asked, found, strict=True):
             curve[index] = point
-    choice = choose(raw, curve, _start(model), objective, tolerance)
+    choice = choose(raw, curve, objective, tolerance)
     return Tuning(choice, raw, tuple(curve), objective, tolerance, len(items))
 
 
-def choose(
-    raw: Point, curve: Sequence[Point], start: tuple[float, float], objective: Objective, tolerance: float
-) -> Point:
-    """Choose a point of the curve: near the best by the objective, and of these the nearest to the start.
+def choose(raw: Point, curve: Sequence[Point], objective: Objective, tolerance: float) -> Point:
+    """Choose a point of the curve: near the best by the objective, and of these the one that changes least.
 
     Args:
         raw: Measures of the plain score.
         curve: Measures of every k and b.
-        start: k and b to stay near to; the distance is |k - k0| + |b - b0|.
         objective: What is maximised. ``overall`` looks among the points that are no worse than ``raw``; where
             there is none, ``both`` decides among all.
-        tolerance: How far below the best a point may lie.
+        tolerance: How far below the best a point may lie. Of all that lie so near, the one with the smallest
+            |1 - k| + |b| is taken.
     """
     candidates = list(curve)
     if objective == "overall":
@@ -154,7 +154,7 @@ def choose(
             candidates, objective = list(curve), "both"
     best = max(point.value(objective) for point in candidates)
     near = [point for point in candidates if point.value(objective) >= best - tolerance]
-    return min(near, key=lambda p: (abs(p.k - start[0]) + abs(p.b - start[1]), -p.value(objective)))
+    return min(near, key=lambda p: (round(1 - p.k + p.b, 9), -p.value(objective)))
 
 
 def tune_trained(
@@ -195,11 +195,6 @@ def _summary(tuning: Tuning) -> dict[str, object]:
         "choice": asdict(tuning.choice),
         "raw": asdict(tuning.raw),
     }
-
-
-def _start(model: AdtModel) -> tuple[float, float]:
-    trained = model.provenance.get("plan", {}).get("rule", asdict(model.rule))
-    return float(trained["k"]), float(trained["b"])
 
 
 def _pixel_points(

@@ -97,11 +97,11 @@ class AdtConfig(Block):
     b: float = Field(0.1, ge=0)
     """What a box of confidence 1 adds."""
     tune: bool = True
-    """Search k and b on the held-out images after training; k and b above are then the start."""
+    """Search k and b on the held-out images after training; they take the place of k and b above."""
     tune_objective: Literal["overall", "both", "ap", "fpr95"] = "overall"
     """overall: AP - FPR95 + component F1*, with AP, FPR95 and missed components no worse than raw's; both: AP - FPR95."""
     tune_tolerance: float = Field(0.01, ge=0, lt=1)
-    """Differences up to this size count as none; of the best pairs k and b the nearest to the start is taken."""
+    """Differences up to this size count as none; of the pairs that near the best, that which changes least is taken."""
     min_component: int = Field(0, ge=0)
     """Mask components with fewer pixels are removed; a benchmark's own limit comes first."""
 

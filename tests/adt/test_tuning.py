@@ -33,20 +33,25 @@ def test_a_better_pair_that_loses_something_is_not_taken():
     honest = point(0.8, 0.2, f1=0.3)
     for worse in ({"missed": 11}, {"ap": 0.48}, {"fpr95": 0.22}):
         greedy = point(0.6, 0.1, f1=0.9, **worse)
-        assert choose(RAW, [greedy, honest], (0.6, 0.1), "overall", 0.01) == honest
+        assert choose(RAW, [greedy, honest], "overall", 0.01) == honest
 
 
-def test_among_equals_the_nearest_to_the_start_is_taken():
-    curve = [point(1.0, 0.4, f1=0.309), point(0.8, 0.2, f1=0.303), point(0.6, 0.1, f1=0.295)]
-    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.01) == curve[1]
-    assert choose(RAW, curve, (1.0, 0.4), "overall", 0.01) == curve[0]
-    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.02) == curve[2]
-    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.0) == curve[0]
+def test_among_equals_the_one_that_changes_least_is_taken():
+    curve = [point(0.2, 0.4, f1=0.309), point(0.8, 0.2, f1=0.303), point(1.0, 0.1, f1=0.295)]
+    assert choose(RAW, curve, "overall", 0.01) == curve[1]
+    assert choose(RAW, curve, "overall", 0.02) == curve[2]
+    assert choose(RAW, curve, "overall", 0.0) == curve[0]
+
+
+def test_where_nothing_gains_the_plain_order_stays():
+    plain = point(1.0, 0.0, f1=0.2, missed=11)
+    curve = [point(0.6, 0.1, f1=0.205), plain, point(0.8, 0.2, ap=0.4, f1=0.5)]
+    assert choose(RAW, curve, "overall", 0.01) == plain
 
 
 def test_where_no_pair_is_admissible_pixels_decide():
     curve = [point(0.2, 0.1, ap=0.3, f1=0.9), point(0.8, 0.1, ap=0.45, f1=0.1)]
-    assert choose(RAW, curve, (0.6, 0.1), "overall", 0.01) == curve[1]
+    assert choose(RAW, curve, "overall", 0.01) == curve[1]
 
 
 POINTS = st.builds(
@@ -62,16 +67,21 @@ POINTS = st.builds(
 
 @given(st.lists(POINTS, min_size=1, max_size=12), st.floats(0, 0.2))
 def test_the_choice_holds_what_raw_has_and_is_near_the_best(curve, tolerance):
-    chosen = choose(RAW, curve, (0.6, 0.1), "overall", tolerance)
-    kept = [p for p in curve if p.missed <= 10 and p.ap >= 0.5 - tolerance and p.fpr95 <= 0.2 + tolerance]
+    chosen = choose(RAW, curve, "overall", tolerance)
+    kept = [
+        p
+        for p in curve
+        if (p.k, p.b) == (1.0, 0.0)
+        or (p.missed <= 10 and p.ap >= 0.5 - tolerance and p.fpr95 <= 0.2 + tolerance)
+    ]
     if not kept:
-        assert chosen.ap - chosen.fpr95 >= max(p.ap - p.fpr95 for p in curve) - tolerance
+        assert chosen.ap - chosen.fpr95 >= max(p.ap - p.fpr95 for p in curve) - tolerance - 1e-12
         return
     assert chosen in kept
-    values = {id(p): p.ap - p.fpr95 + p.component_f1 for p in kept}
-    assert chosen.ap - chosen.fpr95 + chosen.component_f1 >= max(values.values()) - tolerance - 1e-12
-    nearer = [p for p in kept if abs(p.k - 0.6) + abs(p.b - 0.1) < abs(chosen.k - 0.6) + abs(chosen.b - 0.1)]
-    assert all(values[id(p)] <= max(values.values()) - tolerance + 1e-12 for p in nearer)
+    best = max(p.ap - p.fpr95 + p.component_f1 for p in kept)
+    assert chosen.ap - chosen.fpr95 + chosen.component_f1 >= best - tolerance - 1e-12
+    gentler = [p for p in kept if 1 - p.k + p.b < 1 - chosen.k + chosen.b - 1e-6]
+    assert all(p.ap - p.fpr95 + p.component_f1 <= best - tolerance + 1e-12 for p in gentler)
 
 
 def test_measures_are_those_of_scikit_learn_and_of_components_counted_slowly(model, make_set):
