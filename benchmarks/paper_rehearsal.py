@@ -178,7 +178,8 @@ def params_of(size: Size, scale: float, device: str) -> dict:
     content = profile_params("paper").model_dump(mode="json")
     content["device"] = device
     content["data"] = {"source": "synthetic"}
-    content["compose"].update(count=size.composed, size=scaled((700, 700), scale)[0], workers=0)
+    large = {"rule": "improved", "empty": 0.0, "objects_min": 2, "scale": "log_uniform", "height_min": 0.3}
+    content["compose"].update(count=size.composed, size=scaled((700, 700), scale)[0], workers=0, **large)
     content["rpl"].update(source="train", checkpoint="", workers=0, checkpoint_every=10_000)
     content["rpl"]["closed_set"].update(source="checkpoint", checkpoint="../weights/scorer")
     residual = content["rpl"]["residual"]
