@@ -87,7 +87,7 @@ def measure(
                 pools.setdefault((logits, kind, str(width)), []).append(values)
                 total = sums.get((logits, kind))
                 sums[logits, kind] = values if total is None else total + values
-        for (logits, kind), total in sums.items():
+        for (logits, kind), total in sums.items() if len(widths) > 1 else ():
             name = "+".join(map(str, widths))
             pools.setdefault((logits, kind, name), []).append(total / len(widths))
     truth = torch.cat(truths)
