@@ -3,7 +3,7 @@
 Plainly means: fp32, eval, default memory format, one image at a time, score by ``-logsumexp``, then the blur. Weights
 are random, with batch statistics measured on noise, so that activations have the size of a trained network's.
 
-    python benchmarks/scorer.py cpu [--repeats 3] [--size 720 1280]
+    python benchmarks/scorer.py cpu [--repeats 3] [--size 720 1280] [--threads 2]
     python benchmarks/scorer.py cuda [--out FOLDER]
 
 ``cpu`` runs each variant in a process of its own, by turns, and compares median time, peak resident memory and result.
@@ -80,9 +80,9 @@ def plain_input(image: np.ndarray, device: str = "cpu") -> torch.Tensor:
     return to_input(image).contiguous().to(device)
 
 
-def child(variant: str, repeats: int, size: tuple[int, int], out: Path) -> None:
+def child(variant: str, repeats: int, size: tuple[int, int], threads: int, out: Path) -> None:
     """Measure one variant on the CPU and leave times, peak memory and the score."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     image = photo(*size)
     scorer = network()
     engine = None
@@ -99,14 +99,15 @@ def child(variant: str, repeats: int, size: tuple[int, int], out: Path) -> None:
     print(json.dumps({"times": times, "work": work, "peak": peak}))
 
 
-def cpu(repeats: int, size: tuple[int, int], rounds: int) -> None:
-    """Compare the engine with the plain run on two CPU threads."""
+def cpu(repeats: int, size: tuple[int, int], rounds: int, threads: int) -> None:
+    """Compare the engine with the plain run on the CPU."""
     results: dict[str, list[dict]] = {"plain": [], "engine": []}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             for variant, found in results.items():
                 command = [sys.executable, __file__, "child", variant, "--repeats", str(repeats)]
-                command += ["--size", *map(str, size), "--out", f"{folder}/{variant}.npy"]
+                command += ["--size", *map(str, size), "--threads", str(threads)]
+                command += ["--out", f"{folder}/{variant}.npy"]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found.append(json.loads(printed.splitlines()[-1]))
         plain, ours = (np.load(f"{folder}/{variant}.npy").astype(np.float64) for variant in results)
@@ -118,7 +119,8 @@ def cpu(repeats: int, size: tuple[int, int], rounds: int) -> None:
     peak = {name: max(r["peak"] for r in found) / 1e9 for name, found in results.items()}
     error = np.abs(plain - ours).max()
     print(
-        f"RPL, WideResNet-38, {size[0]} x {size[1]}, CPU, 2 threads, torch {torch.__version__}, {machine()}\n"
+        f"RPL, WideResNet-38, {size[0]} x {size[1]}, CPU, {threads} threads, torch {torch.__version__}, "
+        f"{machine()}\n"
     )
     print("| | plain | engine | ratio |\n|---|---|---|---|")
     ratio = seconds["engine"] / seconds["plain"]
@@ -262,6 +264,7 @@ def main() -> None:
     parser.add_argument("variant", nargs="?", default="engine")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, default=(720, 1280))
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--mode", default=None)
@@ -270,9 +273,9 @@ def main() -> None:
     given = parser.parse_args()
     size = (given.size[0], given.size[1])
     if given.what == "child":
-        child(given.variant, given.repeats, size, given.out)
+        child(given.variant, given.repeats, size, given.threads, given.out)
     elif given.what == "cpu":
-        cpu(given.repeats, size, given.rounds)
+        cpu(given.repeats, size, given.rounds, given.threads)
     else:
         cuda(size, given.images, given.mode, tuple(given.batches))
 

@@ -168,6 +168,7 @@ def convert_checkpoint(source: Path | str, target: Path | str, seed: int = 0) ->
     tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     with atomic_path(target) as temporary:
         save_file(tensors, str(temporary), metadata=metadata)
+        temporary.chmod(0o644)
     return metadata
 
 

@@ -195,6 +195,7 @@ def test_convert_writes_safetensors_with_the_sha256_of_the_source(tmp_path, netw
         assert stored.metadata() == metadata
     assert metadata["source_sha256"] == file_sha256(source)
     assert metadata["origin"] == "trained"
+    assert target.stat().st_mode & 0o044 == 0o044
     loaded = load_file(target)
     assert all(torch.equal(value, loaded[name]) for name, value in network.state_dict().items())
     image = torch.randn(1, 3, 24, 40)
