@@ -1,6 +1,6 @@
 """Images a second that `compose` writes, beside a plain formulation of the same rule in the same run.
 
-Usage: python benchmarks/compose.py [--count 600] [--workers 2] [--uses 1]
+Usage: python benchmarks/compose.py [--count 600] [--workers 2] [--uses 1 6]
 
 Scenes of 1024 x 2048 (Cityscapes' size, smoothed to its 2.2 MB a file) and object photos of 480 x 640 (COCO's size)
 are rendered into a temporary folder; composed images are 700 x 700. There is a photo for every image and a scene for
@@ -33,24 +33,28 @@ RENDERED = 24
 SMOOTHING = 0.6
 
 
-def write_sources(root: Path, scenes: int, objects: int) -> None:
-    """Render `RENDERED` scenes and photos; the others are the same files under other names."""
-    for index in range(min(scenes, RENDERED)):
+def render(root: Path) -> None:
+    """Render `RENDERED` scenes and photos."""
+    for index in range(RENDERED):
         frame = scene("train", index, size=(1024, 2048))
         smooth = np.asarray(cv2.GaussianBlur(frame.image, (0, 0), SMOOTHING), np.uint8)
         write_png(root / "inlier" / "images" / f"{index:03d}.png", smooth, 6)
         write_png(root / "inlier" / "labels" / f"{index:03d}.png", frame.label, 6)
-    for index in range(min(objects, RENDERED)):
         image, mask = outlier(index)
         (root / "outliers" / "images").mkdir(parents=True, exist_ok=True)
         resized = cv2.resize(image, (640, 480))
         Image.fromarray(resized).save(root / "outliers" / "images" / f"{index:03d}.jpg", quality=90)
         resized = cv2.resize(mask, (640, 480), interpolation=cv2.INTER_NEAREST)
         write_png(root / "outliers" / "masks" / f"{index:03d}.png", resized)
-    for part, count in (("inlier", scenes), ("outliers", objects)):
-        for path in sorted((root / part).glob("*/*")):
-            for index in range(int(path.stem) + RENDERED, count, RENDERED):
-                os.link(path, path.with_stem(f"{index:03d}"))
+
+
+def link(rendered: Path, root: Path, scenes: int, objects: int) -> None:
+    """Link the rendered files under as many names as there shall be scenes and photos."""
+    for path in sorted(rendered.glob("*/*/*")):
+        part = root / path.parent.relative_to(rendered)
+        part.mkdir(parents=True, exist_ok=True)
+        for index in range(int(path.stem), scenes if "inlier" in part.parts else objects, RENDERED):
+            os.link(path, part / f"{index:03d}{path.suffix}")
 
 
 def processor_seconds() -> float:
@@ -94,30 +98,37 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--uses", type=int, default=1)
+    parser.add_argument("--uses", type=int, nargs="+", default=[1])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_sources(root, max(arguments.count // arguments.uses, 1), arguments.count)
-        rates, processor = {}, {}
-        for rule in ("improved", "rpl"):
-            config = ComposeConfig(rule=rule, count=arguments.count, size=SIZE, workers=arguments.workers)
-            start, used = time.perf_counter(), processor_seconds()
-            compose(config, 0, root / "inlier", root / "outliers", root / rule)
-            rates[rule] = arguments.count / (time.perf_counter() - start)
-            processor[rule] = 1000 * (processor_seconds() - used) / arguments.count
-        count = max(arguments.count // 30, 8)
+        render(Path(folder) / "rendered")
+        for uses in arguments.uses:
+            root = Path(folder) / f"uses{uses}"
+            link(Path(folder) / "rendered", root, max(arguments.count // uses, 1), arguments.count)
+            print(json.dumps(measure(root, uses, arguments.count, arguments.workers), indent=2), flush=True)
+
+
+def measure(root: Path, uses: int, count: int, workers: int) -> dict[str, object]:
+    """Compose by both rules and by the reference."""
+    rates, processor = {}, {}
+    for rule in ("improved", "rpl"):
+        config = ComposeConfig(rule=rule, count=count, size=SIZE, workers=workers)
         start, used = time.perf_counter(), processor_seconds()
-        plain(root, root / "plain", count)
-        rates["plain_one_process"] = count / (time.perf_counter() - start)
-        processor["plain_one_process"] = 1000 * (processor_seconds() - used) / count
-    report = {
+        compose(config, 0, root / "inlier", root / "outliers", root / rule)
+        rates[rule] = count / (time.perf_counter() - start)
+        processor[rule] = 1000 * (processor_seconds() - used) / count
+    few = max(count // 30, 8)
+    start, used = time.perf_counter(), processor_seconds()
+    plain(root, root / "plain", few)
+    rates["plain_one_process"] = few / (time.perf_counter() - start)
+    processor["plain_one_process"] = 1000 * (processor_seconds() - used) / few
+    return {
+        "uses_of_a_scene": uses,
         "images_per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "processor_ms_per_image": {name: round(value, 1) for name, value in processor.items()},
         "ratio": round(rates["improved"] / rates["plain_one_process"], 2),
         "ratio_of_processor_time": round(processor["plain_one_process"] / processor["improved"], 2),
     }
-    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
