@@ -152,9 +152,10 @@ def test_missing_damaged_and_foreign_checkpoints_are_refused(scorer, tmp_path):
         CheckpointError, match=r"of another shape: final\.\d\.weight \(5, 8, 1, 1\) instead of \(7, 8, 1, 1\)"
     ):
         load_scorer(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no scorer's config"):
-        load_scorer(tmp_path)
+    for text in ("{", "[]", json.dumps(config | {"num_classes": -1}), json.dumps(config | {"format": 9})):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="no scorer's config"):
+            load_scorer(tmp_path)
 
 
 def test_unknown_architecture_and_option_are_refused():
