@@ -79,7 +79,7 @@ def main(
 ) -> None:
     """Train everything and write the released model."""
     try:
-        params = parameters(profile, inlier, outliers, _named(benchmark or []), set_ or [])
+        params = parameters(profile, inlier, outliers, named(benchmark or []), set_ or [])
         work.mkdir(parents=True, exist_ok=True)
         atomic_write_text(work / "params.yaml", render_params(params))
         started = time.perf_counter()
@@ -116,8 +116,7 @@ def parameters(
         sets = content["benchmark"]["sets"]
         content["benchmark"]["sets"] = {name: one for name, one in sets.items() if name in benchmarks}
     for change in changes:
-        key, _, value = change.partition("=")
-        _assign(content, key.split("."), YAML(typ="safe", pure=True).load(value))
+        assign(content, change)
     return check_params(content, f"profile {profile}")
 
 
@@ -164,14 +163,18 @@ def _report(work: Path, params: Params, to: Path) -> None:
     )
 
 
-def _named(texts: list[str]) -> dict[str, Path]:
+def named(texts: list[str]) -> dict[str, Path]:
+    """Read ``NAME=FOLDER`` texts."""
     return {name: Path(folder) for name, _, folder in (text.partition("=") for text in texts)}
 
 
-def _assign(content: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        content = content.setdefault(key, {})
-    content[keys[-1]] = value
+def assign(content: dict[str, Any], change: str) -> None:
+    """Set what ``KEY=VALUE`` says, the key dotted and the value YAML."""
+    key, _, value = change.partition("=")
+    *path, last = key.split(".")
+    for part in path:
+        content = content.setdefault(part, {})
+    content[last] = YAML(typ="safe", pure=True).load(value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""Measure a trained cascade, or the released one, on labelled evaluation sets: score, detect and evaluate by one command.
+
+Usage: python -m pipeline.measure --benchmark NAME=FOLDER [--benchmark NAME=FOLDER ...] [--models FOLDER]
+
+NAME is a set of the model's parameters or a published set (`AnomalyTrack`, `ObstacleTrack`, ...); any other name is
+a folder with `images/` and `labels/` (0, 1, 255), whose reading `--set benchmark.sets.NAME.KEY=VALUE` changes.
+Everything is written below `--work`: metrics.json, eval/, plots/, data/predictions/ and report/index.html. Nothing is
+trained, and the project's own data and results are not touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anomdino.benchmarks import REGISTRY
+from anomdino.config.params import Params, check_params, load_params, render_params
+from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.io.atomic import atomic_write_text
+from pipeline import _stage
+from pipeline.release import Step, assign, named, run_together
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    benchmark: Annotated[list[str], typer.Option(help="NAME=FOLDER, in the set's native layout.")],
+    models: Annotated[
+        Path | None, typer.Option(help="Trained models; default: data/models, else the released model.")
+    ] = None,
+    params: Annotated[Path | None, typer.Option(help="Parameter file of the models.")] = None,
+    work: Annotated[Path, typer.Option(help="Where the stages run and write.")] = Path("out/measure"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE that differs from the models' parameters.")
+    ] = None,
+) -> None:
+    """Score, detect and evaluate; the report shows every image."""
+    from anomdino.cascade import find_models
+
+    try:
+        folder, file = find_models(models, params)
+        chosen = parameters(load_params(file), named(benchmark), set_ or [])
+        work.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(work / "params.yaml", render_params(chosen))
+        shutil.copytree(folder, work / _stage.MODELS, dirs_exist_ok=True)
+        for step in steps(list(chosen.benchmark.sets)):
+            run_together([step], work)
+    except AnomdinoError as error:
+        typer.echo(f"measure failed. {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    typer.echo(f"measure: {work / 'metrics.json'}, {work / 'report' / 'index.html'}")
+
+
+def steps(benchmarks: list[str]) -> list[Step]:
+    """Give the stages in order."""
+    each = [Step(stage, ("benchmark", name)) for name in benchmarks for stage in ("score", "detect")]
+    return [Step("download"), *each, Step("evaluate")]
+
+
+def parameters(base: Params, benchmarks: dict[str, Path], changes: list[str]) -> Params:
+    """Give the models' parameters with these evaluation sets in place of their own.
+
+    Raises:
+        ConfigError: A folder is missing, or the result is not valid.
+    """
+    missing = [f"{name}={folder}" for name, folder in benchmarks.items() if not folder.is_dir()]
+    if missing:
+        raise ConfigError("--benchmark", f"{', '.join(missing)} is no folder", "write NAME=FOLDER")
+    content = base.model_dump(mode="json")
+    content["data"]["source"] = "folder"
+    folders = {name: str(folder.resolve()) for name, folder in benchmarks.items()}
+    content["data"]["folder"] = {"inlier": "", "outliers": "", "weights": "", "benchmarks": folders}
+    known = content["benchmark"]["sets"]
+    content["benchmark"]["sets"] = {
+        name: known.get(name, {"entry": name} if name in REGISTRY else {"layout": "folder"})
+        | {"root": str(_stage.BENCHMARKS / name)}
+        for name in benchmarks
+    }
+    for change in changes:
+        assign(content, change)
+    return check_params(content, "--set")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,68 @@
+"""Measuring the released model on a user's sets by one command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from anomdino.config.params import Params, profile_params
+from anomdino.errors import ConfigError
+from anomdino.io.images import write_png
+from anomdino.release import released_folder
+from pipeline.measure import app, parameters, steps
+
+
+def test_sets_are_those_of_the_command_line(tmp_path):
+    base = profile_params("light")
+    folders = dict.fromkeys(["ObstacleTrack", "FishyLAFAnomaly", "mine"], tmp_path)
+    params = parameters(base, folders, ["benchmark.sets.mine.min_gt=7", "device=cpu"])
+    sets = params.benchmark.sets
+    assert list(sets) == list(folders)
+    assert sets["ObstacleTrack"].layout == base.benchmark.sets["ObstacleTrack"].layout
+    assert sets["FishyLAFAnomaly"].entry == "FishyLAFAnomaly"
+    assert (sets["mine"].layout, sets["mine"].min_gt) == ("folder", 7)
+    assert {str(one.root) for one in sets.values()} == {f"data/val/{name}" for name in folders}
+    assert params.data.folder.benchmarks == {name: str(tmp_path.resolve()) for name in folders}
+    assert params.device == "cpu"
+    assert params.score.widths == base.score.widths
+    with pytest.raises(ConfigError, match="x=.*nothing is no folder"):
+        parameters(Params(), {"x": tmp_path / "nothing"}, [])
+
+
+def test_stages_never_train():
+    names = [step.name for step in steps(["a", "b"])]
+    assert names == [
+        "download",
+        "score benchmark a",
+        "detect benchmark a",
+        "score benchmark b",
+        "detect benchmark b",
+        "evaluate",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(released_folder() is None, reason="this checkout carries no released model")
+def test_the_released_model_is_measured_and_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for key in ("a", "b"):
+        label = np.zeros((96, 160), np.uint8)
+        label[50:80, 60:100] = 1
+        photo = np.where(label[..., None] == 1, rng.integers(0, 256, 3), 110).astype(np.uint8)
+        write_png(tmp_path / f"set/images/{key}.png", photo)
+        write_png(tmp_path / f"set/labels/{key}.png", label)
+    result = CliRunner().invoke(
+        app,
+        ["--benchmark", "mine=set", "--work", "out", "--set", "score.widths=[160]", "--set", "device=cpu"],
+    )
+    assert result.exit_code == 0, result.output
+    block = json.loads((tmp_path / "out/metrics.json").read_text())["mine"]
+    assert block["images"] == 2
+    assert set(block) >= {"raw", "hard", "soft", "boost", "fused", "mask", "detector"}
+    assert (tmp_path / "out/report/index.html").is_file()
+    assert not (tmp_path / "data").exists()
+    assert json.loads((tmp_path / "out/data/models/rpl/config.json").read_text())
