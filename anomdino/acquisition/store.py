@@ -21,6 +21,10 @@ from anomdino.io.atomic import atomic_write_json
 log = logging.getLogger(__name__)
 
 RECORDED = Path("downloads.lock.json")
+QUOTA_HELP = (
+    "; while Google refuses it: log in, make a copy of the file in your own Drive and download that, "
+    "or come back in a day (a begun download is continued)"
+)
 
 
 @dataclass
@@ -142,7 +146,7 @@ class Store:
         raise DataError(
             file.name,
             f"could not be had from any of its {len(reasons)} sources:\n  {listed}",
-            self.manual(file),
+            self.manual(file) + (QUOTA_HELP if "quota" in listed else ""),
         )
 
     def manual(self, file: RegisteredFile) -> str:

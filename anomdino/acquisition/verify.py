@@ -128,7 +128,7 @@ def describe_page(head: bytes) -> str:
         return ""
     text = start.decode("utf-8", "replace")
     if "too many users" in text or "quota exceeded" in text or "download quota" in text:
-        return "Google Drive's page that says that the download quota of this file is used up"
+        return "Google Drive's page that says that the download quota of this file is used up for now"
     if "virus scan warning" in text or "download-form" in text or "can't scan this file" in text:
         return "Google Drive's page that asks for consent, as it cannot scan large files for viruses"
     if "accounts.google.com" in text or "servicelogin" in text:

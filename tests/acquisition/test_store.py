@@ -272,6 +272,7 @@ class TestDrive:
         assert "https://drive.google.com/file/d/ID/view" in text
         assert "weights.pth" in text
         assert "--from-dir" in text
+        assert "make a copy" in text
         assert not (store.folder / "weights.pth").exists()
 
     def test_a_quota_page_after_the_consent(self, shelf, store):
