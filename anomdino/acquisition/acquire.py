@@ -16,7 +16,7 @@ from anomdino.acquisition.normalise import NORMALISERS
 from anomdino.acquisition.registry import RegisteredFile, RegisteredItem, Registry, load_registry
 from anomdino.acquisition.report import missing_screen
 from anomdino.acquisition.sources import address_of, local_path, unreachable
-from anomdino.acquisition.space import disk_errors
+from anomdino.acquisition.space import disk_errors, in_words, require_space
 from anomdino.acquisition.staging import merge_tree, remove_tree, scratch_folder, staged_folder
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
@@ -92,6 +92,7 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
     with disk_errors(store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, config.items, store, config.offline)
         require_possible(registry, plans, store, config.offline)
+        require_room(registry, plans, store)
         for one in plans:
             counts.update(get_item(registry, one, store, out, config.keep_unpacked))
     return dict(counts)
@@ -124,6 +125,7 @@ def fetch_items(
     with disk_errors(into or store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, names, store, config.offline)
         require_possible(registry, plans, store, config.offline)
+        require_room(registry, plans, store)
         for one in plans:
             if into is None:
                 stored = [store.get(registry.files[file], one.name) for file in one.files]
@@ -188,6 +190,28 @@ def require_possible(registry: Registry, plans: list[Plan], store: Store, offlin
             missing_screen(registry, names, ready, store, faults, offline),
             "then run again (`anomdino data list` shows every item, `anomdino data get NAME` gets one)",
         )
+
+
+def require_room(registry: Registry, plans: list[Plan], store: Store) -> None:
+    """Check before the first byte that there is room for all downloads and for their unpacked content.
+
+    An archive of pictures unpacks to about its own size. Files of unknown size are not counted; each transfer and each
+    unpacking checks again with what is known then.
+
+    Raises:
+        DiskError: There is too little space.
+    """
+    files = {file: state for one in plans for file, state in one.files.items()}
+    picked = {file for one in plans for file in one.item.pick}
+    downloads = sum(
+        max((registry.files[file].expected_size or 0) - store.begun(registry.files[file]), 0)
+        for file, state in files.items()
+        if state == "online"
+    )
+    archives = [registry.files[file] for file in files if file not in picked]
+    unpacked = sum(file.expected_size or 0 for file in archives if file.archive)
+    what = f"getting {in_words(downloads)} and unpacking {in_words(unpacked)}"
+    require_space(store.folder, downloads + unpacked, what)
 
 
 def get_item(

@@ -51,6 +51,11 @@ class Store:
         """Give the final path of a file."""
         return self.folder / file.name
 
+    def begun(self, file: RegisteredFile) -> int:
+        """Give the bytes of a file that an interrupted download left."""
+        part = part_of(self.path(file))
+        return part.stat().st_size if part.is_file() else 0
+
     def has(self, file: RegisteredFile) -> bool:
         """Whether the file is there, as it was when it was verified."""
         path = self.path(file)

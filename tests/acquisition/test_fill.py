@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import acquisition_miniature as miniature
 import numpy as np
@@ -22,6 +23,7 @@ from anomdino.acquisition.acquire import acquire, plan, store_of
 from anomdino.acquisition.fill import fill
 from anomdino.acquisition.locking import exclusive
 from anomdino.acquisition.registry import load_registry
+from anomdino.acquisition.space import RESERVE
 from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
 from anomdino.config.data import DataConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
@@ -410,6 +412,23 @@ class TestRegistry:
         with pytest.raises(DataError, match="rpl_corocl"):
             acquire(RegistryConfig(downloads="store"), tmp_path / "out", registry)
         assert not any(page.requests for page in pages)
+
+    def test_too_little_room_for_all_of_it_is_found_before_the_first_byte(self, shelf, tmp_path, monkeypatch):
+        registry = miniature.miniature_registry(shelf.address, size=1_000_000, about=None)
+        pages = [
+            shelf.put(f"/{registry.files[file].name}", content)
+            for file, content in miniature.published_files().items()
+        ]
+        files = [registry.files[one] for name in PAPER_ITEMS for one in registry.item(name).bundles[0]]
+        unpacked = sum(file.archive for file in files) - len(registry.item("coco_outliers").pick)
+        needed = 1_000_000 * (len(files) + unpacked)
+        for free, enough in ((needed - 1, False), (needed, True)):
+            usage = SimpleNamespace(free=free + RESERVE)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+            config = RegistryConfig(downloads="store")
+            with pytest.raises(DataError if enough else DiskError):
+                acquire(config, tmp_path / "out", registry)
+            assert any(page.requests for page in pages) == enough
 
     def test_everything_over_http(self, shelf, tmp_path):
         registry = miniature.miniature_registry(shelf.address)
