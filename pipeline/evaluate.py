@@ -33,9 +33,11 @@ def evaluate() -> None:
     from anomdino.adt.store import load_adt
     from anomdino.evaluation import EvaluationSettings, write_metric_tables, write_metrics, write_plots
     from anomdino.evaluation.console import print_summary
+    from anomdino.evaluation.memory import share_one_heap
     from anomdino.seeding import seed_everything
 
     with _stage.stage("evaluate", "benchmark") as params:
+        share_one_heap()
         seed_everything(params.seed)
         config, model = params.benchmark, load_adt(_stage.ADT)
         settings = EvaluationSettings(

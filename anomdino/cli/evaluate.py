@@ -42,8 +42,10 @@ def evaluate(
         write_results,
     )
     from anomdino.evaluation.console import print_summary
+    from anomdino.evaluation.memory import share_one_heap
     from anomdino.evaluation.opening import find_benchmark
 
+    share_one_heap()
     opened = find_benchmark(benchmark, root, split, labels, params)
     source = ScoreFolder(scores, name, masks)
     source.require(opened.samples)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.benchmarks import Sample
+from anomdino.evaluation.memory import FreedMemory
 from anomdino.evaluation.result import BenchmarkResult
 from anomdino.evaluation.sources import OutputSource, Prediction
 from anomdino.progress import track
@@ -41,8 +42,11 @@ def loaded_frames(
     def load(sample: Sample) -> LoadedFrame:
         return LoadedFrame(sample, benchmark.read_label(sample), source.predictions(sample))
 
+    freed = FreedMemory()
     if workers < 2:
-        yield from map(load, track(samples, f"{benchmark.name}: {what}"))
+        for sample in track(samples, f"{benchmark.name}: {what}"):
+            yield load(sample)
+            freed.give_back()
         return
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(load, samples[0]) if samples else None
@@ -52,3 +56,5 @@ def loaded_frames(
             if index + 1 < len(samples):
                 coming = pool.submit(load, samples[index + 1])
             yield frame
+            del frame
+            freed.give_back()

@@ -9,6 +9,7 @@ from typing import Any
 from anomdino.benchmarks import Benchmark
 from anomdino.evaluation.bootstrap import PIXEL_NAMES
 from anomdino.evaluation.groups import BANDS, SIZES
+from anomdino.evaluation.memory import FreedMemory
 from anomdino.evaluation.result import OWN_MASK, BenchmarkResult
 from anomdino.evaluation.summary import (
     benchmark_metrics,
@@ -102,7 +103,9 @@ def build_report(
 
 
 def _scores(result: BenchmarkResult, predictions: Path) -> Iterator[Any]:
+    freed = FreedMemory()
     for key in result.keys:
+        freed.give_back()
         yield read_score(predictions / result.benchmark.name / "score" / f"{key}.npz")
 
 
@@ -160,7 +163,9 @@ def _entries(
     components = {row["key"]: row for row in result.rows_of(own)}
     pixels = {row["key"]: row for row in result.rows_of(scored)}
     samples = [sample for sample in benchmark.samples if sample.key in components]
+    freed = FreedMemory()
     for sample in track(samples, f"{benchmark.name}: report"):
+        freed.give_back()
         where, row = predictions / benchmark.name, components[sample.key]
         yield ImageEntry(
             benchmark=benchmark.name,
