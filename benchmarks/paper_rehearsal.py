@@ -497,23 +497,38 @@ def table(options: argparse.Namespace) -> None:
         "`python benchmarks/paper_rehearsal.py measure` took from the real stages, times the counts of the data."
     )
     print("Printed by `python benchmarks/paper_rehearsal.py table`. Nobody has run the whole profile.\n")
+    print(
+        "`extrapolated`: computed from a measurement of a part, see the notes below the table. `not measured, CPU's`:"
+    )
+    print(
+        f"the time is that of {runs[0]['device']}, which is an upper bound where the stage can use the GPU.\n"
+    )
     for number, run in enumerate(runs):
+        gpu = number > 0
         print(f"## {run['device']}\n")
-        print(
-            "| stage | work | a unit | in all | known by | memory | GPU memory | disk |\n"
-            "|---|---|---:|---:|---|---:|---:|---:|"
-        )
+        print(f"| stage | work | a unit | in all | time | memory |{' GPU memory |' if gpu else ''} disk |")
+        print(f"|---|---|---:|---:|---|---:|{'---:|' if gpu else ''}---:|")
         own = {one["stage"]: Unit(**one) for one in run["units"]}
         total, disk = 0.0, 0.0
         for stage, reference in first.items():
             unit = own.get(stage, reference)
             count, words = work[stage]
             seconds = unit.once + unit.each * count
-            total += 0 if stage == "train_rpl" else seconds
             left = reference.disk_once + reference.disk * count
+            total += 0 if stage == "train_rpl" else seconds
             disk += 0 if stage in {"train_rpl", "download: unpack"} else left
-            basis = unit.basis if stage in own else f"not measured; that of {runs[0]['device']}"
-            print(row(unit, count, words, seconds, basis, left, stage in own, number > 0))
+            each = f"{1e9 * unit.each:.2f} s/GB" if unit.item == "byte" else duration(unit.each)
+            item = "" if unit.item == "byte" else f" / {unit.item}"
+            basis = unit.basis if stage in own else "not measured, CPU's"
+            cells = [
+                f"`{stage}`",
+                words,
+                each + item,
+                duration(seconds),
+                basis,
+                *memory(unit, reference, gpu),
+            ]
+            print(f"| {' | '.join([*cells, in_words(int(left)) if left else '-'])} |")
         print(f"\nIn all without `train_rpl`: {duration(total)}, {in_words(int(disk))} of disk", end="")
         print(f" and {in_words(int(work['download: unpack'][0]))} more while unpacking. ", end="")
         print(
@@ -525,20 +540,16 @@ def table(options: argparse.Namespace) -> None:
         print()
 
 
-def row(
-    unit: Unit, count: float, words: str, seconds: float, basis: str, disk: float, own: bool, gpu: bool
-) -> str:
-    """Write a line of the table."""
-    each = f"{1e9 * unit.each:.2f} s/GB" if unit.item == "byte" else f"{duration(unit.each)} / {unit.item}"
-    unknown = "not measured" if gpu else "-"
-    memory = in_words(unit.resident) if own and unit.resident else unknown
-    cuda = in_words(unit.cuda) if own and unit.cuda else unknown
-    if gpu and unit.stage.startswith(("download", "compose", "score_view", "evaluate")):
-        cuda = "-"
-    kept = in_words(int(disk)) if disk else "-"
-    return (
-        f"| `{unit.stage}` | {words} | {each} | {duration(seconds)} | {basis} | {memory} | {cuda} | {kept} |"
+def memory(unit: Unit, reference: Unit, gpu: bool) -> list[str]:
+    """Give the cells of the peak memory, and of the GPU's; stages without a network take the same anywhere."""
+    without_network = unit.stage.startswith(("download", "compose", "score_view", "evaluate"))
+    resident = (
+        reference.resident if without_network else unit.resident if unit is not reference or not gpu else 0
     )
+    cells = [in_words(resident) if resident else "not measured"]
+    if gpu:
+        cells.append("-" if without_network else in_words(unit.cuda) if unit.cuda else "not measured")
+    return cells
 
 
 def duration(seconds: float) -> str:
