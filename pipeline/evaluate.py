@@ -57,7 +57,7 @@ def evaluate() -> None:
         metrics = write_metrics(METRICS, results, params.seed, closed_set_quality())
         write_metric_tables(METRIC_TABLES, metrics)
         if config.save_predictions:
-            write_report(results, params.seed)
+            write_report(results, params.seed, settings.box_score)
         print_summary(metrics)
         _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
 
@@ -90,8 +90,8 @@ def evaluate_one(
     return result
 
 
-def write_report(results: list[BenchmarkResult], seed: int) -> None:
-    """Write the page that shows every image."""
+def write_report(results: list[BenchmarkResult], seed: int, box_score: float) -> None:
+    """Write the page that shows every image and the boxes that ADT-Net used."""
     from anomdino.io.boxes import read_box_results
     from anomdino.report.build import build_report
 
@@ -102,7 +102,7 @@ def write_report(results: list[BenchmarkResult], seed: int) -> None:
         for result in results
     }
     facts = {"seed": seed, "images": sum(len(result.keys) for result in results)}
-    page = build_report(REPORT, results, _stage.PREDICTIONS, boxes, facts)
+    page = build_report(REPORT, results, _stage.PREDICTIONS, boxes, facts, box_score)
     _stage.log.info("report: %s (%.1f MB)", page, page.stat().st_size / 1e6)
 
 

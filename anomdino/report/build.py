@@ -70,6 +70,7 @@ def build_report(
     predictions: Path,
     boxes: Mapping[str, Mapping[str, Boxes]],
     facts: Mapping[str, object],
+    box_score: float = 0.0,
 ) -> Path:
     """Write the report of an evaluation; one image is in memory at a time.
 
@@ -79,6 +80,7 @@ def build_report(
         predictions: Folder with ``<benchmark>/{score,mask}/`` (:func:`anomdino.evaluation.write_prediction`).
         boxes: Boxes by benchmark and key; a benchmark or key may be missing.
         facts: Short facts under the heading.
+        box_score: Boxes with at least this confidence are drawn.
 
     Returns:
         The page.
@@ -87,18 +89,20 @@ def build_report(
     span = common_range((score for result in results for score in _scores(result, predictions)), 0, 100)
     span = ScoreRange(span.low, span.high, "final score")
     for result in results:
-        for entry in _entries(result, predictions, boxes.get(result.benchmark.name, {}), span):
+        found = boxes.get(result.benchmark.name, {})
+        kept = {key: one.kept(box_score) for key, one in found.items()}
+        for entry in _entries(result, predictions, kept, span):
             writer.add(entry)
     return writer.finish(
         "AnomDINO: where it finds anomalies, and where it fails",
         facts,
         [table for result in results for table in _tables(result)],
         _plots(results),
-        published_for({result.benchmark.layout for result in results}),
         summary_note="Percent; an interval below a value is 95 % over resampled images. Component numbers of the score "
         f"outputs are taken at the threshold of best pixel F1 on the evaluated labels, as SMIYC does; {OWN_MASK} is the "
         "mask at ADT-Net's own thresholds, which no evaluation label has touched.",
         mask_name="ADT-Net",
+        boxes_name=f"boxes with a confidence of at least {box_score:g}",
     )
 
 
@@ -194,6 +198,7 @@ def _tables(result: BenchmarkResult) -> Iterator[Table]:
         rows=outputs,
         intervals=result.intervals,
         reasons={output: row.get("reasons", {}) for output, row in outputs.items()},
+        published=published_for({result.benchmark.layout}),
     )
     yield from _group_tables(result)
     if result.detector is not None:

@@ -56,6 +56,7 @@ class Table:
         row_name: Heading of the first column.
         intervals: 95 % intervals, ``{row name: {column key: (low, high)}}``.
         reasons: Why a value is missing, ``{row name: {column key: text}}``.
+        published: Published results, shown in a column of their own beside the table.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Table:
     row_name: str = "output"
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     reasons: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    published: Sequence[PublishedTable] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +155,9 @@ class ReportWriter:
         facts: Mapping[str, object],
         tables: Sequence[Table],
         plots: Sequence[str],
-        published: Sequence[PublishedTable] = (),
         summary_note: str = "",
         mask_name: str = "ADT-Net",
+        boxes_name: str = "boxes",
     ) -> Path:
         """Write the page and return its path.
 
@@ -164,9 +166,9 @@ class ReportWriter:
             facts: Short facts under the heading, such as seed and number of images.
             tables: Metrics, best values are set in bold.
             plots: SVG elements (:func:`anomdino.report.curves.curve_svg`).
-            published: Tables of published numbers.
             summary_note: One sentence on protocol above the tables.
             mask_name: What made the masks.
+            boxes_name: What the boxes are.
         """
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -177,11 +179,11 @@ class ReportWriter:
             title=title,
             facts=facts,
             tables=[_rendered(table) for table in tables],
-            published=published,
             plots=plots,
             sets=sorted({str(entry["set"]) for entry in self._entries}),
             summary_note=summary_note,
             mask_name=mask_name,
+            boxes_name=boxes_name,
             scripts=self._scripts,
             css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
             javascript=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
@@ -262,6 +264,7 @@ def _rendered(table: Table) -> dict[str, Any]:
         "row_name": table.row_name,
         "columns": columns,
         "rows": rows,
+        "published": table.published,
     }
 
 

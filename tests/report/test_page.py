@@ -51,9 +51,10 @@ def write(folder, count, clean=()):
         {"raw": {"ap": 0.5, "fpr95": None}, "fused": {"ap": 0.75, "fpr95": 0.1}},
         intervals={"fused": {"ap": (0.7, 0.8)}},
         reasons={"raw": {"fpr95": "one class only"}},
+        published=published_for({"smiyc_anomaly_track"}),
     )
     svg = curve_svg("ROC", {"raw": Curve([0.1, 1], [0.5, 1])}, "FPR", "TPR", x_log=True)
-    return writer.finish("Demo", {"seed": 0}, [table], [svg], published_for({"smiyc_anomaly_track"}))
+    return writer.finish("Demo", {"seed": 0}, [table], [svg])
 
 
 def test_page_is_self_contained_and_the_same_twice(tmp_path):
