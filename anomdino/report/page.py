@@ -265,6 +265,7 @@ def _rendered(table: Table) -> dict[str, Any]:
         "columns": columns,
         "rows": rows,
         "published": table.published,
+        "lead": bool(table.intervals),
     }
 
 

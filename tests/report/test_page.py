@@ -168,3 +168,30 @@ def test_in_a_browser(browser, tmp_path, count):
     wait_for(lambda: not browser.execute_script("return document.getElementById('viewer').open"))
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
+
+
+@pytest.mark.slow
+def test_dark_and_narrow(browser, tmp_path):
+    browser.get(write(tmp_path / "r", 3).as_uri())
+
+    def paper():
+        colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return sum(int(part) for part in colour[4:-1].split(",")) / 3
+
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    assert paper() < 60
+    browser.find_element("id", "theme").click()
+    assert paper() > 200
+    browser.find_element("id", "theme").click()
+    assert paper() < 60
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    size = {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
+        widest = "return Math.max(...[...document.querySelectorAll('.scroll')].map((e) => e.offsetWidth))"
+        assert browser.execute_script(widest) <= 380
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
