@@ -43,7 +43,7 @@
     const data = await load(entry);
     const { width, height, score, marks } = data;
     canvas.width = width; canvas.height = height;
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(data.photo, 0, 0);
     const frame = context.getImageData(0, 0, width, height), p = frame.data;
     const level = Number(slider.value);
