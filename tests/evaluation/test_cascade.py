@@ -67,7 +67,8 @@ def test_every_output_and_the_mask_is_reported(cascade, tmp_path):
     assert block["clean_images"] == 1
     assert block["detector"]["pixels_in_boxes"] == pytest.approx(2 / 3, abs=1e-6)
     assert block["detector"]["objects_in_boxes"] == pytest.approx(2 / 3, abs=1e-6)
-    assert 0 < block["detector"]["AR100"] < 1
+    assert 0 < block["detector"]["AR1"] <= block["detector"]["AR10"] <= block["detector"]["AR100"] < 1
+    assert block["detector"]["boxes_per_clean_image"] == 1  # of the two on the frame f2, one is sure
 
 
 def test_without_boxes_the_fused_score_ranks_as_the_raw_one(cascade):
