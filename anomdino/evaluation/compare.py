@@ -14,6 +14,7 @@ import numpy as np
 
 from anomdino.errors import DataError
 from anomdino.evaluation.bootstrap import (
+    PIXEL_NAMES,
     ImageHistograms,
     component_values,
     pixel_values,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PREDICTIONS = Path("data/predictions")
 Values = Mapping[str, Any]
 _CHANGES = ("ap", "iou")
+_RESOLUTION = 5e-4  # what other bins of the same scores can change
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,12 @@ def _paired(one: _Run, two: _Run, output: str, options: _Options) -> dict[str, A
     return {
         "images": len(keys),
         "metrics": {
-            name: _difference(float(plain[0][name][0]), float(plain[1][name][0]), draws[name])
+            name: _difference(
+                float(plain[0][name][0]),
+                float(plain[1][name][0]),
+                draws[name],
+                _RESOLUTION if name in PIXEL_NAMES else 0.0,
+            )
             for name in names
         },
         "changed_most": changes[: options.images],
@@ -145,7 +152,7 @@ class _Side:
         return pixel if self.counts is None else pixel | component_values(self.counts, weights)
 
 
-def _difference(first: float, second: float, draws: list[Any]) -> dict[str, Any]:
+def _difference(first: float, second: float, draws: list[Any], resolution: float) -> dict[str, Any]:
     values = np.concatenate(draws) if draws else np.zeros(0)
     values = values[np.isfinite(values)]
     known = bool(np.isfinite(first) and np.isfinite(second))
@@ -156,7 +163,7 @@ def _difference(first: float, second: float, draws: list[Any]) -> dict[str, Any]
         "difference": second - first if known else None,
         "low": span[0] if span else None,
         "high": span[1] if span else None,
-        "significant": bool(span and (span[0] > 0 or span[1] < 0)),
+        "significant": bool(span and (span[0] > resolution or span[1] < -resolution)),
     }
 
 

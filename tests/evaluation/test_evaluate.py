@@ -392,3 +392,11 @@ def test_a_failing_writer_stops_the_evaluation(world):
 
     with pytest.raises(OSError, match="disk full"):
         evaluate_benchmark(opened(world), ScoreFolder(world[0] / "scores"), EvaluationSettings(), save)
+
+
+def test_other_bins_of_the_same_scores_are_no_difference(world):
+    for name, bins in (("one", 1024), ("two", 700)):
+        write_results(world[0] / name, evaluated(world, histogram_bins=bins))
+    metrics = compare_runs(str(world[0] / "one"), str(world[0] / "two"))["mine"]["score"]["metrics"]
+    assert abs(metrics["AP"]["difference"]) < 5e-3
+    assert not any(metrics[name]["significant"] for name in metrics)
