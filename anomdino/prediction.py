@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.adt.fusion import FusionRule
+from anomdino.adt.model import LOW, SPAN
 from anomdino.cascade import Cascade, Prediction
 from anomdino.errors import AnomdinoError, DataError, DiskError
 from anomdino.io.atomic import atomic_write_bytes, atomic_write_json
@@ -25,6 +26,8 @@ from anomdino.progress import track
 from anomdino.viz.overlay import ScoreRange, draw_overlay
 
 log = logging.getLogger(__name__)
+
+THRESHOLDS = ScoreRange(LOW, LOW + SPAN, "threshold on S_n")
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,13 @@ class PredictionWriter:
         folder: Output folder with ``score/``, ``mask/``, ``boxes/`` and ``overlay/``.
         rule: Rule of the final score, for captions.
         overlay: Write pictures.
+        thresholds: Write ADT-Net's threshold of each pixel as a map and a picture, ``threshold/``.
     """
 
-    def __init__(self, folder: Path, rule: FusionRule, overlay: bool = True) -> None:
-        self.folder, self.rule, self.overlay = folder, rule, overlay
+    def __init__(
+        self, folder: Path, rule: FusionRule, overlay: bool = True, thresholds: bool = False
+    ) -> None:
+        self.folder, self.rule, self.overlay, self.thresholds = folder, rule, overlay, thresholds
         top = 1.0 if rule.output in {"hard", "soft"} else 1.0 + rule.b
         self.span = ScoreRange(0.0, top, f"{rule.output} score")
 
@@ -126,6 +132,9 @@ class PredictionWriter:
         atomic_write_json(self.folder / "boxes" / f"{key}.json", line)
         if self.overlay:
             self._write_overlay(key, image, prediction)
+        if self.thresholds:
+            write_score(self.folder / "threshold" / f"{key}.npz", prediction.threshold)
+            self._write_picture("threshold", key, image, prediction, prediction.threshold, THRESHOLDS)
         return line
 
     def _write_overlay(self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction) -> None:
@@ -133,15 +142,26 @@ class PredictionWriter:
         if self.rule.output == "raw":
             low, high = np.percentile(prediction.score, [2, 99.8])
             span = ScoreRange(float(low), float(high), "raw, 2 - 99.8 %")
+        self._write_picture("overlay", key, image, prediction, prediction.score, span)
+
+    def _write_picture(
+        self,
+        kind: str,
+        key: str,
+        image: npt.NDArray[np.uint8],
+        prediction: Prediction,
+        heat: npt.NDArray[np.float32],
+        span: ScoreRange,
+    ) -> None:
         picture = draw_overlay(
-            image, prediction.score, span, boxes=prediction.boxes, mask=prediction.mask, title=Path(key).name
+            image, heat, span, boxes=prediction.boxes, mask=prediction.mask, title=Path(key).name
         )
         good, encoded = cv2.imencode(
             ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92]
         )
         if not good:
-            raise DataError(key, "its overlay could not be encoded", "")
-        atomic_write_bytes(self.folder / "overlay" / f"{key}.jpg", encoded.tobytes())
+            raise DataError(key, f"its {kind} could not be encoded", "")
+        atomic_write_bytes(self.folder / kind / f"{key}.jpg", encoded.tobytes())
 
 
 def predict_all(

@@ -36,6 +36,9 @@ def predict(
         bool, typer.Option(help="Run the detector; without it the score's order is kept.")
     ] = True,
     overlay: Annotated[bool, typer.Option(help="Write pictures.")] = True,
+    thresholds: Annotated[
+        bool, typer.Option(help="Write threshold/ too: ADT-Net's threshold of each pixel, map and picture.")
+    ] = False,
     min_component: Annotated[
         int | None,
         typer.Option(min=0, help="Remove mask components with fewer pixels; default: the model's."),
@@ -54,7 +57,7 @@ def predict(
     chosen = resolve_device(device)
     cascade = Cascade.load(folder, load_params(params_file, only=("score", "detect")), chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component)
-    writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay)
+    writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay, thresholds=thresholds)
     summary = predict_all(cascade, photos, writer, max_pixels=max_pixels, strict=strict)
     print(
         f"predict: {summary.done} photos, {summary.with_anomaly} with an anomaly, "

@@ -62,6 +62,22 @@ def test_a_folder_keeps_its_tree(models, photos, tmp_path):
     assert summary["skipped"] == []
 
 
+def test_thresholds_are_written_where_they_are_asked_for(models, photos, tmp_path):
+    out, one = tmp_path / "out", photos / "a" / "one.png"
+    asked = ["predict", one, "-o", out, "--models", models, "--no-boxes", "--thresholds", "--device", "cpu"]
+    assert run(*asked).exit_code == 0
+    size = read_image(one).shape[:2]
+    threshold = read_score(out / "threshold" / "one.npz", size)
+    assert 0.3 < threshold.min() <= threshold.max() < 0.8
+    score = read_score(out / "score" / "one.npz")
+    assert (
+        threshold.std() < 1e-6
+    )  # one threshold in an image without boxes, so the mask is a cut of the score
+    mask = read_label(out / "mask" / "one.png") > 0
+    assert not mask.any() or score[mask].min() >= score[~mask].max(initial=-np.inf)
+    assert read_image(out / "threshold" / "one.jpg").shape == read_image(out / "overlay" / "one.jpg").shape
+
+
 def test_without_boxes_the_order_of_the_score_is_kept(models, photos, tmp_path):
     out = tmp_path / "out"
     assert (
