@@ -2,9 +2,11 @@
 
 import hashlib
 import importlib
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from anomdino.adt.fusion import AdtModel, FusionRule
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
@@ -73,3 +75,20 @@ def test_a_failed_evaluation_loses_nothing(project):
         stage.evaluate()
     assert stopped.value.code == 2
     assert results(project) == before
+
+
+def test_a_benchmark_of_clean_roads_goes_through(project):
+    for key in ("a", "b"):
+        write_png(project / f"data/val/mine/labels/{key}.png", np.zeros(SIZE, np.uint8))
+    importlib.import_module("pipeline.evaluate").evaluate()
+    block = json.loads((project / "metrics.json").read_text())["mine"]
+    assert (block["images"], block["clean_images"]) == (2, 2)
+    assert block["fused"]["AP"] is None
+    assert "no anomalous pixel" in block["fused"]["reasons"]["AP"]
+    assert block["mask"]["missed"] == 0
+    details = json.loads((project / "data/predictions/mine/details.json").read_text())["outputs"]
+    masks = np.stack(
+        [np.array(Image.open(project / f"data/predictions/mine/mask/{key}.png")) for key in "ab"]
+    )
+    assert details["mask"]["clean_road"]["fpr"] == pytest.approx((masks > 0).mean(), abs=1e-6)
+    assert "clean roads" in (project / "report/index.html").read_text()
