@@ -433,6 +433,7 @@ def measure(options: argparse.Namespace) -> None:
     content = {
         "device": describe(options.device),
         "scale": options.scale,
+        "taken": time.strftime("%Y-%m-%d"),
         "units": [asdict(unit) for unit in units],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -490,6 +491,8 @@ def table(options: argparse.Namespace) -> None:
     """Print the table for one or several measured machines."""
     runs = [json.loads(path.read_text()) for path in options.results]
     work = amounts()
+    folds = profile_params("paper").detect.folds
+    detectors = folds + 1 if folds > 1 else 1
     first = {one["stage"]: Unit(**one) for one in runs[0]["units"]}
     print("# Dress rehearsal of profile `paper`\n")
     print("What every stage is expected to take with the published data: time and disk are unit costs that")
@@ -506,6 +509,7 @@ def table(options: argparse.Namespace) -> None:
     for number, run in enumerate(runs):
         gpu = number > 0
         print(f"## {run['device']}\n")
+        print(f"Taken {run['taken']}.\n")
         print(f"| stage | work | a unit | in all | time | memory |{' GPU memory |' if gpu else ''} disk |")
         print(f"|---|---|---:|---:|---|---:|{'---:|' if gpu else ''}---:|")
         own = {one["stage"]: Unit(**one) for one in run["units"]}
@@ -514,7 +518,8 @@ def table(options: argparse.Namespace) -> None:
             unit = own.get(stage, reference)
             count, words = work[stage]
             seconds = unit.once + unit.each * count
-            left = reference.disk_once + reference.disk * count
+            copies = detectors if stage == "train_detector" else 1
+            left = copies * reference.disk_once + reference.disk * count
             total += 0 if stage == "train_rpl" else seconds
             disk += 0 if stage in {"train_rpl", "download: unpack"} else left
             each = f"{1e9 * unit.each:.2f} s/GB" if unit.item == "byte" else duration(unit.each)
