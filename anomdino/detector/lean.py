@@ -150,13 +150,14 @@ class LeanPredictor:
         output = network.memory_trans_norm(network.memory_trans_fc(memory * valid))
         branch = network.bbox_head.cls_branches[network.decoder.num_layers]
         best = branch(output, memory_text, text["text_token_mask"]).amax(-1)
-        proposed, tokens = best.topk(network.num_queries, dim=1)
+        count = min(network.num_queries, best.shape[1])
+        proposed, tokens = best.topk(count, dim=1)
         chosen = tokens.unsqueeze(-1)
         picked = output.gather(1, chosen.expand(-1, -1, output.shape[-1]))
         offsets = network.bbox_head.reg_branches[network.decoder.num_layers](picked).float()
         reference = (offsets + geometry.proposals.gather(1, chosen.expand(-1, -1, 4))).sigmoid()
         return (
-            network.query_embedding.weight.unsqueeze(0),
+            network.query_embedding.weight[:count].unsqueeze(0),
             reference,
             tokens[0],
             proposed[0].float().sigmoid(),

@@ -15,6 +15,7 @@ from anomdino.detector.dense import dense_losses
 from anomdino.detector.mmdet_parts import MLP, MODELS, GroundingDINO, get_text_sine_pos_embed
 from anomdino.detector.ouafs import Fused, Ouafs
 from anomdino.detector.text_fusion import LeanBiAttention
+from anomdino.errors import ConfigError
 
 _PUBLISHED_WIDTH = 256
 
@@ -158,7 +159,14 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
         text_token_mask: Tensor,
         batch_data_samples: Sequence[Any] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Choose the proposals, as mmdet does; in training with ``dense_loss`` also compute their dense losses."""
+        """Choose the proposals, as mmdet does; in training with ``dense_loss`` also compute their dense losses.
+
+        Raises:
+            ConfigError: The images have fewer cells than there are queries.
+        """
+        if memory.shape[1] < self.num_queries:
+            cause = f"is {self.num_queries}, but the images have only {memory.shape[1]} cells on all levels together"
+            raise ConfigError("detector.queries", cause, "lower it, or raise detector.short_sides")
         decoder_inputs, head_inputs = super().pre_decoder(
             memory, memory_mask, spatial_shapes, memory_text, text_token_mask, batch_data_samples
         )

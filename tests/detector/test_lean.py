@@ -5,6 +5,7 @@ import torch
 
 from anomdino.detector.architecture import build_detector
 from anomdino.detector.lean import LeanPredictor
+from anomdino.errors import ConfigError
 from tests.detector.conftest import CLASSES, small_config
 from tests.detector.test_model import published_width, sample
 
@@ -78,3 +79,21 @@ def test_maps_alone_have_no_image_feature():
     origin = LeanPredictor(network)(image, maps, ("ood-object",)).origin
     assert origin[:, 2].abs().max() == 0
     torch.testing.assert_close(origin[:, 3], torch.ones(len(origin)))
+
+
+def test_an_image_of_few_cells_has_fewer_queries():
+    """64 x 96 pixels have 8 x 12 + 4 x 6 + 2 x 3 = 126 cells."""
+    network = build_detector(small_config(queries=150, fusion={"gate_init": 1.0}), CLASSES).eval()
+    scores, boxes, origin = LeanPredictor(network)(
+        torch.randn(1, 3, 64, 96), torch.rand(1, CLASSES + 3, 8, 12), ("ood-object",)
+    )
+    assert len(scores) == len(boxes) == len(origin) == 126
+    assert torch.isfinite(scores).all()
+    assert torch.isfinite(boxes).all()
+
+
+def test_training_on_images_of_few_cells_names_the_parameter():
+    network = build_detector(small_config(queries=150), CLASSES).train()
+    data = [sample((64, 96), [[2.0, 2.0, 12.0, 12.0]], (64, 96)) for _ in range(2)]
+    with pytest.raises(ConfigError, match=r"detector\.queries.*only 126 cells"):
+        network.loss(torch.randn(2, 3, 64, 96), data)
