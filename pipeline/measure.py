@@ -21,7 +21,7 @@ from anomdino.config.params import Params, check_params, load_params, render_par
 from anomdino.errors import AnomdinoError, ConfigError
 from anomdino.io.atomic import atomic_write_text
 from pipeline import _stage
-from pipeline.release import Step, assign, named, run_together
+from pipeline._steps import Step, assign, named, run_together
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 

@@ -10,37 +10,19 @@ soon as they are trained.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from ruamel.yaml import YAML
 
 from anomdino.config.params import Params, check_params, profile_params, render_params
-from anomdino.errors import AnomdinoError, TrainingError
+from anomdino.errors import AnomdinoError
 from anomdino.io.atomic import atomic_write_text
+from pipeline._steps import ROOT, Step, assign, named, run_together
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
-ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "anomdino" / "release" / "light"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage: `python -m pipeline.<module> <arguments>`."""
-
-    module: str
-    arguments: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Give the stage's name as people write it."""
-        return " ".join((self.module, *self.arguments))
 
 
 def waves(benchmarks: list[str]) -> list[list[Step]]:
@@ -120,38 +102,6 @@ def parameters(
     return check_params(content, f"profile {profile}")
 
 
-def run_together(steps: list[Step], work: Path) -> None:
-    """Run stages at the same time and wait for all.
-
-    Raises:
-        TrainingError: One failed; the others are stopped.
-    """
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    started = time.perf_counter()
-    running = {
-        step: subprocess.Popen(
-            [sys.executable, "-m", f"pipeline.{step.module}", *step.arguments], cwd=work, env=environment
-        )
-        for step in steps
-    }
-    try:
-        while running:
-            for step, process in list(running.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                if code:
-                    raise TrainingError(step.name, f"ended with exit code {code}", "its message is above")
-                typer.echo(f"release: {step.name} took {time.perf_counter() - started:.0f} s")
-                del running[step]
-            time.sleep(0.1)
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
-
-
 def _report(work: Path, params: Params, to: Path) -> None:
     from anomdino.release.build import build_release, half_agrees
 
@@ -161,20 +111,6 @@ def _report(work: Path, params: Params, to: Path) -> None:
     typer.echo(
         f"release: {parts}; half precision changes the residual logits by {half_agrees(models, to):.1e}"
     )
-
-
-def named(texts: list[str]) -> dict[str, Path]:
-    """Read ``NAME=FOLDER`` texts."""
-    return {name: Path(folder) for name, _, folder in (text.partition("=") for text in texts)}
-
-
-def assign(content: dict[str, Any], change: str) -> None:
-    """Set what ``KEY=VALUE`` says, the key dotted and the value YAML."""
-    key, _, value = change.partition("=")
-    *path, last = key.split(".")
-    for part in path:
-        content = content.setdefault(part, {})
-    content[last] = YAML(typ="safe", pure=True).load(value)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.config.compose import ComposeConfig
-from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, paste_objects, paste_rpl
+from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, paste_objects
+from anomdino.data.rpl_mixing import paste_rpl
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME

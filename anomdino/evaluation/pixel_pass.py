@@ -41,7 +41,7 @@ class _Output:
         scores = self._sorted(prediction.score, frame)
         self.smiyc.update_sorted(scores)
         self.sketches.append(sketch(scores))
-        self._add_s2m(prediction.score, frame.label)
+        self._add_s2m(prediction.score, frame.label, scores)
         row = {"key": frame.sample.key, "output": self.name} | _image_metrics(scores)
         row |= {"score_min": float(prediction.score.min()), "score_max": float(prediction.score.max())}
         with self.turn:
@@ -62,10 +62,10 @@ class _Output:
             raise DataError(frame.sample.image, cause, "fix the method that made it") from error
         return SortedScores.merged(parts)
 
-    def _add_s2m(self, score: FloatMap, label: npt.NDArray[np.uint8]) -> None:
+    def _add_s2m(self, score: FloatMap, label: npt.NDArray[np.uint8], scores: SortedScores) -> None:
         """S2M's thresholds lie in [0, 1]; an output that leaves this range has no S2M metrics."""
         if self.s2m is not None and score.min() >= 0 and score.max() <= 1:
-            self.s2m.update(score, label)
+            self.s2m.update_sorted(scores, np.sort(score[label > 1]))
         else:
             self.s2m = None
 

@@ -109,7 +109,8 @@ def image_size(path: Path | str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
+            plain = image.format == "PNG" and set(_png_chunks(path.read_bytes())) <= _PLAIN_CHUNKS
+            turned = not plain and image.getexif().get(0x0112, 1) >= 5
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise _explained(path, error) from error
     return (width, height) if turned else (height, width)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anomdino.metrics.sorting import FloatArray, SortedScores, sort_scores
+
 TAUS: npt.NDArray[np.float64] = np.arange(0, 1.01, 0.01)
 
 
@@ -28,9 +30,18 @@ class S2mState:
         """
         if confidence.shape != label.shape:
             raise ValueError(f"confidence has shape {confidence.shape}, label {label.shape}")
-        anomaly = label == 1
-        hit, other = _above(confidence[anomaly]), _above(confidence[~anomaly])
-        truth = int(np.count_nonzero(anomaly))
+        known = (label == 0) | (label == 1)
+        self.update_sorted(sort_scores(confidence, label), np.sort(confidence[~known]))
+
+    def update_sorted(self, scores: SortedScores, void: FloatArray) -> None:
+        """Add an image whose confidences are sorted already.
+
+        Args:
+            scores: Those of anomalous and of in-distribution pixels.
+            void: Those of all other pixels, ascending.
+        """
+        hit, truth = _above(scores.positives), scores.positives.size
+        other = _above(scores.negatives) + _above(void)
         union, total = truth + other, truth + hit + other
         self.iou_sum += np.divide(hit, union, out=np.zeros(len(TAUS)), where=union > 0)
         self.f1_sum += np.divide(2 * hit, total, out=np.zeros(len(TAUS)), where=union > 0)
@@ -63,9 +74,8 @@ class S2mState:
         }
 
 
-def _above(values: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Count the values above each threshold, compared in float64."""
-    ordered = np.sort(values)
+def _above(ordered: FloatArray) -> npt.NDArray[np.int64]:
+    """Count the values, ascending, above each threshold, compared in float64."""
     edges = TAUS.astype(ordered.dtype)
     too_low = edges.astype(np.float64) < TAUS
     edges[too_low] = np.nextafter(edges[too_low], np.array(np.inf, ordered.dtype))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from anomdino.benchmarks import Benchmark
+from anomdino.benchmarks import Benchmark, Sample
 from anomdino.evaluation.bootstrap import PIXEL_NAMES
 from anomdino.evaluation.groups import BANDS, SIZES
 from anomdino.evaluation.memory import FreedMemory
@@ -21,12 +21,10 @@ from anomdino.evaluation.summary import (
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label
 from anomdino.io.scores import read_score
-from anomdino.progress import track
 from anomdino.report.curves import Curve, curve_svg
 from anomdino.report.page import Column, ImageEntry, ReportWriter, Table
 from anomdino.report.published import published_for
 from anomdino.viz.overlay import ScoreRange
-from anomdino.viz.score_views import common_range
 
 COLUMNS = (
     Column("AP", "AP", hint="area under the precision-recall curve, percent"),
@@ -72,7 +70,7 @@ def build_report(
     facts: Mapping[str, object],
     box_score: float = 0.0,
 ) -> Path:
-    """Write the report of an evaluation; one image is in memory at a time.
+    """Write the report of an evaluation; two images are in memory at a time.
 
     Args:
         folder: Output folder, replaced.
@@ -86,13 +84,11 @@ def build_report(
         The page.
     """
     writer = ReportWriter(folder, sum(len(result.keys) for result in results))
-    span = common_range((score for result in results for score in _scores(result, predictions)), 0, 100)
-    span = ScoreRange(span.low, span.high, "final score")
+    span = _span(results)
     for result in results:
         found = boxes.get(result.benchmark.name, {})
         kept = {key: one.kept(box_score) for key, one in found.items()}
-        for entry in _entries(result, predictions, kept, span):
-            writer.add(entry)
+        writer.add_all(_loaders(result, predictions, kept, span))
     return writer.finish(
         "AnomDINO: where it finds anomalies, and where it fails",
         facts,
@@ -106,11 +102,11 @@ def build_report(
     )
 
 
-def _scores(result: BenchmarkResult, predictions: Path) -> Iterator[Any]:
-    freed = FreedMemory()
-    for key in result.keys:
-        freed.give_back()
-        yield read_score(predictions / result.benchmark.name / "score" / f"{key}.npz")
+def _span(results: Sequence[BenchmarkResult]) -> ScoreRange:
+    """Range of the final score over all images."""
+    rows = [row for result in results for row in result.rows_of(_own_and_scored(result)[1])]
+    low, high = min(row["score_min"] for row in rows), max(row["score_max"] for row in rows)
+    return ScoreRange(low, high, "final score")
 
 
 def _own_and_scored(result: BenchmarkResult) -> tuple[str, str]:
@@ -159,19 +155,19 @@ def _group_tables(result: BenchmarkResult) -> Iterator[Table]:
         )
 
 
-def _entries(
+def _loaders(
     result: BenchmarkResult, predictions: Path, boxes: Mapping[str, Boxes], span: ScoreRange
-) -> Iterator[ImageEntry]:
+) -> Iterator[Callable[[], ImageEntry]]:
     benchmark: Benchmark = result.benchmark
     own, scored = _own_and_scored(result)
     components = {row["key"]: row for row in result.rows_of(own)}
     pixels = {row["key"]: row for row in result.rows_of(scored)}
-    samples = [sample for sample in benchmark.samples if sample.key in components]
-    freed = FreedMemory()
-    for sample in track(samples, f"{benchmark.name}: report"):
+    where, freed = predictions / benchmark.name, FreedMemory()
+
+    def load(sample: Sample) -> ImageEntry:
         freed.give_back()
-        where, row = predictions / benchmark.name, components[sample.key]
-        yield ImageEntry(
+        row = components[sample.key]
+        return ImageEntry(
             benchmark=benchmark.name,
             key=sample.key,
             image=read_image(sample.image),
@@ -185,6 +181,9 @@ def _entries(
             false=row.get("false_25"),
             components=row.get("gt_components"),
         )
+
+    samples = [sample for sample in benchmark.samples if sample.key in components]
+    return (partial(load, sample) for sample in samples)
 
 
 def _tables(result: BenchmarkResult) -> Iterator[Table]:

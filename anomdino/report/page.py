@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class ImageEntry:
 
 
 class ReportWriter:
-    """Writes ``index.html`` and, for many images, their pictures beside it; holds one image at a time.
+    """Writes ``index.html`` and, for many images, their pictures beside it; holds an image a worker at a time.
 
     Args:
         folder: Output folder, replaced.
@@ -121,27 +122,23 @@ class ReportWriter:
 
     def add(self, entry: ImageEntry) -> None:
         """Add an image to the gallery; its arrays are not kept."""
-        pictures, size = _pictures(entry, self.max_side)
+        self._append(*_record(entry, self.max_side))
+
+    def add_all(self, loaders: Iterable[Callable[[], ImageEntry]], workers: int = 2) -> None:
+        """Load and add images in the order given, several at a time.
+
+        Args:
+            loaders: Each gives an image when it is called.
+            workers: Threads.
+        """
+        with ThreadPoolExecutor(workers) as pool:
+            for prepared in pool.map(lambda load: _record(load(), self.max_side), loaders):
+                self._append(*prepared)
+
+    def _append(self, record: dict[str, Any], pictures: dict[str, str]) -> None:
         number = len(self._entries)
         identity = f"i{number}"
-        height, width = entry.image.shape[:2]
-        record: dict[str, Any] = {
-            "id": identity,
-            "order": number,
-            "set": entry.benchmark,
-            "key": entry.key,
-            "aspect": f"{size[1]} / {size[0]}",
-            "range": [entry.span.low, entry.span.high],
-            "boxes": [
-                [
-                    *(round(float(v), 4) for v in (x0 / width, y0 / height, x1 / width, y1 / height)),
-                    round(float(c), 3),
-                ]
-                for (x0, y0, x1, y1), c in zip(entry.boxes.xyxy, entry.boxes.scores, strict=True)
-            ],
-            "facts": _facts(entry),
-            "pictures": pictures if self.embedded else {},
-        }
+        record |= {"id": identity, "order": number, "pictures": pictures if self.embedded else {}}
         if not self.embedded:
             name = f"images/{identity}.js"
             content = f"window.ANOMDINO_DATA[{json.dumps(identity)}] = {json.dumps(pictures)};\n"
@@ -194,6 +191,27 @@ class ReportWriter:
         return path
 
 
+def _record(entry: ImageEntry, max_side: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give what the page says of an image, and its pictures."""
+    pictures, size = _pictures(entry, max_side)
+    height, width = entry.image.shape[:2]
+    record: dict[str, Any] = {
+        "set": entry.benchmark,
+        "key": entry.key,
+        "aspect": f"{size[1]} / {size[0]}",
+        "range": [entry.span.low, entry.span.high],
+        "boxes": [
+            [
+                *(round(float(v), 4) for v in (x0 / width, y0 / height, x1 / width, y1 / height)),
+                round(float(c), 3),
+            ]
+            for (x0, y0, x1, y1), c in zip(entry.boxes.xyxy, entry.boxes.scores, strict=True)
+        ],
+        "facts": _facts(entry),
+    }
+    return record, pictures
+
+
 def _facts(entry: ImageEntry) -> dict[str, Any]:
     valid = np.ones(entry.mask.shape, bool) if entry.truth is None else entry.truth != 255
     anomaly = np.zeros(entry.mask.shape, bool) if entry.truth is None else entry.truth == 1
@@ -223,8 +241,8 @@ def _pictures(entry: ImageEntry, max_side: int) -> tuple[dict[str, str], tuple[i
     marks = np.asarray(cv2.resize(marks, size, interpolation=cv2.INTER_NEAREST), np.uint8)
     encoded = {
         "photo": _data_uri(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82]),
-        "score": _data_uri(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 9]),
-        "marks": _data_uri(".png", marks, [cv2.IMWRITE_PNG_COMPRESSION, 9]),
+        "score": _data_uri(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 6]),
+        "marks": _data_uri(".png", marks, [cv2.IMWRITE_PNG_COMPRESSION, 6]),
     }
     return encoded, (size[1], size[0])
 

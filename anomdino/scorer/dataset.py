@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from anomdino.data.mixing import CutOut, PasteRules, mix_rpl, paste_objects
+from anomdino.data.mixing import CutOut, PasteRules, paste_objects
+from anomdino.data.rpl_mixing import mix_rpl
 from anomdino.data.swaps import swap_region
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.images import read_image, read_label

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anomdino.scorer.winograd import LARGEST_DILATION, TAPS, keeps_size
+from anomdino.scorer.winograd import LARGEST_DILATION, TAPS, keeps_size, replace_convolutions
 
 PIXELS_AT_ONCE = 1 << 11
 
@@ -19,14 +19,9 @@ def use_taps(network: nn.Module) -> int:
     Returns:
         The number of convolutions replaced.
     """
-    replaced = 0
-    for name, child in network.named_children():
-        if isinstance(child, nn.Conv2d) and keeps_size(child) and child.dilation[0] > LARGEST_DILATION:
-            setattr(network, name, TapwiseConv2d(child))
-            replaced += 1
-        else:
-            replaced += use_taps(child)
-    return replaced
+    return replace_convolutions(
+        network, lambda child: keeps_size(child) and child.dilation[0] > LARGEST_DILATION, TapwiseConv2d
+    )
 
 
 class TapwiseConv2d(nn.Module):

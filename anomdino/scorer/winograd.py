@@ -7,6 +7,8 @@ channels, the products become 36 matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -58,13 +60,24 @@ def use_winograd(network: nn.Module) -> int:
     Returns:
         The number of convolutions replaced.
     """
+    return replace_convolutions(network, suits, WinogradConv2d)
+
+
+def replace_convolutions(
+    network: nn.Module, suits: Callable[[nn.Conv2d], bool], stand_in: Callable[[nn.Conv2d], nn.Module]
+) -> int:
+    """Put ``stand_in(convolution)`` in the place of every convolution of a network that suits.
+
+    Returns:
+        The number of convolutions replaced.
+    """
     replaced = 0
     for name, child in network.named_children():
         if isinstance(child, nn.Conv2d) and suits(child):
-            setattr(network, name, WinogradConv2d(child))
+            setattr(network, name, stand_in(child))
             replaced += 1
         else:
-            replaced += use_winograd(child)
+            replaced += replace_convolutions(child, suits, stand_in)
     return replaced
 
 

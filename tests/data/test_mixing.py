@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomdino.data.mixing import (
+from anomdino.data.mixing import OUTLIER, VOID, PasteRules, paste_objects
+from anomdino.data.rpl_mixing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    OUTLIER,
     RPL_SCALES,
-    VOID,
-    PasteRules,
     denormalise,
     mix_rpl,
     normalise,
-    paste_objects,
     paste_rpl,
 )
 

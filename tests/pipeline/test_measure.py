@@ -32,6 +32,20 @@ def test_sets_are_those_of_the_command_line(tmp_path):
         parameters(Params(), {"x": tmp_path / "nothing"}, [])
 
 
+@pytest.mark.parametrize("text", ["AnomalyTrack", "=folder", "AnomalyTrack="])
+def test_a_set_without_a_folder_is_refused_before_anything_runs(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["--benchmark", text])
+    assert result.exit_code == 2
+    assert "NAME=FOLDER" in result.output
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_change_without_a_value_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--set.*device.*"):
+        parameters(profile_params("light"), {"mine": tmp_path}, ["device"])
+
+
 def test_stages_never_train():
     names = [step.name for step in steps(["a", "b"])]
     assert names == [

@@ -15,8 +15,9 @@ from anomdino.config.params import Params, load_params
 from anomdino.errors import CheckpointError, ConfigError, TrainingError
 from anomdino.release.build import build_release, half_agrees
 from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
-from pipeline import release
-from pipeline.release import Step, parameters, run_together, waves
+from pipeline import _steps
+from pipeline._steps import Step, run_together
+from pipeline.release import parameters, waves
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ def test_stages_run_together_and_a_failure_stops_all(tmp_path: Path, monkeypatch
     (package / "good.py").write_text("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('done')")
     (package / "bad.py").write_text("import sys; sys.exit(5)")
     (package / "slow.py").write_text("import time; time.sleep(600)")
-    monkeypatch.setattr(release, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(_steps, "ROOT", tmp_path / "root")
     run_together([Step("good", ("a",)), Step("good", ("b",))], tmp_path)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "done"
     with pytest.raises(TrainingError, match="exit code 5"):

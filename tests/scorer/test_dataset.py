@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomdino.config.rpl import AugmentConfig, PasteConfig, ResidualConfig
-from anomdino.data.mixing import mix_rpl
+from anomdino.data.rpl_mixing import mix_rpl
 from anomdino.errors import ConfigError, DataError
 from anomdino.scorer.dataset import (
     ClosedSetCrops,
