@@ -143,7 +143,7 @@ def _joined(first: _Intervals, second: _Intervals) -> _Intervals:
     """Join two lists of intervals; those that overlap become one. A missing count array means zeros."""
     if not len(first) and len(second.tp) == len(second.fp):
         return second
-    of_first = np.argsort(np.concatenate([first.low, second.low]), kind="stable") < len(first)
+    of_first = _places(first.low, second.low)
 
     def merged(one: _Array, two: _Array) -> _Array:
         values = np.empty(len(of_first), one.dtype)
@@ -162,6 +162,17 @@ def _joined(first: _Intervals, second: _Intervals) -> _Intervals:
         return np.add.reduceat(counts, starts) if starts.size else counts
 
     return _Intervals(joined_low, joined_high, summed(first.tp, second.tp), summed(first.fp, second.fp))
+
+
+def _places(first: Float32, second: Float32) -> npt.NDArray[np.bool_]:
+    """Where, in the merger of two ascending lists, the elements of the first one stand; before equal ones."""
+    if len(first) > len(second):
+        places = np.ones(len(first) + len(second), bool)
+        places[np.arange(len(second)) + np.searchsorted(first, second, side="right")] = False
+    else:
+        places = np.zeros(len(first) + len(second), bool)
+        places[np.arange(len(first)) + np.searchsorted(second, first, side="left")] = True
+    return places
 
 
 def _starts(changes: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
