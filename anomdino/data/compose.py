@@ -34,6 +34,8 @@ from anomdino.seeding import derive_seed, rng
 
 _CACHED_FILES = 64
 _RPL_SIZE = 700
+_TRUTH = np.zeros(256, np.uint8)
+_TRUTH[[OUTLIER, VOID]] = 1, VOID
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,18 @@ def plan_items(config: ComposeConfig, scenes: int, seed: int) -> list[Item]:
     return items
 
 
-def objects_of_part(config: ComposeConfig, objects: int, seed: int, split: str) -> list[int]:
+@lru_cache(maxsize=2)
+def objects_of_part(config: ComposeConfig, objects: int, seed: int, split: str) -> tuple[int, ...]:
     """Give the numbers of the outlier objects that may be pasted in a part of the set.
 
     With `split_objects` the parts share no object, so that what is predicted on the held-out part is predicted on
     objects never seen; all objects serve both parts where there are fewer than four.
     """
     if not config.split_objects or objects < 4:
-        return list(range(objects))
+        return tuple(range(objects))
     order = rng(seed, "compose", "objects").permutation(objects).tolist()
     held_out = min(max(1, round(config.val_fraction * objects)), objects - 1)
-    return sorted(order[:held_out] if split == "val" else order[held_out:])
+    return tuple(sorted(order[:held_out] if split == "val" else order[held_out:]))
 
 
 def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out: Path) -> dict[str, int]:
@@ -175,14 +178,29 @@ def _in_processes(
 ) -> list[dict[str, Any]]:
     """Do all items in `workers` processes; a process that dies ends the stage instead of hanging it."""
     try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            return list(track(pool.map(work, items, chunksize=4), "compose", total=len(items)))
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_start_process, initargs=(work,)
+        ) as pool:
+            return list(track(pool.map(_do, items, chunksize=4), "compose", total=len(items)))
     except BrokenProcessPool as error:
         raise DataError(
             "compose",
             "a worker process died (killed, or out of memory)",
             "run again: finished images are kept; lower compose.workers where memory is short",
         ) from error
+
+
+_work: list[Callable[[Item], dict[str, Any]]] = []
+
+
+def _start_process(work: Callable[[Item], dict[str, Any]]) -> None:
+    """Keep what a process does with its items: it names all sources, too much to send with every item."""
+    cv2.setNumThreads(1)
+    _work[:] = [work]
+
+
+def _do(item: Item) -> dict[str, Any]:
+    return _work[0](item)
 
 
 def to_coco(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -234,11 +252,8 @@ def _compose_item(
     key, scene_path, scene_label_path = sources.scenes[item.scene]
     scene, label = _scene(scene_path, scene_label_path)
     image, mixed, boxes, areas = _mixed(config, seed, sources, item, scene, label)
-    truth = np.zeros(mixed.shape, np.uint8)
-    truth[mixed == OUTLIER] = 1
-    truth[mixed == VOID] = VOID
     write_png(image_path, image, config.png_compression)
-    write_png(label_path, truth, config.png_compression)
+    write_png(label_path, np.asarray(cv2.LUT(mixed, _TRUTH), np.uint8), config.png_compression)
     record = {
         "id": item.number + 1,
         "file_name": image_path.name,
@@ -264,9 +279,8 @@ def _mixed(
     generator = rng(seed, "compose", "item", item.number)
     bare = bool(generator.random() < config.empty)
     allowed = objects_of_part(config, len(sources.objects), seed, item.split)
-    pool = [sources.objects[number] for number in allowed]
     if config.rule == "rpl":
-        chosen = _cutout(*pool[int(generator.integers(len(pool)))][1:])
+        chosen = _cutout(*sources.objects[allowed[int(generator.integers(len(allowed)))]][1:])
         draws = random.Random(derive_seed(seed, "compose", "rpl", item.number))
         mixed = paste_rpl(
             scene, label, chosen[0], chosen[1] & (not bare), draws, size=config.size or _RPL_SIZE
@@ -275,8 +289,8 @@ def _mixed(
     if config.size:
         scene, label = _random_crop(scene, label, config.size, generator)
     count = 0 if bare else int(generator.integers(config.objects_min, config.objects_max + 1))
-    numbers = generator.choice(len(pool), size=count, replace=count > len(pool))
-    objects = [_cutout(*pool[int(number)][1:]) for number in numbers]
+    numbers = generator.choice(len(allowed), size=count, replace=count > len(allowed))
+    objects = [_cutout(*sources.objects[allowed[int(number)]][1:]) for number in numbers]
     pasted = paste_objects(scene, label, objects, generator, paste_rules(config))
     boxes = [[int(v) for v in box] for box in pasted.boxes]
     return pasted.image, pasted.label, boxes, [int(area) for area in pasted.areas]
@@ -345,7 +359,3 @@ def _forget_other_runs(out: Path, notes: Path, keys: set[str]) -> None:
             if path.stem not in kept:
                 path.unlink()
     notes.mkdir(parents=True, exist_ok=True)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)

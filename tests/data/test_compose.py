@@ -161,7 +161,7 @@ def test_objects_of_the_parts_are_disjoint_where_there_are_enough(objects):
     assert val
     assert bool(train & val) == (objects < 4)
     shared = config.model_copy(update={"split_objects": False})
-    assert objects_of_part(shared, objects, 0, "val") == list(range(objects))
+    assert objects_of_part(shared, objects, 0, "val") == tuple(range(objects))
 
 
 def test_the_number_of_processes_changes_nothing(sources):

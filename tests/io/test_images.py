@@ -168,6 +168,71 @@ def test_sixteen_bit_labels(tmp_path):
         read_label(tmp_path / "big.png")
 
 
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def _png(pixels, data, interlaced=0, extra=()):
+    """A PNG put together by hand from filtered rows."""
+
+    def chunk(name, content):
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, interlaced)
+    body = b"".join(chunk(name, content) for name, content in (*extra, (b"IDAT", data), (b"IEND", b"")))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+
+def _rows(pixels):
+    return b"".join(b"\0" + row.tobytes() for row in pixels)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(37, 53, 3), (1, 9, 3), (37, 53), (9, 1)])
+def test_every_decoder_gives_the_pixels_that_were_stored(tmp_path, monkeypatch, threads, shape):
+    monkeypatch.setattr("anomdino.io.images.threading.active_count", lambda: threads)
+    pixels = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
+    gamma, srgb = (b"gAMA", struct.pack(">I", 45455)), (b"sRGB", b"\0")
+    written = {
+        "plain": _png(pixels, zlib.compress(_rows(pixels))),
+        "gamma": _png(pixels, zlib.compress(_rows(pixels)), extra=(gamma,)),
+        "linear": _png(pixels, zlib.compress(_rows(pixels)), extra=((b"gAMA", struct.pack(">I", 100000)),)),
+        "srgb": _png(pixels, zlib.compress(_rows(pixels)), extra=(srgb, gamma)),
+        "interlaced": _png(
+            pixels,
+            zlib.compress(b"".join(_rows(pixels[a::c, b::d]) for a, b, c, d in ADAM7 if pixels[a::c, b::d].size)),
+            1,
+        ),
+    }
+    for name in ("fast", "small"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1, optimize=name == "small")
+        written[name] = buffer.getvalue()
+    for level in (0, 1, 3, 9):
+        write_png(tmp_path / "own.png", pixels, level)
+        written[f"own {level}"] = (tmp_path / "own.png").read_bytes()
+    for name, content in written.items():
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(content)
+        got = read_image(path) if pixels.ndim == 3 else read_label(path)
+        np.testing.assert_array_equal(got, pixels, err_msg=name)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(37, 53, 3), (37, 53)])
+def test_damaged_data_are_refused_though_their_checksum_is_right(tmp_path, monkeypatch, threads, shape):
+    monkeypatch.setattr("anomdino.io.images.threading.active_count", lambda: threads)
+    pixels = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    stream = zlib.compress(_rows(pixels))
+    for name, data in {"garbage": b"\x78\x9c" + b"\xff" * 40, "short": stream[: len(stream) // 2]}.items():
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(_png(pixels, data))
+        with pytest.raises(DataError, match=r"damaged|truncated"):
+            read_image(path) if pixels.ndim == 3 else read_label(path)
+
+
 def test_png_round_trip_with_odd_names(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     for name in ["a b.png", "日本.png", "-dash.png", 'quo"te.png', "new\nline.png"]:
