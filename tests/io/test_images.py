@@ -202,7 +202,9 @@ def test_every_decoder_gives_the_pixels_that_were_stored(tmp_path, monkeypatch, 
         "srgb": _png(pixels, zlib.compress(_rows(pixels)), extra=(srgb, gamma)),
         "interlaced": _png(
             pixels,
-            zlib.compress(b"".join(_rows(pixels[a::c, b::d]) for a, b, c, d in ADAM7 if pixels[a::c, b::d].size)),
+            zlib.compress(
+                b"".join(_rows(pixels[a::c, b::d]) for a, b, c, d in ADAM7 if pixels[a::c, b::d].size)
+            ),
             1,
         ),
     }
