@@ -1,4 +1,4 @@
-"""Score maps on disk: compressed npz with the key ``arr_0``, as S2M reads them (reference c.2)."""
+"""Score maps on disk: npz with the key ``arr_0``, as S2M reads them (reference c.2)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_score(path: Path | str, score: npt.NDArray[np.float32]) -> None:
     score = np.asarray(score, dtype=np.float32)
     check_score(path, score)
     with atomic_path(path) as temporary:
-        write_npz(temporary, {KEY: score})
+        write_npz(temporary, {KEY: score}, compressed=False)
 
 
 def read_score(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:

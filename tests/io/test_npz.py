@@ -1,10 +1,13 @@
+import zipfile
+
 import numpy as np
 import pytest
 
 from anomdino.io.npz import write_npz
 
 
-def test_numpy_reads_what_was_written_and_bytes_repeat(tmp_path):
+@pytest.mark.parametrize("compressed", [True, False])
+def test_numpy_reads_what_was_written_and_bytes_repeat(tmp_path, compressed):
     rng = np.random.default_rng(0)
     arrays = {
         "arr_0": rng.normal(size=(37, 41)).astype(np.float32),
@@ -13,7 +16,7 @@ def test_numpy_reads_what_was_written_and_bytes_repeat(tmp_path):
         "empty": np.zeros((0, 4), np.float32),
     }
     for name in ("a.npz", "b.npz"):
-        write_npz(tmp_path / name, arrays)
+        write_npz(tmp_path / name, arrays, compressed)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
         assert set(stored) == set(arrays)
@@ -25,6 +28,9 @@ def test_numpy_reads_what_was_written_and_bytes_repeat(tmp_path):
 def test_it_compresses(tmp_path):
     write_npz(tmp_path / "a.npz", {"a": np.zeros((500, 500))})
     assert (tmp_path / "a.npz").stat().st_size < 50_000
+    write_npz(tmp_path / "b.npz", {"a": np.zeros((500, 500))}, compressed=False)
+    with zipfile.ZipFile(tmp_path / "b.npz") as archive:
+        assert [member.compress_type for member in archive.infolist()] == [zipfile.ZIP_STORED]
 
 
 def test_objects_are_refused(tmp_path):
