@@ -293,18 +293,31 @@ def test_a_worker_that_dies_ends_the_stage(monkeypatch):
         module._in_processes(lambda item: {}, [], 2)
 
 
-def test_the_published_rule_gives_square_crops_and_one_box(sources):
-    run(sources, rule="rpl", size=48, empty=0)
+def test_the_published_rule_gives_square_crops_and_a_box_for_each_part(sources):
+    for index in range(5):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[4:30, 3 : 14 - index] = 255
+        mask[10:36, 20:38] = 255
+        mask[2, 30] = 255  # a splinter
+        save(sources / f"outliers/masks/o{index}.png", mask)
+    run(sources, rule="rpl", size=48, empty=0.2, count=30)
     content = json.loads((sources / "out/ood.json").read_text())
+    several, splinters = 0, 0
     for image in content["images"]:
         label = plane(sources / "out/offline_dataset_label" / image["file_name"])
         assert label.shape == (48, 48)
+        total = int((label == 1).sum())
+        parts = {}
+        for x0, y0, x1, y1 in slow_components(label == 1):
+            parts[x0, y0, x1 - x0, y1 - y0] = int((label[y0:y1, x0:x1] == 1).sum())
+        kept = {box: area for box, area in parts.items() if area >= total / 100}
         found = [a for a in content["annotations"] if a["image_id"] == image["id"]]
-        assert len(found) == int((label == 1).any())
-        if found:
-            ys, xs = np.nonzero(label == 1)
-            x, y, w, h = found[0]["bbox"]
-            assert (x, y, x + w, y + h) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert {tuple(a["bbox"]): a["area"] for a in found} == kept
+        assert len(found) == len(kept)
+        several += len(kept) > 1
+        splinters += len(parts) > len(kept)
+    assert several >= 5
+    assert splinters >= 1
 
 
 def test_crops_have_the_size_asked_for(sources):
