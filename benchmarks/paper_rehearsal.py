@@ -500,7 +500,9 @@ def table(options: argparse.Namespace) -> None:
         "`python benchmarks/paper_rehearsal.py measure` took from the real stages, times the counts of the data."
     )
     print("Printed by `python benchmarks/paper_rehearsal.py table`. Nobody has run the whole profile.")
-    print("Scores were still compressed when disk was measured: stored as they are now, they take an eighth more.\n")
+    print(
+        "Scores were still compressed when disk was measured: stored as they are now, they take an eighth more.\n"
+    )
     print(
         "`extrapolated`: computed from a measurement of a part, see the notes below the table. `not measured, CPU's`:"
     )

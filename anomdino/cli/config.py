@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True)
+FEW = 20  # changes that are listed without being asked for
 
 ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The parameter file.")]
 
@@ -16,8 +17,11 @@ ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The parameter 
 def use(
     profile: Annotated[str, typer.Argument(help="demo, folder, light or paper")],
     params: ParamsFile = Path("params.yaml"),
+    changes: Annotated[bool, typer.Option(help="List every value that changed, however many.")] = False,
 ) -> None:
     """Rewrite the parameter file from a packaged profile and say what changed."""
+    from collections import Counter
+
     from anomdino.config.params import flatten, load_params, profile_params, render_params
     from anomdino.errors import ConfigError
     from anomdino.io.atomic import atomic_write_text
@@ -32,13 +36,19 @@ def use(
     after = flatten(chosen)
     changed = [key for key in after if before.get(key, ...) != after[key]]
     removed = [key for key in before if key not in after]
-    if before:
+    if not before:
+        print(f"{params}: profile '{profile}', {len(after)} parameters")
+        return
+    listed = changes or len(changed) + len(removed) <= FEW
+    if listed:
         for key in changed:
             print(f"  {key}: {before.get(key, '(new)')} -> {after[key]}")
         for key in removed:
             print(f"  {key}: {before[key]} -> (gone)")
-    count = f"{len(changed)} changed, {len(removed)} gone" if before else f"{len(after)} parameters"
-    print(f"{params}: profile '{profile}', {count}")
+    blocks = Counter(key.split(".")[0] for key in changed)
+    where = f" ({', '.join(f'{block} {count}' for block, count in blocks.items())})" if blocks else ""
+    hint = "" if listed else "; `--changes` lists them"
+    print(f"{params}: profile '{profile}', {len(changed)} changed{where}, {len(removed)} gone{hint}")
 
 
 @app.command()

@@ -208,8 +208,14 @@ def test_config_use_says_what_changed_and_check_passes(tmp_path):
     path = tmp_path / "params.yaml"
     assert run("config", "use", "demo", "--params", path).exit_code == 0
     assert run("config", "check", "--params", path).exit_code == 0
-    changed = run("config", "use", "folder", "--params", path)
+    changed = run("config", "use", "folder", "--params", path, "--changes")
     assert "data.source: synthetic -> folder" in changed.output
+    many = run("config", "use", "paper", "--params", path)
+    assert len(many.output.splitlines()) <= 3
+    assert "--changes" in many.output
+    listed = run("config", "use", "folder", "--params", path, "--changes")
+    assert "compose.rule: rpl -> improved" in listed.output
+    assert "detector.queries: 900 -> " in listed.output
     path.write_text("adt:\n  lr: banana\n")
     assert run("config", "check", "--params", path).exit_code != 0
     assert run("config", "use", "demo", "--params", path).exit_code == 0
