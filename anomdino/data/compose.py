@@ -318,10 +318,10 @@ def _objects_of_group(mask: npt.NDArray[np.bool_]) -> tuple[list[list[int]], lis
     the label and get no box.
     """
     _, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    parts = statistics[1:].tolist()
-    parts = [part for part in parts if 100 * part[cv2.CC_STAT_AREA] >= int(mask.sum())]
+    areas = statistics[1:, cv2.CC_STAT_AREA]
+    parts = statistics[1:][100 * areas >= areas.sum()].tolist()
     boxes = [[left, top, left + width, top + height] for left, top, width, height, _ in parts]
-    return boxes, [part[cv2.CC_STAT_AREA] for part in parts]
+    return boxes, [area for *_, area in parts]
 
 
 @lru_cache(maxsize=1)
