@@ -1,0 +1,141 @@
+"""Train the ADT-Net of the released light model anew, on a CPU in minutes: its scorer and detector stay as they are.
+
+Usage: python -m pipeline.release_adt --inlier SCENES --outliers OBJECTS [--work out/release_adt] [--to FOLDER]
+
+SCENES (`images/`, `labels/`) must have trained neither scorer nor detector: CamVid's *val*, for the released model. Of
+OBJECTS (`images/`, `masks/`) those are pasted that the scorer's training held out. Every composed image comes a
+second time as another camera sees it: gamma, channel gains, contrast, blur and noise are drawn. The parameters are
+those beside the released model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from anomdino.config.params import Params, load_params
+from anomdino.errors import AnomdinoError
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.listing import list_images
+from anomdino.seeding import seed_everything
+from pipeline.release import TARGET
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+IMAGES, LABELS, LIST = "offline_dataset", "offline_dataset_label", "ood.json"
+
+
+@app.command()
+def main(
+    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
+    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    work: Annotated[Path, typer.Option(help="Where composed images, scores and boxes lie.")] = Path(
+        "out/release_adt"
+    ),
+    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
+    count: Annotated[int, typer.Option(help="Composed images before they are doubled.")] = 40,
+) -> None:
+    """Compose, score, detect, train, and put the result in the place of the released ADT-Net."""
+    try:
+        params = load_params(to / "params.yaml")
+        seed_everything(params.seed)
+        compose_twice(
+            params, count, inlier, held_out_objects(params, outliers, work / "outliers"), work / "train"
+        )
+        score_and_detect(params, to / "models", work)
+        train(params, work)
+        shutil.rmtree(to / "models" / "adt", ignore_errors=True)
+        (to / "models" / "adt").mkdir(parents=True)
+        for name in ("model.safetensors", "config.json"):
+            shutil.copyfile(work / "adt" / name, to / "models" / "adt" / name)
+    except AnomdinoError as error:
+        typer.echo(f"release_adt failed. {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    typer.echo(f"release_adt: {to / 'models' / 'adt'}")
+
+
+def held_out_objects(params: Params, outliers: Path, out: Path) -> Path:
+    """Link the objects that the scorer's training held out."""
+    from anomdino.scorer.dataset import ImagePairs, split_outliers
+
+    pairs = ImagePairs(outliers, "masks")
+    _, held = split_outliers(pairs, params.rpl.residual.outlier_holdout, params.seed)
+    shutil.rmtree(out, ignore_errors=True)
+    for index in held:
+        key, image, mask = pairs.files[index]
+        for folder, source in (("images", image), ("masks", mask)):
+            link = out / folder / f"{key}{source.suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source.resolve())
+    return out
+
+
+def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out: Path) -> None:
+    """Compose images and add each one, as another camera sees it, under its key with an `s` before it."""
+    from anomdino.data.compose import compose
+
+    compose(params.compose.model_copy(update={"count": count}), params.seed, inlier, outliers, out)
+    content = json.loads((out / LIST).read_text(encoding="utf-8"))
+    copies = []
+    for record in content["images"]:
+        name = record["file_name"]
+        rng = np.random.default_rng(int(Path(name).stem) + 1000)
+        write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), rng))
+        write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
+        copies.append({**record, "id": record["id"] + 100_000, "file_name": f"s{name}"})
+    content["images"] += copies
+    atomic_write_json(out / LIST, content, indent=None)
+
+
+def other_camera(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Change gamma, channel gains and contrast of an RGB image uint8 (H, W, 3), blur it and add noise."""
+    x = image.astype(np.float32) / 255
+    x = x ** np.exp(rng.uniform(-0.6, 0.6))
+    mean = x.mean((0, 1))
+    x = (x - mean) * np.exp(rng.uniform(-0.4, 0.4)) + mean * np.exp(rng.uniform(-0.3, 0.3, 3))
+    if rng.random() < 0.5:
+        x = np.asarray(cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.2)))
+    x = x + rng.normal(0, rng.uniform(0.01, 0.06), x.shape)
+    return np.asarray(np.clip(x, 0, 1) * 255, np.uint8)
+
+
+def score_and_detect(params: Params, models: Path, work: Path) -> None:
+    """Write scores, maps and boxes of the composed images, by the released scorer and detector."""
+    from anomdino.detector.infer import Detector
+    from anomdino.detector.run import Input, detect_set
+    from anomdino.device import resolve_device
+    from anomdino.scorer.run import Outputs, SetScorer
+    from anomdino.scorer.setup import engine_from, run_options
+
+    device = resolve_device(params.device)
+    images = list_images(work / "train" / IMAGES)
+    engine, digest = engine_from(params.score, models / "rpl", device)
+    outputs = Outputs(work / "scores", work / "maps")
+    SetScorer(engine, outputs, digest, run_options(params.score), what="score").run(images)
+    detector = Detector.load(models / "detector", device, params.detect, models / "rpl")
+    inputs = [Input(key, path, work / "maps" / f"{key}.npz") for key, path in images.items()]
+    detect_set(detector, inputs, work / "boxes.json", "detect")
+
+
+def train(params: Params, work: Path) -> None:
+    """Train ADT-Net and search k and b on what its training held out."""
+    from anomdino.adt.dataset import TrainingFiles
+    from anomdino.adt.training import plan_from, train_adt
+    from anomdino.adt.tuning import tune_trained
+
+    composed = work / "train"
+    files = TrainingFiles(work / "scores", composed / LABELS, work / "boxes.json", composed / LIST)
+    plan, out = plan_from(params.adt), work / "adt"
+    model = train_adt(files, plan, out, seed=params.seed)
+    tune_trained(model, files, plan, out, seed=params.seed)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,105 @@
+"""Training the released ADT-Net anew, from scenes to the model that `predict` loads, at tiny size."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from anomdino.adt.store import load_adt
+from anomdino.config.params import check_params, load_params, render_params
+from anomdino.io.images import read_image, read_label, write_png
+from anomdino.scorer.dataset import ImagePairs, split_outliers
+from anomdino.synthetic import outlier, scene
+from pipeline import release_adt
+from pipeline.release import TARGET
+
+
+@pytest.fixture
+def sources(tmp_path):
+    for index in range(6):
+        frame = scene("val", index, size=(96, 128))
+        write_png(tmp_path / "scenes/images" / f"{index}.png", frame.image)
+        write_png(tmp_path / "scenes/labels" / f"{index}.png", frame.label)
+    for index in range(20):
+        image, mask = outlier(index)
+        write_png(tmp_path / "objects/images" / f"{index:02d}.png", image)
+        write_png(tmp_path / "objects/masks" / f"{index:02d}.png", mask)
+    return tmp_path
+
+
+def tiny_release(target):
+    """The released scorer and detector with parameters that take seconds."""
+    shutil.copytree(TARGET, target)
+    content = YAML(typ="safe", pure=True).load((target / "params.yaml").read_text())
+    content["score"]["widths"] = [96]
+    content["detector"] |= {"test_short_side": 96, "long_side": 128}
+    content["adt"] |= {"epochs": 1, "samples_per_epoch": 8, "crop": 64}
+    content["compose"]["workers"] = 1
+    (target / "params.yaml").write_text(render_params(check_params(content, "tiny")))
+    return load_params(target / "params.yaml")
+
+
+def test_the_whole_way_gives_a_model_that_loads(sources):
+    target = sources / "light"
+    params = tiny_release(target)
+    before = load_adt(target / "models" / "adt")
+    arguments = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
+    given = [text for name, folder in arguments.items() for text in (name, str(sources / folder))]
+    result = CliRunner().invoke(release_adt.app, [*given, "--count", "6"])
+    assert result.exit_code == 0, result.output
+    after = load_adt(target / "models" / "adt")
+    assert after.provenance["images"]["training"] + after.provenance["images"]["held_out"] == 12
+    assert after.provenance["inputs_sha256"] != before.provenance["inputs_sha256"]
+    for part in ("rpl", "detector"):
+        kept, released = (folder / "models" / part / "model.safetensors" for folder in (target, TARGET))
+        assert kept.read_bytes() == released.read_bytes()
+
+    pairs = ImagePairs(sources / "objects", "masks")
+    trained, held = split_outliers(pairs, params.rpl.residual.outlier_holdout, params.seed)
+    linked = {path.stem for path in (sources / "work/outliers/images").iterdir()}
+    assert linked == {pairs.key(index) for index in held}
+    assert not linked & {pairs.key(index) for index in trained}
+
+
+def test_the_second_copy_of_an_image_has_its_objects(sources):
+    params = tiny_release(sources / "light")
+    release_adt.compose_twice(params, 4, sources / "scenes", sources / "objects", sources / "train")
+    images = json.loads((sources / "train/ood.json").read_text())["images"]
+    assert [record["file_name"] for record in images[4:]] == [f"s{r['file_name']}" for r in images[:4]]
+    for first, second in zip(images[:4], images[4:], strict=True):
+        assert first["source"] == second["source"]
+        names = [record["file_name"] for record in (first, second)]
+        labels = [read_label(sources / "train/offline_dataset_label" / name) for name in names]
+        np.testing.assert_array_equal(*labels)
+        pixels = [read_image(sources / "train/offline_dataset" / name) for name in names]
+        assert pixels[0].shape == pixels[1].shape
+        assert (pixels[0] != pixels[1]).mean() > 0.5
+
+
+def test_another_camera_keeps_what_is_where():
+    image = scene("val", 0, size=(96, 128)).image
+    seen = [release_adt.other_camera(image, np.random.default_rng(seed)) for seed in range(8)]
+    np.testing.assert_array_equal(seen[0], release_adt.other_camera(image, np.random.default_rng(0)))
+    assert len({one.tobytes() for one in seen}) == 8
+    for one in seen:
+        assert one.dtype == np.uint8
+        assert np.corrcoef(one.mean(2).ravel(), image.mean(2).ravel())[0, 1] > 0.8
+
+
+def test_a_missing_folder_is_named(sources):
+    result = CliRunner().invoke(
+        release_adt.app,
+        [
+            "--inlier",
+            str(sources / "nowhere"),
+            "--outliers",
+            str(sources / "objects"),
+            "--work",
+            str(sources / "w"),
+        ],
+    )
+    assert result.exit_code != 0
+    assert "nowhere" in result.output
