@@ -88,7 +88,7 @@ def build_report(
     for result in results:
         found = boxes.get(result.benchmark.name, {})
         kept = {key: one.kept(box_score) for key, one in found.items()}
-        writer.add_all(_loaders(result, predictions, kept, span))
+        writer.add_all(_loaders(result, predictions, kept, span), f"{result.benchmark.name}: report")
     return writer.finish(
         "AnomDINO: where it finds anomalies, and where it fails",
         facts,
@@ -157,7 +157,7 @@ def _group_tables(result: BenchmarkResult) -> Iterator[Table]:
 
 def _loaders(
     result: BenchmarkResult, predictions: Path, boxes: Mapping[str, Boxes], span: ScoreRange
-) -> Iterator[Callable[[], ImageEntry]]:
+) -> list[Callable[[], ImageEntry]]:
     benchmark: Benchmark = result.benchmark
     own, scored = _own_and_scored(result)
     components = {row["key"]: row for row in result.rows_of(own)}
@@ -182,8 +182,7 @@ def _loaders(
             components=row.get("gt_components"),
         )
 
-    samples = [sample for sample in benchmark.samples if sample.key in components]
-    return (partial(load, sample) for sample in samples)
+    return [partial(load, sample) for sample in benchmark.samples if sample.key in components]
 
 
 def _tables(result: BenchmarkResult) -> Iterator[Table]:

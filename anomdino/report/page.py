@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.boxes import Boxes
+from anomdino.progress import track
 from anomdino.report.published import PublishedTable
 from anomdino.viz.overlay import ScoreRange
 
@@ -124,16 +125,20 @@ class ReportWriter:
         """Add an image to the gallery; its arrays are not kept."""
         self._append(*_record(entry, self.max_side))
 
-    def add_all(self, loaders: Iterable[Callable[[], ImageEntry]], workers: int = 2) -> None:
+    def add_all(
+        self, loaders: Sequence[Callable[[], ImageEntry]], what: str = "report", workers: int = 2
+    ) -> None:
         """Load and add images in the order given, several at a time.
 
         Args:
             loaders: Each gives an image when it is called.
+            what: Name on the progress bar.
             workers: Threads.
         """
         with ThreadPoolExecutor(workers) as pool:
-            for prepared in pool.map(lambda load: _record(load(), self.max_side), loaders):
-                self._append(*prepared)
+            prepared = pool.map(lambda load: _record(load(), self.max_side), loaders)
+            for record, pictures in track(prepared, what, total=len(loaders)):
+                self._append(record, pictures)
 
     def _append(self, record: dict[str, Any], pictures: dict[str, str]) -> None:
         number = len(self._entries)
