@@ -4,8 +4,8 @@ Usage: python -m pipeline.release_adt --inlier SCENES --outliers OBJECTS [--work
 
 SCENES (`images/`, `labels/`) must have trained neither scorer nor detector: CamVid's *val*, for the released model. Of
 OBJECTS (`images/`, `masks/`) those are pasted that the scorer's training held out. Every composed image comes a
-second time as another camera sees it: gamma, channel gains, contrast, blur and noise are drawn. The parameters are
-those beside the released model.
+second time as another camera sees it. The parameters are those beside the released model, whose ADT-Net is replaced
+at the very end.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import typer
 
 from anomdino.config.params import Params, load_params
@@ -27,6 +25,9 @@ from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.seeding import seed_everything
 from pipeline.release import TARGET
+
+if TYPE_CHECKING:
+    from anomdino.adt.fusion import AdtModel
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 IMAGES, LABELS, LIST = "offline_dataset", "offline_dataset_label", "ood.json"
@@ -40,21 +41,18 @@ def main(
         "out/release_adt"
     ),
     to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
-    count: Annotated[int, typer.Option(help="Composed images before they are doubled.")] = 40,
+    count: Annotated[int, typer.Option(min=2, help="Composed images before they are doubled.")] = 40,
 ) -> None:
     """Compose, score, detect, train, and put the result in the place of the released ADT-Net."""
+    from anomdino.adt.store import save_adt
+
     try:
         params = load_params(to / "params.yaml")
         seed_everything(params.seed)
-        compose_twice(
-            params, count, inlier, held_out_objects(params, outliers, work / "outliers"), work / "train"
-        )
+        objects = held_out_objects(params, outliers, work / "outliers")
+        compose_twice(params, count, inlier, objects, work / "train")
         score_and_detect(params, to / "models", work)
-        train(params, work)
-        shutil.rmtree(to / "models" / "adt", ignore_errors=True)
-        (to / "models" / "adt").mkdir(parents=True)
-        for name in ("model.safetensors", "config.json"):
-            shutil.copyfile(work / "adt" / name, to / "models" / "adt" / name)
+        save_adt(trained(params, work), to / "models" / "adt")
     except AnomdinoError as error:
         typer.echo(f"release_adt failed. {error}", err=True)
         raise typer.Exit(error.exit_code) from error
@@ -78,32 +76,20 @@ def held_out_objects(params: Params, outliers: Path, out: Path) -> Path:
 
 
 def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out: Path) -> None:
-    """Compose images and add each one, as another camera sees it, under its key with an `s` before it."""
+    """Compose images and add each one as another camera sees it, under its key with an `s` before it."""
     from anomdino.data.compose import compose
+    from anomdino.release.camera import other_camera
 
     compose(params.compose.model_copy(update={"count": count}), params.seed, inlier, outliers, out)
     content = json.loads((out / LIST).read_text(encoding="utf-8"))
     copies = []
     for record in content["images"]:
-        name = record["file_name"]
-        rng = np.random.default_rng(int(Path(name).stem) + 1000)
+        name, rng = record["file_name"], np.random.default_rng(999 + record["id"])
         write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), rng))
         write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
-        copies.append({**record, "id": record["id"] + 100_000, "file_name": f"s{name}"})
+        copies.append({**record, "id": count + record["id"], "file_name": f"s{name}"})
     content["images"] += copies
     atomic_write_json(out / LIST, content, indent=None)
-
-
-def other_camera(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Change gamma, channel gains and contrast of an RGB image uint8 (H, W, 3), blur it and add noise."""
-    x = image.astype(np.float32) / 255
-    x = x ** np.exp(rng.uniform(-0.6, 0.6))
-    mean = x.mean((0, 1))
-    x = (x - mean) * np.exp(rng.uniform(-0.4, 0.4)) + mean * np.exp(rng.uniform(-0.3, 0.3, 3))
-    if rng.random() < 0.5:
-        x = np.asarray(cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.2)))
-    x = x + rng.normal(0, rng.uniform(0.01, 0.06), x.shape)
-    return np.asarray(np.clip(x, 0, 1) * 255, np.uint8)
 
 
 def score_and_detect(params: Params, models: Path, work: Path) -> None:
@@ -124,7 +110,7 @@ def score_and_detect(params: Params, models: Path, work: Path) -> None:
     detect_set(detector, inputs, work / "boxes.json", "detect")
 
 
-def train(params: Params, work: Path) -> None:
+def trained(params: Params, work: Path) -> AdtModel:
     """Train ADT-Net and search k and b on what its training held out."""
     from anomdino.adt.dataset import TrainingFiles
     from anomdino.adt.training import plan_from, train_adt
@@ -134,7 +120,7 @@ def train(params: Params, work: Path) -> None:
     files = TrainingFiles(work / "scores", composed / LABELS, work / "boxes.json", composed / LIST)
     plan, out = plan_from(params.adt), work / "adt"
     model = train_adt(files, plan, out, seed=params.seed)
-    tune_trained(model, files, plan, out, seed=params.seed)
+    return tune_trained(model, files, plan, out, seed=params.seed)
 
 
 if __name__ == "__main__":

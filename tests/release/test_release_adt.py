@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from anomdino.adt.store import load_adt
 from anomdino.config.params import check_params, load_params, render_params
 from anomdino.io.images import read_image, read_label, write_png
+from anomdino.release.camera import other_camera
 from anomdino.scorer.dataset import ImagePairs, split_outliers
 from anomdino.synthetic import outlier, scene
 from pipeline import release_adt
@@ -77,12 +78,13 @@ def test_the_second_copy_of_an_image_has_its_objects(sources):
         pixels = [read_image(sources / "train/offline_dataset" / name) for name in names]
         assert pixels[0].shape == pixels[1].shape
         assert (pixels[0] != pixels[1]).mean() > 0.5
+    assert len({record["id"] for record in images}) == 8
 
 
 def test_another_camera_keeps_what_is_where():
     image = scene("val", 0, size=(96, 128)).image
-    seen = [release_adt.other_camera(image, np.random.default_rng(seed)) for seed in range(8)]
-    np.testing.assert_array_equal(seen[0], release_adt.other_camera(image, np.random.default_rng(0)))
+    seen = [other_camera(image, np.random.default_rng(seed)) for seed in range(8)]
+    np.testing.assert_array_equal(seen[0], other_camera(image, np.random.default_rng(0)))
     assert len({one.tobytes() for one in seen}) == 8
     for one in seen:
         assert one.dtype == np.uint8
