@@ -93,7 +93,7 @@ class UncertaintyMaps:
     image_size: tuple[int, int]
 
     def save(self, path: Path | str) -> None:
-        """Write the maps as compressed npz, whole or not at all."""
+        """Write the maps as npz, whole or not at all; uncompressed, for probabilities in float16 hardly shrink."""
         with atomic_path(path) as temporary:
             write_npz(
                 temporary,

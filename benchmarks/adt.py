@@ -21,6 +21,8 @@ from anomdino.adt.fusion import AdtModel, FusionRule, fuse
 from anomdino.adt.model import LOW, SPAN, AdtNet, Architecture, ScoreStatistics
 from anomdino.io.boxes import Boxes
 
+BLOCK = 5
+
 
 def main() -> None:
     arguments = _arguments()
@@ -106,13 +108,15 @@ def _street(height: int, width: int) -> tuple[np.ndarray, Boxes]:
 
 def _times(functions: list, rounds: int) -> np.ndarray:
     times = np.zeros((rounds, len(functions)))
-    for index in range(rounds):
+    for first in range(0, rounds, BLOCK):
         for column, function in enumerate(functions):
-            _wait()
-            start = time.perf_counter()
             function()
-            _wait()
-            times[index, column] = time.perf_counter() - start
+            for index in range(first, min(first + BLOCK, rounds)):
+                _wait()
+                start = time.perf_counter()
+                function()
+                _wait()
+                times[index, column] = time.perf_counter() - start
     return times * 1000
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from anomdino.adt.model import AdtNet, ramp_probability
+from anomdino.adt.surfaces import SurfaceReplay, SurfaceTensors, surface_tensors
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.boxes import Boxes
@@ -67,6 +68,11 @@ class AdtModel:
     rule: FusionRule = field(default_factory=FusionRule)
     threshold: Threshold | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def replay(self) -> SurfaceReplay:
+        """The network's surfaces as CUDA graphs, recorded as sizes come."""
+        return SurfaceReplay(self.net)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,13 +147,16 @@ def fuse(
             finite.
     """
     rule = rule or model.rule
-    surfaces = compute_surfaces(score, boxes, model.net, rule.box_score, image_size=image_size)
-    score = final_score(surfaces, rule)
-    if model.threshold is None:
-        mask = final_mask(surfaces, model.net.architecture.ramp, rule.min_component)
-    else:
-        mask = remove_small_components(score >= np.float32(model.threshold.value), rule.min_component)
-    return Fused(score, mask, surfaces)
+    replay = model.replay if model.net.mean.is_cuda else None
+    surfaces = compute_surfaces(score, boxes, model.net, rule.box_score, image_size=image_size, replay=replay)
+    if model.threshold is not None:
+        final = final_score(surfaces, rule)
+        above = final >= np.float32(model.threshold.value)
+        return Fused(final, remove_small_components(above, rule.min_component), surfaces)
+    mask = _decided(surfaces, model.net.architecture.ramp)
+    arriving = _start_score(surfaces, rule)  # from a GPU it comes while components are counted
+    mask = remove_small_components(mask, rule.min_component)
+    return Fused(_finish_score(arriving, surfaces, rule), mask, surfaces)
 
 
 @torch.inference_mode()
@@ -158,27 +167,36 @@ def compute_surfaces(
     box_score: float,
     *,
     image_size: tuple[int, int] | None = None,
+    replay: SurfaceReplay | None = None,
 ) -> Surfaces:
-    """Run the network once; every output rule is then cheap (see :func:`final_score`)."""
-    score = check_map(score, image_size)
+    """Run the network once; every output rule is then cheap (see :func:`final_score`).
+
+    Args:
+        score: See :func:`fuse`, as ``boxes`` and ``image_size``.
+        boxes: Boxes of any confidence.
+        net: ADT-Net in evaluation mode.
+        box_score: Boxes with at least this confidence are kept.
+        image_size: (H, W) of the image.
+        replay: Replays the network as a CUDA graph; ``None`` runs it step by step.
+    """
+    score = check_shape(score, image_size)
+    if replay is None:
+        check_values(score, float(score.min()), float(score.max()))
     kept = boxes.clipped((score.shape[0], score.shape[1])).kept(box_score)
     device = net.mean.device
-    scores = torch.from_numpy(score).to(device)[None, None]
-    steepness = 2 / net.architecture.ramp
+    scores = torch.from_numpy(score).to(device)
     coverage = _coverage(kept, score.shape, device)
-    # confidence 0 still covers: with box_score 0 the union of the boxes counts, not its confidence
-    inside = coverage > -1
-    output = net(scores, inside[None, None])
-    return Surfaces(
-        raw=scores[0, 0] if net.sign > 0 else -scores[0, 0],
-        unit=net.unit_score(net.standardise(scores))[0, 0],
-        decision=output.decision[0, 0],
-        threshold=output.threshold[0, 0],
-        soft_probability=torch.sigmoid(steepness * (output.decision - output.threshold))[0, 0],
-        coverage=coverage.clamp_min(0),
-        inside=inside,
-        boxes=kept,
-    )
+    tensors = surface_tensors(net, scores, coverage) if replay is None else replay(scores, coverage)
+    if replay is not None:
+        check_values(score, *tensors.span.tolist())
+    return surfaces_of(tensors, kept)
+
+
+def surfaces_of(tensors: SurfaceTensors, boxes: Boxes) -> Surfaces:
+    """Put the network's result and the boxes that it was given together."""
+    named = tensors._asdict()
+    del named["span"]
+    return Surfaces(**named, boxes=boxes)
 
 
 def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
@@ -188,16 +206,33 @@ def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
         float32 (H, W). ``hard`` is tied outside the boxes by definition. Without boxes ``soft``, ``boost``
         and ``fused`` rank the pixels exactly as the score does, distinct values staying distinct.
     """
-    score = _blend(surfaces, rule)
+    return _finish_score(_start_score(surfaces, rule), surfaces, rule)
+
+
+def _start_score(surfaces: Surfaces, rule: FusionRule) -> Tensor:
+    """Start to bring the blended score to the CPU."""
+    return _blend(surfaces, rule).to("cpu", non_blocking=True)
+
+
+def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> FloatMap:
+    """Wait for the score and, where no box changes its order, restore that order exactly."""
+    if surfaces.raw.is_cuda:
+        torch.cuda.current_stream(surfaces.raw.device).synchronize()
+    score: FloatMap = arriving.numpy()
     if rule.output in {"soft", "boost", "fused"} and not len(surfaces.boxes):
-        return _ordered(surfaces.order, score.cpu().numpy())
-    return score.cpu().numpy()
+        return _ordered(surfaces.order, score)
+    return score
 
 
 def final_mask(surfaces: Surfaces, ramp: float, min_component: int) -> BoolMap:
     """Give the mask P >= 0.5, bool (H, W), without components smaller than ``min_component`` pixels."""
+    return remove_small_components(_decided(surfaces, ramp), min_component)
+
+
+def _decided(surfaces: Surfaces, ramp: float) -> BoolMap:
     probability = ramp_probability(surfaces.decision, surfaces.threshold, ramp)
-    return remove_small_components((probability >= 0.5).cpu().numpy(), min_component)
+    mask: BoolMap = (probability >= 0.5).cpu().numpy()
+    return mask
 
 
 def remove_small_components(mask: BoolMap, min_component: int) -> BoolMap:
@@ -269,6 +304,13 @@ def check_map(score: FloatMap, image_size: tuple[int, int] | None = None) -> Flo
     Raises:
         DataError: It is not (H, W), not of the image's size, holds NaN or infinity, or is constant.
     """
+    score = check_shape(score, image_size)
+    check_values(score, float(score.min()), float(score.max()))
+    return score
+
+
+def check_shape(score: FloatMap, image_size: tuple[int, int] | None = None) -> FloatMap:
+    """Check the shape of a score map as :func:`check_map` does and give it as contiguous float32."""
     score = np.ascontiguousarray(score, dtype=np.float32)
     if score.ndim != 2 or not score.size:
         raise DataError("score map", f"has shape {score.shape}", "give one (H, W) map for each image")
@@ -278,13 +320,16 @@ def check_map(score: FloatMap, image_size: tuple[int, int] | None = None) -> Flo
             f"is {score.shape[0]} x {score.shape[1]}, the image is {image_size[0]} x {image_size[1]} (H x W)",
             "write the scores at the size of the image",
         )
-    low, high = float(score.min()), float(score.max())
+    return score
+
+
+def check_values(score: FloatMap, low: float, high: float) -> None:
+    """Refuse a score map, float32 (H, W), by its lowest and highest value (NaN where it holds one)."""
     if not np.isfinite(low + high):
         bad = int((~np.isfinite(score)).sum())
         raise DataError("score map", f"holds {bad} NaN or infinite pixels", "fix the method that made it")
     if low == high:
         raise DataError("score map", f"is constant ({low:g})", "a map without contrast ranks nothing")
-    return score
 
 
 def _blend(surfaces: Surfaces, rule: FusionRule) -> Tensor:

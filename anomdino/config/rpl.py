@@ -86,6 +86,9 @@ class ClosedSetConfig(Block):
     """Learning rate of all but the encoder."""
     encoder_lr: float = Field(1e-3, gt=0)
     """Learning rate of the encoder; smaller where it is pretrained."""
+    encoder_norms: Literal["train", "keep"] = "train"
+    """Statistics of the encoder's batch normalisations: learned from the crops, or kept as they came with its
+    weights. Those of a few hundred scenes from one town make features that know that town alone."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decay of convolution weights; biases and normalisations have none."""
     class_balance: float = Field(0.5, ge=0, le=1)

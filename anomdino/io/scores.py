@@ -28,7 +28,7 @@ def write_score(path: Path | str, score: npt.NDArray[np.float32]) -> None:
     score = np.asarray(score, dtype=np.float32)
     check_score(path, score)
     with atomic_path(path) as temporary:
-        write_npz(temporary, {KEY: score}, compressed=False)
+        write_npz(temporary, {KEY: score})
 
 
 def read_score(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:

@@ -127,7 +127,14 @@ class ScoringEngine:
 
     def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         """Give images of one size, uint8 (H, W, 3), as the network's input (B, 3, H, W) on its device."""
-        return normalise(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
+        return normalise(self._stacked(images).to(self.device, non_blocking=True))
+
+    def _stacked(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        """Stack images; for CUDA in pinned memory, from which a copy does not wait for the batch before."""
+        pinned = self.device.type == "cuda"
+        stacked = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=pinned)
+        np.stack(images, out=stacked.numpy())
+        return stacked
 
     def layout(self, inputs: Tensor) -> Tensor:
         """Give inputs in the network's precision and memory format."""

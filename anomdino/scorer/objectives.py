@@ -72,6 +72,8 @@ class ClosedSetObjective(Objective):
     def start_step(self) -> None:
         """Train everything but the residual block."""
         self.scorer.train_closed_set()
+        if self.config.encoder_norms == "keep":
+            self.scorer.keep_encoder_statistics()
 
     def optimiser(self) -> optim.Optimizer:
         """AdamW over the encoder's and the other parameters, each with a learning rate of its own."""

@@ -178,6 +178,13 @@ class DecoderScorer(Scorer):
         self.residual_module().eval()
         self._set_trainable(closed_set=True)
 
+    def keep_encoder_statistics(self) -> None:
+        """Let the encoder's batch normalisations evaluate, so that training leaves their statistics alone."""
+        encoder = {id(parameter) for parameter in self.encoder_parameters()}
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and id(module.weight) in encoder:
+                module.eval()
+
     def train_residual(self) -> None:
         """Put the residual block alone in training mode; the rest evaluates, without gradients (b.3)."""
         self.eval()

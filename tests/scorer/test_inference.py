@@ -482,6 +482,8 @@ def test_half_precision_on_cuda_is_close(wide):
     half = ScoringEngine(wide, device="cuda").score(image)
     scale = float(np.abs(plain.score).max())
     np.testing.assert_allclose(half.score, plain.score, atol=5e-3 * scale)
+    both = ScoringEngine(wide, device="cuda").score_batch([image[::-1].copy(), image])
+    np.testing.assert_allclose(both[1].score, half.score, atol=5e-3 * scale)
 
 
 @pytest.mark.parametrize("overlap", [0, 16, 64, 256])

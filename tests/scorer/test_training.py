@@ -198,6 +198,22 @@ def test_closed_set_training_leaves_the_residual_block_alone(tiny_data, tmp_path
     assert int(buffers["aspp.features.0.1.num_batches_tracked"]) > 0
 
 
+def test_kept_encoder_statistics_stay_while_its_weights_train(tiny_data, tmp_path):
+    def after(steps):
+        settings = config(closed_set={"encoder_norms": "keep", "schedule": {"steps": steps}})
+        return train(tiny_data, tmp_path / f"{steps}", settings).scorer
+
+    short, long = after(2), after(6)
+    learned = dict(short.encoder.named_parameters())
+    assert all(not torch.equal(learned[name], p) for name, p in long.encoder.named_parameters())
+    for module in long.encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as built: mean 0, variance 1
+            assert int(module.num_batches_tracked) == 0
+            assert (module.running_mean == 0).all()
+            assert (module.running_var == 1).all()
+    assert int(long.aspp.features[0][1].num_batches_tracked) == 6
+
+
 def test_loss_falls(tiny_data, tmp_path):
     trained = train(
         tiny_data, tmp_path / "x", config(closed_set={"schedule": {"steps": 40}, "validate_every": 0})
