@@ -5,7 +5,7 @@ Usage: python -m pipeline.release [--inlier FOLDER --outliers FOLDER] [--benchma
 Runs the stages in a folder of its own (`--work`), those that do not need each other at the same time, and
 lays out the model that the package carries (`anomdino/release/light`), which `anomdino predict` uses where no
 pipeline was trained. Without folders the data come as the profile says. The parts of the model are written as
-soon as they are trained.
+soon as they are trained; `--since` goes on from what lies in `--work`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from anomdino.config.params import Params, check_params, profile_params, render_params
-from anomdino.errors import AnomdinoError
+from anomdino.errors import AnomdinoError, ConfigError
 from anomdino.io.atomic import atomic_write_text
 from pipeline._steps import ROOT, Step, assign, named, run_together
 
@@ -42,6 +42,20 @@ def waves(benchmarks: list[str]) -> list[list[Step]]:
     ]
 
 
+def waves_since(stage: str, benchmarks: list[str]) -> list[list[Step]]:
+    """Give the waves from that of a stage on.
+
+    Raises:
+        ConfigError: There is no such stage.
+    """
+    order = waves(benchmarks)
+    places = [place for place, wave in enumerate(order) if stage in {step.module for step in wave}]
+    if not places:
+        names = dict.fromkeys(step.module for wave in order for step in wave)
+        raise ConfigError("--since", f"is '{stage}'", f"use one of {', '.join(names)}")
+    return order[places[0] :]
+
+
 @app.command()
 def main(
     inlier: Annotated[
@@ -58,6 +72,9 @@ def main(
     through: Annotated[
         str, typer.Option(help="Last stage: train_rpl, train_detector, train_adt or evaluate.")
     ] = "evaluate",
+    since: Annotated[
+        str, typer.Option(help="First stage; the results of those before it lie in --work already.")
+    ] = "download",
 ) -> None:
     """Train everything and write the released model."""
     try:
@@ -66,7 +83,7 @@ def main(
         atomic_write_text(work / "params.yaml", render_params(params))
         started = time.perf_counter()
         released = parameters(profile, None, None, {}, set_ or [])
-        for wave in waves(list(params.benchmark.sets)):
+        for wave in waves_since(since, list(params.benchmark.sets)):
             run_together(wave, work)
             if {step.module for step in wave} & {"train_rpl", "train_detector", "train_adt"}:
                 _report(work, released, to)

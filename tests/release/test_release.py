@@ -17,9 +17,18 @@ from anomdino.release.build import build_release, half_agrees
 from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
 from pipeline import _steps
 from pipeline._steps import Step, run_together
-from pipeline.release import parameters, waves
+from pipeline.release import parameters, waves, waves_since
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_order_can_begin_in_the_middle() -> None:
+    whole = waves(["A"])
+    assert waves_since("download", ["A"]) == whole
+    assert waves_since("train_detector", ["A"]) == whole[3:]
+    assert waves_since("compose", ["A"]) == whole[1:]
+    with pytest.raises(ConfigError, match="use one of download, train_rpl"):
+        waves_since("train_rlp", ["A"])
 
 
 def test_stages_are_those_of_the_graph_in_an_order_it_allows() -> None:
