@@ -65,7 +65,7 @@ def surface_tensors(net: AdtNet, scores: Tensor, coverage: Tensor) -> SurfaceTen
 
 
 class SurfaceReplay:
-    """:func:`surface_tensors` on CUDA, recorded once for every size of map: a tenth of its time is arithmetic.
+    """:func:`surface_tensors` on CUDA, recorded once for every size of map: launching it step by step takes longer.
 
     The recording reads the network's weights and statistics where they lie, so that changing them in place
     is fine. The last four sizes are kept. Calls from several threads wait for each other.
