@@ -67,6 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "+distance": _fusion(3),
     "+orthogonality": _fusion(3, "cosine"),
     "all": _fusion(3, "cosine", True),
+    "all, orth none": _fusion(3, "none", True),
     "score alone": _fusion(0, "none", True),
 }
 ADDS = {"all": "+score map"}
