@@ -138,10 +138,12 @@ class PredictionWriter:
         return line
 
     def _write_overlay(self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction) -> None:
-        span = self.span
         if self.rule.output == "raw":
             low, high = np.percentile(prediction.score, [2, 99.8])
             span = ScoreRange(float(low), float(high), "raw, 2 - 99.8 %")
+        else:  # photos of another place score high everywhere: what is usual in this one stays dark
+            usual = min(float(np.median(prediction.score)), 0.9 * self.span.high)
+            span = ScoreRange(usual, self.span.high, f"{self.rule.output}, above median")
         self._write_picture("overlay", key, image, prediction, prediction.score, span)
 
     def _write_picture(

@@ -2,18 +2,21 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from anomdino import prediction
 from anomdino.adt.fusion import AdtModel, FusionRule
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.store import save_adt
 from anomdino.cascade import find_models
 from anomdino.cli.main import app
 from anomdino.errors import AnomdinoError, CheckpointError, DataError
+from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score
 from anomdino.prediction import collect
@@ -247,3 +250,19 @@ def test_show_prints_what_was_measured(tmp_path):
         "report: none",
     ):
         assert words in shown, words
+
+
+@pytest.mark.parametrize("level", [0.2, 0.7, 1.02])
+def test_a_picture_leaves_what_is_usual_in_its_photo_dark(tmp_path, monkeypatch, level):
+    seen = []
+    monkeypatch.setattr(prediction, "draw_overlay", lambda image, heat, span, **_: seen.append(span) or image)
+    score = np.full((20, 30), level, np.float32)
+    score[:5, :5] = 1.03
+    found = SimpleNamespace(score=score, mask=score > 1.02, boxes=Boxes.empty())
+    writer = prediction.PredictionWriter(tmp_path, FusionRule(output="fused", b=0.03))
+    writer._write_overlay("a", np.zeros((20, 30, 3), np.uint8), found)
+    (span,) = seen
+    heat = span.unit(score)
+    assert heat[0, 0] == pytest.approx(1)
+    assert heat[-1, -1] == 0 if level < 0.9 * 1.03 else heat[-1, -1] > 0.5
+    assert (tmp_path / "overlay" / "a.jpg").is_file()
