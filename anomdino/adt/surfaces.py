@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from anomdino.adt.model import AdtNet
+from anomdino.cuda_graphs import record
 
 SIZES_KEPT = 4
 
@@ -89,27 +91,6 @@ class SurfaceReplay:
             if key not in self._recorded:
                 while len(self._recorded) >= SIZES_KEPT:
                     self._recorded.popitem(last=False)
-                self._recorded[key] = _record(self.net, scores, coverage)
+                self._recorded[key] = record(partial(surface_tensors, self.net), scores, coverage)
             self._recorded.move_to_end(key)
             return self._recorded[key](scores, coverage)
-
-
-def _record(net: AdtNet, scores: Tensor, coverage: Tensor) -> Callable[[Tensor, Tensor], SurfaceTensors]:
-    still = scores.clone(), coverage.clone()
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            surface_tensors(net, *still)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = surface_tensors(net, *still)
-
-    def replay(new_scores: Tensor, new_coverage: Tensor) -> SurfaceTensors:
-        still[0].copy_(new_scores)
-        still[1].copy_(new_coverage)
-        graph.replay()
-        return SurfaceTensors(*(part.clone() for part in result))
-
-    return replay

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anomdino.cuda_graphs import record
 from anomdino.detector.deformable_attention import deformable_attention
 
 Prompts = tuple[str, ...]
@@ -83,7 +84,7 @@ class LeanPredictor:
             return self._predict(image, maps, text, tokens)
         key = (tuple(image.shape), tuple(maps.shape), prompts)
         if key not in self._captured:
-            self._captured[key] = _capture(lambda i, m: self._predict(i, m, text, tokens), image, maps)
+            self._captured[key] = record(lambda i, m: self._predict(i, m, text, tokens), image, maps)
         return self._captured[key](image, maps)
 
     def _predict(
@@ -258,27 +259,3 @@ def _origin(
     share = added / (norm + added).clamp(min=1e-12)
     level = (chosen.unsqueeze(1) >= ends).sum(1).float()
     return torch.stack([level, proposed, norm, share], 1)
-
-
-def _capture(
-    function: Callable[[Tensor, Tensor], Prediction], image: Tensor, maps: Tensor
-) -> Callable[[Tensor, Tensor], Prediction]:
-    """Record a function of two CUDA tensors as a graph and give a function that replays it."""
-    still = image.clone(), maps.clone()
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            function(*still)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function(*still)
-
-    def replay(new_image: Tensor, new_maps: Tensor) -> Prediction:
-        still[0].copy_(new_image)
-        still[1].copy_(new_maps)
-        graph.replay()
-        return Prediction(*(part.clone() for part in result))
-
-    return replay
