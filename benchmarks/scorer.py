@@ -242,7 +242,7 @@ def stage(engine: ScoringEngine, size: tuple[int, int], count: int) -> None:
         with torch.inference_mode():
             inputs = engine.inputs(pictures[:batch])
             alone = milliseconds(lambda: engine.fields(inputs, 4)) / batch
-        for workers in (8, 14):
+        for workers in (6, 12):
             outputs = Outputs(root / f"score{workers}", root / f"maps{workers}")
             run = SetScorer(engine, outputs, "benchmark", RunOptions(workers=workers))
             started = time.perf_counter()

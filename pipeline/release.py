@@ -42,18 +42,27 @@ def waves(benchmarks: list[str]) -> list[list[Step]]:
     ]
 
 
-def waves_since(stage: str, benchmarks: list[str]) -> list[list[Step]]:
-    """Give the waves from that of a stage on.
+def waves_between(since: str, through: str, benchmarks: list[str]) -> list[list[Step]]:
+    """Give the waves from that of one stage to that of another.
 
     Raises:
-        ConfigError: There is no such stage.
+        ConfigError: There is no such stage, or the last comes before the first.
     """
     order = waves(benchmarks)
-    places = [place for place, wave in enumerate(order) if stage in {step.module for step in wave}]
-    if not places:
-        names = dict.fromkeys(step.module for wave in order for step in wave)
-        raise ConfigError("--since", f"is '{stage}'", f"use one of {', '.join(names)}")
-    return order[places[0] :]
+    first = _place(order, "--since", since)
+    to_the_end = through == "evaluate" and not benchmarks  # without benchmarks nothing is evaluated
+    last = len(order) - 1 if to_the_end else _place(order, "--through", through)
+    if last < first:
+        raise ConfigError("--through", f"'{through}' comes before '{since}'", "name a later stage")
+    return order[first : last + 1]
+
+
+def _place(order: list[list[Step]], option: str, stage: str) -> int:
+    for place, wave in enumerate(order):
+        if stage in {step.module for step in wave}:
+            return place
+    names = dict.fromkeys(step.module for wave in order for step in wave)
+    raise ConfigError(option, f"is '{stage}'", f"use one of {', '.join(names)}")
 
 
 @app.command()
@@ -79,16 +88,15 @@ def main(
     """Train everything and write the released model."""
     try:
         params = parameters(profile, inlier, outliers, named(benchmark or []), set_ or [])
+        chosen = waves_between(since, through, list(params.benchmark.sets))
         work.mkdir(parents=True, exist_ok=True)
         atomic_write_text(work / "params.yaml", render_params(params))
         started = time.perf_counter()
         released = parameters(profile, None, None, {}, set_ or [])
-        for wave in waves_since(since, list(params.benchmark.sets)):
+        for wave in chosen:
             run_together(wave, work)
             if {step.module for step in wave} & {"train_rpl", "train_detector", "train_adt"}:
                 _report(work, released, to)
-            if through in {step.module for step in wave}:
-                break
         typer.echo(f"release: {time.perf_counter() - started:.0f} s in all, model in {to}")
     except AnomdinoError as error:
         typer.echo(f"release failed. {error}", err=True)

@@ -17,18 +17,23 @@ from anomdino.release.build import build_release, half_agrees
 from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
 from pipeline import _steps
 from pipeline._steps import Step, run_together
-from pipeline.release import parameters, waves, waves_since
+from pipeline.release import parameters, waves, waves_between
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_order_can_begin_in_the_middle() -> None:
+def test_the_order_can_begin_and_end_in_the_middle() -> None:
     whole = waves(["A"])
-    assert waves_since("download", ["A"]) == whole
-    assert waves_since("train_detector", ["A"]) == whole[3:]
-    assert waves_since("compose", ["A"]) == whole[1:]
-    with pytest.raises(ConfigError, match="use one of download, train_rpl"):
-        waves_since("train_rlp", ["A"])
+    assert waves_between("download", "evaluate", ["A"]) == whole
+    assert waves_between("train_detector", "evaluate", ["A"]) == whole[3:]
+    assert waves_between("compose", "train_detector", ["A"]) == whole[1:4]
+    assert waves_between("train_adt", "evaluate", []) == waves([])[5:]
+    with pytest.raises(ConfigError, match="--since: is 'train_rlp'"):
+        waves_between("train_rlp", "evaluate", ["A"])
+    with pytest.raises(ConfigError, match="--through: is 'train_rlp'"):
+        waves_between("download", "train_rlp", ["A"])
+    with pytest.raises(ConfigError, match="comes before"):
+        waves_between("train_adt", "train_rpl", ["A"])
 
 
 def test_stages_are_those_of_the_graph_in_an_order_it_allows() -> None:
