@@ -16,8 +16,10 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 def main() -> None:
     """Train the scorer, or take it from a checkpoint, as the block `rpl` says."""
     from anomdino.device import resolve_device
+    from anomdino.memory import keep_freed_memory
     from anomdino.scorer.recipe import train_scorer
 
+    keep_freed_memory()
     with _stage.stage("train_rpl", "rpl") as params:
         trained = train_scorer(
             params.rpl,

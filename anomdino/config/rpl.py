@@ -159,6 +159,9 @@ class ResidualConfig(Block):
     inliers' probabilities alone, so that a short training may raise the energy of the whole image."""
     copy_context: bool = True
     """Start the block's context module from the closed-set one, as published; else from Kaiming's rule."""
+    start: Literal["fresh", "checkpoint"] = "fresh"
+    """fresh: the block is drawn anew (copy_context); checkpoint: the block of closed_set.checkpoint, a trained
+    scorer's folder, is trained on."""
     rule: Literal["rpl", "objects"] = "rpl"
     """rpl: the published mixing (one rigid group, square crop of the inlier scene, no scaling); objects:
     several blended objects."""
@@ -172,6 +175,10 @@ class ResidualConfig(Block):
     """Augmentation of rule objects; rule rpl flips with probability rpl_flip and does nothing else."""
     paste: PasteConfig = PasteConfig()
     """Placement of rule objects."""
+    whole_photos: float = Field(0.0, ge=0, le=1)
+    """Share of the crops of rule objects that are outlier photos in whole, with nothing pasted: an object in
+    the scene that it was photographed in, whose ground and light the labelled scenes do not have
+    (published: 0)."""
     outlier_probability: float = Field(1.0, ge=0, le=1)
     """Share of the batches that carry outliers (published: 1)."""
     without_outliers: Literal["zeros", "scene"] = "zeros"
@@ -198,6 +205,15 @@ class ResidualConfig(Block):
     average: float = Field(0.0, ge=0, lt=1)
     """Decay of a running average of the weights, which is validated and kept in their place; 0 (published):
     none."""
+
+    @model_validator(mode="after")
+    def _photos_suit_the_rule(self) -> ResidualConfig:
+        if self.whole_photos and self.rule != "objects":
+            raise ValueError(
+                f"whole_photos is {self.whole_photos}, but rule {self.rule} pastes every object: "
+                "set rule: objects or whole_photos: 0"
+            )
+        return self
 
 
 class RplConfig(Block):
@@ -243,4 +259,9 @@ class RplConfig(Block):
             raise ValueError("source is checkpoint but checkpoint names no file")
         if self.closed_set.source == "checkpoint" and not self.closed_set.checkpoint:
             raise ValueError("closed_set.source is checkpoint but closed_set.checkpoint names no file")
+        if self.residual.start == "checkpoint" and self.closed_set.source != "checkpoint":
+            raise ValueError(
+                "residual.start is checkpoint, but closed_set.source is train: a block fits the network that it was "
+                "trained with; set closed_set.source: checkpoint"
+            )
         return self

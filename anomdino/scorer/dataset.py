@@ -159,6 +159,27 @@ class ImagePairs:
                     self._cache[index] = pair
 
 
+class PhotoCrops(Dataset[Sample]):
+    """Outlier photos in whole, cut or padded about their centres: 254 on the object, 0 elsewhere.
+
+    Args:
+        outliers: Photos with object masks.
+        chosen: Indices of the photos, in order.
+        size: (height, width) of a crop.
+    """
+
+    def __init__(self, outliers: ImagePairs, chosen: Sequence[int], size: tuple[int, int]) -> None:
+        self.outliers, self.chosen, self.size = outliers, list(chosen), size
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Give the photo of a place in the order."""
+        photo = self.chosen[index]
+        return Sample(*centred_photo(*self.outliers[photo], self.size), self.outliers.key(photo))
+
+
 class StepSampler(Sampler[list[SampleId]]):
     """The crops of every step of one process.
 
@@ -292,6 +313,9 @@ class OutlierCrops(Dataset[Sample]):
 
     def _by_objects(self, sample: SampleId) -> Sample:
         source = rng(self.seed, self.stream, sample.number)
+        share = self.config.whole_photos
+        if sample.with_outliers and share and source.random() < share:
+            return self._whole_photo(source)
         image, label = cut_window(*self._scene(sample.scene, source), source, self.config.augment)
         low, high = self.config.paste.objects
         drawn = source.choice(self.chosen, size=int(source.integers(low, high + 1)))
@@ -301,11 +325,23 @@ class OutlierCrops(Dataset[Sample]):
             image, label = pasted.image, pasted.label
         image, label = pad_to(image, label, self.config.augment.crop)
         image = change_colours(image, source, self.config.augment)
-        key = self.scenes.key(sample.scene)
         photo = int(drawn[0]) if len(drawn) else self.chosen[0]
+        return self._with_photo(Sample(image, label, self.scenes.key(sample.scene)), photo)
+
+    def _whole_photo(self, source: np.random.Generator) -> Sample:
+        """Cut a crop of an outlier photo: 254 on the object, 0 on the scene that it was photographed in."""
+        index = int(source.choice(self.chosen))
+        photo, mask = self.outliers[index]
+        image, label = random_crop(photo, outlier_label(mask), source, self.config.augment)
+        image = change_colours(image, source, self.config.augment)
+        return self._with_photo(Sample(image, label, self.outliers.key(index)), index)
+
+    def _with_photo(self, sample: Sample, photo: int) -> Sample:
+        """Add the outlier photo of CoroCL, where that loss is on."""
         if not self.config.corocl.enabled:
-            return Sample(image, label, key)
-        return Sample(image, label, key, *centred_photo(*self.outliers[photo], self.config.augment.crop))
+            return sample
+        image, label = centred_photo(*self.outliers[photo], self.config.augment.crop)
+        return sample._replace(outlier_image=image, outlier_label=label)
 
     def _scene(self, index: int, source: np.random.Generator) -> tuple[UInt8Array, UInt8Array]:
         """Give a scene, with regions of other scenes swapped in where that is asked for."""
@@ -423,8 +459,13 @@ def centred_photo(
     """
     canvas, label = _canvas(size), np.full(size, VOID, np.uint8)
     _centre_into(canvas, photo)
-    _centre_into(label, np.where(mask > 0, OUTLIER, 0).astype(np.uint8))
+    _centre_into(label, outlier_label(mask))
     return canvas, label
+
+
+def outlier_label(mask: UInt8Array) -> UInt8Array:
+    """Turn an object mask (0 / 255) into labels: 254 on the object, 0 elsewhere."""
+    return np.where(mask > 0, OUTLIER, 0).astype(np.uint8)
 
 
 def collate(samples: list[Sample]) -> Batch:

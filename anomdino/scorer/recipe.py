@@ -36,8 +36,10 @@ from anomdino.scorer.dataset import (
     ClosedSetCrops,
     ImagePairs,
     OutlierCrops,
+    PhotoCrops,
     Sample,
     StepSampler,
+    collate,
     load_batches,
     network_input,
     split_outliers,
@@ -68,7 +70,9 @@ class Trained:
     Attributes:
         scorer: The scorer, in evaluation mode.
         quality: Closed-set quality on the held-out scenes; ``None`` for a scorer without a decoder.
-        composed: AP of the residual and of the closed-set energy on composed held-out images.
+        composed: AP of the residual (``ap``) and of the closed-set energy (``ap_closed``) on composed held-out
+            images; with ``residual.whole_photos`` also on held-out outlier photos, ``ap_photos`` and
+            ``ap_closed_photos``.
         history: Records of both phases.
     """
 
@@ -225,7 +229,8 @@ class Trainer:
     def _train_residual(self, scorer: DecoderScorer, folder: Path, live: Live | None) -> list[Record]:
         config = self.config.residual
         torch.manual_seed(self.seed + 1)
-        scorer.start_residual(config.copy_context)
+        if config.start == "fresh":
+            scorer.start_residual(config.copy_context)
         plan = self._plan("residual", config)
         objective = ResidualObjective(scorer, self.world, config, self.seed)
         chosen, _ = split_outliers(self.outliers, config.outlier_holdout, self.seed)
@@ -247,13 +252,25 @@ class Trainer:
         )
 
     def _composed(self, scorer: DecoderScorer) -> dict[str, float]:
-        return composed_quality(scorer, self._validation_batches(), self.world.device)
+        quality = composed_quality(scorer, self._validation_batches(), self.world.device)
+        if self.config.residual.whole_photos:
+            photos = composed_quality(scorer, self._photo_batches(), self.world.device)
+            quality |= {f"{name}_photos": value for name, value in photos.items()}
+        return quality
+
+    def _photo_batches(self) -> Iterable[Batch]:
+        config = self.config.residual
+        _, held = split_outliers(self.outliers, config.outlier_holdout, self.seed)
+        photos = PhotoCrops(self.outliers, held, config.augment.crop)
+        for first in range(0, len(photos), config.batch):
+            yield collate([photos[place] for place in range(first, min(first + config.batch, len(photos)))])
 
     def _validation_batches(self) -> Iterable[Batch]:
         config = self.config.residual
         _, held = split_outliers(self.outliers, config.outlier_holdout, self.seed)
+        pasted = config.model_copy(update={"whole_photos": 0.0})
         dataset = OutlierCrops(
-            self.held_out, self.outliers, held, config, seed=self.seed, stream="validation"
+            self.held_out, self.outliers, held, pasted, seed=self.seed, stream="validation"
         )
         batch = min(config.batch, config.validation_images)
         sampler = StepSampler(len(self.held_out), batch, max(1, config.validation_images // batch), self.seed)

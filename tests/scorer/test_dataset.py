@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from anomdino.config.rpl import AugmentConfig, PasteConfig, ResidualConfig
 from anomdino.data.rpl_mixing import mix_rpl
@@ -15,6 +16,7 @@ from anomdino.scorer.dataset import (
     ClosedSetCrops,
     ImagePairs,
     OutlierCrops,
+    PhotoCrops,
     SampleId,
     StepSampler,
     centred_photo,
@@ -267,6 +269,47 @@ def test_objects_appear_as_254_and_the_photo_comes_along_for_corocl(scenes, outl
     assert set(np.unique(sample.outlier_label)) == {0, 254, 255}
     without = OutlierCrops(scenes, outliers, range(5), residual(corocl={"enabled": False}), seed=0)
     assert without[SampleId(0, 0)].outlier_image is None
+
+
+def test_a_whole_photo_keeps_its_own_scene(scenes, outliers):
+    photo, mask = outliers[2]
+    config = residual(whole_photos=1.0, augment=PLAIN.model_copy(update={"crop": mask.shape}))
+    sample = OutlierCrops(scenes, outliers, [2], config, seed=0)[SampleId(0, 0)]
+    assert np.array_equal(sample.image, photo)
+    assert np.array_equal(sample.label, np.where(mask > 0, 254, 0))
+    assert sample.key == outliers.key(2)
+    assert np.array_equal(sample.outlier_label, sample.label)
+
+
+def test_whole_photos_come_as_often_as_asked_and_only_from_the_chosen(scenes, outliers):
+    crops = OutlierCrops(scenes, outliers, [1, 3], residual(whole_photos=0.3), seed=0)
+    keys = [crops[SampleId(number, number % 6)].key for number in range(300)]
+    photos = [key for key in keys if key in {outliers.key(index) for index in range(5)}]
+    assert 0.22 < len(photos) / 300 < 0.38
+    assert set(photos) == {outliers.key(1), outliers.key(3)}
+
+
+def test_batches_without_outliers_hold_no_whole_photo(scenes, outliers):
+    config = residual(whole_photos=1.0, without_outliers="scene")
+    sample = OutlierCrops(scenes, outliers, range(5), config, seed=0)[SampleId(0, 1, False)]
+    assert sample.key == scenes.key(1)
+    assert set(np.unique(sample.label)) <= {0, 1, 2, 3, 255}
+
+
+def test_whole_photos_need_rule_objects():
+    with pytest.raises(ValidationError, match=r"whole_photos is 0\.5, but rule rpl .* set rule: objects"):
+        residual(rule="rpl", whole_photos=0.5)
+
+
+def test_photos_for_validation_come_in_order_and_at_one_size(outliers):
+    crops = PhotoCrops(outliers, [4, 0], (50, 20))
+    assert len(crops) == 2
+    for place, index in enumerate([4, 0]):
+        sample = crops[place]
+        expected = centred_photo(*outliers[index], (50, 20))
+        assert sample.key == outliers.key(index)
+        assert np.array_equal(sample.image, expected[0])
+        assert np.array_equal(sample.label, expected[1])
 
 
 def test_unknown_paste_rule_is_refused(scenes, outliers):

@@ -1,15 +1,19 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from sklearn.metrics import average_precision_score
 
 from anomdino.config.params import profile_params
 from anomdino.config.rpl import RplConfig
 from anomdino.errors import ConfigError, ProtocolError, TrainingError
 from anomdino.protocol import mark_evaluation_only
 from anomdino.scorer import training
-from anomdino.scorer.base import load_scorer
+from anomdino.scorer.base import load_scorer, to_input
+from anomdino.scorer.dataset import ImagePairs, centred_photo, split_outliers
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.recipe import class_weights, train_scorer
 from anomdino.scorer.training import steps_of
@@ -212,6 +216,47 @@ def test_kept_encoder_statistics_stay_while_its_weights_train(tiny_data, tmp_pat
             assert (module.running_mean == 0).all()
             assert (module.running_var == 1).all()
     assert int(long.aspp.features[0][1].num_batches_tracked) == 6
+
+
+def test_whole_photos_are_validated_on_photos_that_training_did_not_see(tiny_data, tmp_path):
+    settings = config(residual={"whole_photos": 0.5, "outlier_holdout": 0.4})
+    trained = train(tiny_data, tmp_path / "x", settings)
+    outliers = ImagePairs(tiny_data / "outliers", "masks")
+    scores, truths = [], []
+    for index in split_outliers(outliers, 0.4, 0)[1]:
+        photo, label = centred_photo(*outliers[index], (32, 48))
+        with torch.inference_mode():
+            logits = trained.scorer.decode(to_input(photo)).residual_logits[0]
+        small = label[::4, ::4]
+        scores.append((-logits.logsumexp(dim=0)).numpy()[small != 255])
+        truths.append(small[small != 255] == 254)
+    expected = average_precision_score(np.concatenate(truths), np.concatenate(scores))
+    assert trained.composed["ap_photos"] == pytest.approx(expected, abs=1e-6)
+    details = json.loads((tmp_path / "x" / "config.json").read_text())["details"]
+    assert details["composed"] == trained.composed
+    plain = train(tiny_data, tmp_path / "y", config(residual={"outlier_holdout": 0.4}))
+    assert set(plain.composed) == {"ap", "ap_closed"}
+
+
+def test_a_residual_block_can_be_trained_on(tiny_data, unbroken, tmp_path):
+    trained = unbroken[1].scorer
+    given = {"source": "checkpoint", "checkpoint": str(unbroken[0])}
+
+    def after(start):
+        residual = {"start": start, "lr": 1e-9, "copy_context": False}
+        settings = config(closed_set=given, residual=residual)
+        return train(tiny_data, tmp_path / start, settings, seed=5).scorer
+
+    fresh, further = after("fresh").residual_block, after("checkpoint").residual_block
+    for name, before in trained.residual_block.named_parameters():
+        torch.testing.assert_close(further.get_parameter(name), before, atol=1e-6, rtol=0)
+    drawn = "atten_aspp_final.weight"
+    assert (fresh.get_parameter(drawn) - trained.residual_block.get_parameter(drawn)).abs().max() > 1e-2
+
+
+def test_a_block_without_the_network_it_was_trained_with_is_refused():
+    with pytest.raises(ValidationError, match="residual.start is checkpoint, but closed_set.source is train"):
+        config(residual={"start": "checkpoint"})
 
 
 def test_loss_falls(tiny_data, tmp_path):
