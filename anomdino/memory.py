@@ -8,17 +8,16 @@ import sys
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 """Parameters of glibc's mallopt(3)."""
+GROWTH = 1 << 28
+"""Bytes by which the heap grows at a time."""
 
 
-def keep_freed_memory(step_bytes: int = 1 << 28) -> bool:
+def keep_freed_memory() -> bool:
     """Ask glibc to keep freed memory in the process and to serve large arrays from it.
 
     By default every array of more than some megabytes is mapped from the operating system and given back when it
     is freed: a training step on a CPU, which makes and drops the same large arrays again and again, then waits for
     pages to be cleared. Results do not change; the process holds its peak of memory until it ends.
-
-    Args:
-        step_bytes: By how much the heap grows at a time.
 
     Returns:
         Whether the C library took it; other libraries than glibc are left as they are.
@@ -26,7 +25,7 @@ def keep_freed_memory(step_bytes: int = 1 << 28) -> bool:
     if not sys.platform.startswith("linux") or "glibc" not in _library():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    wanted = {MMAP_MAX: 0, TRIM_THRESHOLD: -1, TOP_PAD: step_bytes}
+    wanted = {MMAP_MAX: 0, TRIM_THRESHOLD: -1, TOP_PAD: GROWTH}
     return all(mallopt(parameter, value) for parameter, value in wanted.items())
 
 

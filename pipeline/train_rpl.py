@@ -19,15 +19,17 @@ def main() -> None:
     from anomdino.memory import keep_freed_memory
     from anomdino.scorer.recipe import train_scorer
 
-    keep_freed_memory()
     with _stage.stage("train_rpl", "rpl") as params:
+        device = resolve_device(params.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         trained = train_scorer(
             params.rpl,
             _stage.INLIER,
             _stage.OUTLIERS,
             _stage.RPL,
             seed=params.seed,
-            device=resolve_device(params.device),
+            device=device,
         )
         figures = {"AP on composed images": f"{trained.composed['ap']:.3f}"} if trained.composed else {}
         if trained.quality is not None:

@@ -161,7 +161,7 @@ class ResidualConfig(Block):
     """Start the block's context module from the closed-set one, as published; else from Kaiming's rule."""
     start: Literal["fresh", "checkpoint"] = "fresh"
     """fresh: the block is drawn anew (copy_context); checkpoint: the block of closed_set.checkpoint, a trained
-    scorer's folder, is trained on."""
+    scorer's folder, is trained on. Keep the seed then: it decides which objects validation holds out."""
     rule: Literal["rpl", "objects"] = "rpl"
     """rpl: the published mixing (one rigid group, square crop of the inlier scene, no scaling); objects:
     several blended objects."""

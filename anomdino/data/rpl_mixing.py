@@ -92,7 +92,7 @@ def mix_rpl(
         RplMix of float32 normalised images and uint8 labels.
     """
     image, label = _rpl_crop(image, label, rng, size, flip)
-    outlier_image, outlier_label = normalise(outlier), _outlier_label(outlier_mask)
+    outlier_image, outlier_label = normalise(outlier), object_label(outlier_mask)
     group = _rpl_group(outlier_image, outlier_label, rng, size, scales)
     city_image = _pad_centred(normalise(image), size, 0.0).astype(np.float32)
     city_label = _pad_centred(label, size, VOID)
@@ -138,7 +138,7 @@ def paste_rpl(
         (S, S, 3) uint8 RGB and (S, S) uint8 train ids, 254 pasted, 255 void.
     """
     image, label = _rpl_crop(image, label, rng, size)
-    group = _rpl_group(normalise(outlier), _outlier_label(outlier_mask), rng, size, scales)
+    group = _rpl_group(normalise(outlier), object_label(outlier_mask), rng, size, scales)
     mixed_image, mixed_label = image.copy(), _pad_centred(label, size, VOID)
     if label.shape != mixed_label.shape:
         mixed_image = np.tile(_PADDED_COLOUR, (size, size, 1))
@@ -173,7 +173,8 @@ def _rpl_crop(
     return np.asarray(cv2.flip(image[window], 1), np.uint8), np.asarray(cv2.flip(label[window], 1), np.uint8)
 
 
-def _outlier_label(mask: npt.NDArray[np.uint8] | BoolArray) -> UInt8Array:
+def object_label(mask: npt.NDArray[np.uint8] | BoolArray) -> UInt8Array:
+    """Turn a mask (H, W), objects where non-zero, into labels: uint8 (H, W), 254 on objects, 0 elsewhere."""
     return np.where(mask > 0, np.uint8(OUTLIER), np.uint8(0))
 
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomdino.data.mixing import CutOut, PasteRules, paste_objects
-from anomdino.data.rpl_mixing import mix_rpl
+from anomdino.data.rpl_mixing import mix_rpl, object_label
 from anomdino.data.swaps import swap_region
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.images import read_image, read_label
 from anomdino.io.listing import list_images, pair_by_key
 from anomdino.scorer.base import IMAGENET_MEAN, normalise
-from anomdino.scorer.losses import OUTLIER, VOID
+from anomdino.scorer.losses import VOID
 from anomdino.seeding import derive_seed, rng
 
 if TYPE_CHECKING:
@@ -160,7 +160,9 @@ class ImagePairs:
 
 
 class PhotoCrops(Dataset[Sample]):
-    """Outlier photos in whole, cut or padded about their centres: 254 on the object, 0 elsewhere.
+    """Outlier photos in whole, shrunk where they are larger and padded to one size.
+
+    Images are uint8 RGB (H, W, 3); labels uint8 (H, W), 254 on the object, 0 elsewhere, 255 padded.
 
     Args:
         outliers: Photos with object masks.
@@ -176,8 +178,10 @@ class PhotoCrops(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Give the photo of a place in the order."""
-        photo = self.chosen[index]
-        return Sample(*centred_photo(*self.outliers[photo], self.size), self.outliers.key(photo))
+        number = self.chosen[index]
+        photo, mask = self.outliers[number]
+        fitted = shrink_to(photo, object_label(mask), self.size)
+        return Sample(*pad_to(*fitted, self.size), self.outliers.key(number))
 
 
 class StepSampler(Sampler[list[SampleId]]):
@@ -332,7 +336,7 @@ class OutlierCrops(Dataset[Sample]):
         """Cut a crop of an outlier photo: 254 on the object, 0 on the scene that it was photographed in."""
         index = int(source.choice(self.chosen))
         photo, mask = self.outliers[index]
-        image, label = random_crop(photo, outlier_label(mask), source, self.config.augment)
+        image, label = random_crop(photo, object_label(mask), source, self.config.augment)
         image = change_colours(image, source, self.config.augment)
         return self._with_photo(Sample(image, label, self.outliers.key(index)), index)
 
@@ -383,6 +387,17 @@ def cut_window(
     if source.random() < augment.flip:
         scaled, scaled_label = scaled[:, ::-1], scaled_label[:, ::-1]
     return np.ascontiguousarray(scaled), np.ascontiguousarray(scaled_label)
+
+
+def shrink_to(image: UInt8Array, label: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
+    """Make a larger image, (H, W, 3) with its label (H, W), as large as fits into ``size``, sides in proportion."""
+    height, width = label.shape
+    factor = min(size[0] / height, size[1] / width)
+    if factor >= 1:
+        return image, label
+    target = (max(1, int(width * factor)), max(1, int(height * factor)))
+    small = np.asarray(cv2.resize(image, target, interpolation=cv2.INTER_AREA), np.uint8)
+    return small, np.asarray(cv2.resize(label, target, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def pad_to(image: UInt8Array, label: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
@@ -459,13 +474,8 @@ def centred_photo(
     """
     canvas, label = _canvas(size), np.full(size, VOID, np.uint8)
     _centre_into(canvas, photo)
-    _centre_into(label, outlier_label(mask))
+    _centre_into(label, object_label(mask))
     return canvas, label
-
-
-def outlier_label(mask: UInt8Array) -> UInt8Array:
-    """Turn an object mask (0 / 255) into labels: 254 on the object, 0 elsewhere."""
-    return np.where(mask > 0, OUTLIER, 0).astype(np.uint8)
 
 
 def collate(samples: list[Sample]) -> Batch:

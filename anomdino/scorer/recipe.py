@@ -177,9 +177,9 @@ class Trainer:
         return Trained(scorer.eval(), quality, composed, history)
 
     def _new_scorer(self) -> DecoderScorer:
-        config = self.config.closed_set
+        config, goes_on = self.config.closed_set, self.config.residual.start == "checkpoint"
         scorer = (
-            open_checkpoint(Path(config.checkpoint), self._spec(), self.seed)
+            open_checkpoint(Path(config.checkpoint), self._spec(), self.seed, trained_block=goes_on)
             if config.source == "checkpoint"
             else build_scorer(self._spec())
         )
@@ -362,11 +362,17 @@ class Trainer:
         return ScorerSpec(self.config.architecture, self.config.num_classes, dict(self.config.options))
 
 
-def open_checkpoint(path: Path, spec: ScorerSpec, seed: int) -> Scorer:
+def open_checkpoint(path: Path, spec: ScorerSpec, seed: int, *, trained_block: bool = False) -> Scorer:
     """Open a scorer's folder, or a published checkpoint of wide_resnet38.
 
+    Args:
+        path: Folder or file.
+        spec: The network that a file is for; a folder says itself what it holds.
+        seed: Of the residual block that a closed-set file lacks.
+        trained_block: Refuse such a file.
+
     Raises:
-        CheckpointError: There is no such file, or it does not fit.
+        CheckpointError: There is no such file, it does not fit, or it has no residual block and needs one.
     """
     if path.is_dir():
         return load_scorer(path)
@@ -375,6 +381,10 @@ def open_checkpoint(path: Path, spec: ScorerSpec, seed: int) -> Scorer:
 
         scorer = build_scorer(spec)
         state, origin = rpl_state(path, seed)
+        if trained_block and origin == "closed-set":
+            raise CheckpointError(
+                path, "holds the closed-set network alone, no residual block", "set rpl.residual.start: fresh"
+            )
         load_strictly(scorer, with_counters(state, scorer), path)
         log.info("%s: %s", path, origin)
         return scorer

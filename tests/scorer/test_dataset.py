@@ -301,15 +301,31 @@ def test_whole_photos_need_rule_objects():
         residual(rule="rpl", whole_photos=0.5)
 
 
-def test_photos_for_validation_come_in_order_and_at_one_size(outliers):
-    crops = PhotoCrops(outliers, [4, 0], (50, 20))
+def test_photos_for_validation_come_in_order_and_padded(outliers):
+    crops = PhotoCrops(outliers, [4, 0], (60, 80))
     assert len(crops) == 2
     for place, index in enumerate([4, 0]):
+        photo, mask = outliers[index]
+        height, width = mask.shape
+        top, left = (60 - height) // 2, (80 - width) // 2
+        window = np.s_[top : top + height, left : left + width]
         sample = crops[place]
-        expected = centred_photo(*outliers[index], (50, 20))
         assert sample.key == outliers.key(index)
-        assert np.array_equal(sample.image, expected[0])
-        assert np.array_equal(sample.label, expected[1])
+        assert np.array_equal(sample.image[window], photo)
+        assert np.array_equal(sample.label[window], np.where(mask > 0, 254, 0))
+        assert (sample.label != 255).sum() == mask.size
+
+
+def test_a_photo_larger_than_the_crop_is_shrunk_in_whole(outliers):
+    photo, mask = outliers[1]
+    height, width = mask.shape
+    sample = PhotoCrops(outliers, [1], (height // 2, width))[0]
+    shown = sample.label != 255
+    assert shown.sum() == (height // 2) * (width // 2)
+    share = (sample.label == 254).sum() / shown.sum()
+    assert share == pytest.approx((mask > 0).mean(), abs=0.05)
+    mean = sample.image[shown].mean(axis=0)
+    np.testing.assert_allclose(mean, photo.reshape(-1, 3).mean(axis=0), atol=3)
 
 
 def test_unknown_paste_rule_is_refused(scenes, outliers):

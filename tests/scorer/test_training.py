@@ -9,11 +9,11 @@ from sklearn.metrics import average_precision_score
 
 from anomdino.config.params import profile_params
 from anomdino.config.rpl import RplConfig
-from anomdino.errors import ConfigError, ProtocolError, TrainingError
+from anomdino.errors import CheckpointError, ConfigError, ProtocolError, TrainingError
 from anomdino.protocol import mark_evaluation_only
 from anomdino.scorer import training
 from anomdino.scorer.base import load_scorer, to_input
-from anomdino.scorer.dataset import ImagePairs, centred_photo, split_outliers
+from anomdino.scorer.dataset import PAD_COLOUR, ImagePairs, split_outliers
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.recipe import class_weights, train_scorer
 from anomdino.scorer.training import steps_of
@@ -219,18 +219,23 @@ def test_kept_encoder_statistics_stay_while_its_weights_train(tiny_data, tmp_pat
 
 
 def test_whole_photos_are_validated_on_photos_that_training_did_not_see(tiny_data, tmp_path):
-    settings = config(residual={"whole_photos": 0.5, "outlier_holdout": 0.4})
+    crop = {"crop": (48, 48), "scale": (0.8, 1.2)}  # a photo is 40 x 30: padded, not shrunk
+    settings = config(residual={"whole_photos": 0.5, "outlier_holdout": 0.4, "augment": crop})
     trained = train(tiny_data, tmp_path / "x", settings)
     outliers = ImagePairs(tiny_data / "outliers", "masks")
     scores, truths = [], []
     for index in split_outliers(outliers, 0.4, 0)[1]:
-        photo, label = centred_photo(*outliers[index], (32, 48))
+        photo, mask = outliers[index]
+        around = ((4, 4), (9, 9))
+        label = np.pad(np.where(mask > 0, 254, 0), around, constant_values=255)
+        photo = np.stack([np.pad(photo[..., c], around, constant_values=PAD_COLOUR[c]) for c in range(3)], -1)
         with torch.inference_mode():
             logits = trained.scorer.decode(to_input(photo)).residual_logits[0]
         small = label[::4, ::4]
         scores.append((-logits.logsumexp(dim=0)).numpy()[small != 255])
         truths.append(small[small != 255] == 254)
     expected = average_precision_score(np.concatenate(truths), np.concatenate(scores))
+    assert 0.05 < expected < 0.95
     assert trained.composed["ap_photos"] == pytest.approx(expected, abs=1e-6)
     details = json.loads((tmp_path / "x" / "config.json").read_text())["details"]
     assert details["composed"] == trained.composed
@@ -450,6 +455,11 @@ def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
             "validation_images": 2,
         },
     )
+    going_on = settings.model_copy(
+        update={"residual": settings.residual.model_copy(update={"start": "checkpoint"})}
+    )
+    with pytest.raises(CheckpointError, match=r"(?s)cityscapes_best\.pth.*no residual block.*start: fresh"):
+        train(tiny_data, tmp_path / "refused", going_on)
     trained = train(tiny_data, tmp_path / "x", settings)
     for name, tensor in trained.scorer.frozen_state():
         assert torch.equal(tensor, network.state_dict()[name]), name
