@@ -310,10 +310,10 @@ def published_files() -> dict[str, bytes]:
 
 
 def miniature_registry(address: str = "", **changes: object) -> Registry:
-    """Give the packaged registry with miniature counts, no digests, and all sources at ``address``."""
+    """Give the packaged registry with miniature counts, no sizes or digests, and all sources at ``address``."""
     content = load_registry().model_dump()
     for entry in content["files"].values():
-        entry.update({"size": None, "md5": None, "sha256": None, "sha256_prefix": None} | changes)
+        entry.update(dict.fromkeys(("size", "about", "md5", "sha256", "sha256_prefix")) | changes)
         entry["sources"] = [{"url": f"{address}/{entry['name']}"}] if address else entry["sources"]
     for name, item in content["items"].items():
         for expected in (one for bundle in item["layout"] for one in bundle if one["count"] not in {None, 1}):

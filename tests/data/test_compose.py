@@ -237,12 +237,17 @@ module.compose(config, 3, root / "inlier", root / "outliers", root / "killed")
 """
 
 
+def finished(out: Path) -> list[Path]:
+    """Give the notes of finished images; one that is being written has a dot before its name."""
+    return [note for note in out.glob(".compose/*/*.json") if not note.name.startswith(".")]
+
+
 def test_a_killed_run_is_taken_up_and_ends_the_same(sources):
     run(sources, "whole")
     environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
     child = subprocess.Popen([sys.executable, "-c", SCRIPT, str(sources)], env=environment)
     deadline = time.monotonic() + 60
-    while len(list((sources / "killed").glob(".compose/*/*.json"))) < 4 and time.monotonic() < deadline:
+    while len(finished(sources / "killed")) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
