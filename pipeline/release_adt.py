@@ -4,9 +4,8 @@ Usage: python -m pipeline.release_adt --inlier SCENES --outliers OBJECTS [--work
 
 SCENES (`images/`, `labels/`) must have trained neither scorer nor detector: CamVid's *val*, for the released model. Of
 OBJECTS (`images/`, `masks/`) those are pasted that the scorer's training held out. Every composed image comes a
-second time as another camera sees it, and the photos of those objects come in whole: there the scorer errs as it
-does on photos of other places, which scenes of the town that it was trained on do not show. The parameters are
-those beside the released model, whose ADT-Net is replaced at the very end.
+second time as another camera sees it. The parameters are those beside the released model, whose ADT-Net is replaced
+at the very end.
 """
 
 from __future__ import annotations
@@ -52,7 +51,6 @@ def main(
         seed_everything(params.seed)
         objects = held_out_objects(params, outliers, work / "outliers")
         compose_twice(params, count, inlier, objects, work / "train")
-        add_photos(objects, work / "train")
         score_and_detect(params, to / "models", work)
         save_adt(trained(params, work), to / "models" / "adt")
     except AnomdinoError as error:
@@ -91,22 +89,6 @@ def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out:
         write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
         copies.append({**record, "id": count + record["id"], "file_name": f"s{name}"})
     content["images"] += copies
-    atomic_write_json(out / LIST, content, indent=None)
-
-
-def add_photos(outliers: Path, out: Path) -> None:
-    """Add outlier photos in whole: 1 on the object, 0 on the scene that it was photographed in."""
-    from anomdino.scorer.dataset import ImagePairs
-
-    content = json.loads((out / LIST).read_text(encoding="utf-8"))
-    photos = ImagePairs(outliers, "masks")
-    for index in range(len(photos)):
-        (image, mask), name = photos[index], f"photo_{photos.key(index)}.png"
-        write_png(out / IMAGES / name, image)
-        write_png(out / LABELS / name, (mask > 0).astype(np.uint8))
-        size = dict(zip(("height", "width"), mask.shape, strict=True))
-        number = len(content["images"]) + 1
-        content["images"].append({"id": number, "file_name": name, **size, "source": name, "split": "val"})
     atomic_write_json(out / LIST, content, indent=None)
 
 
