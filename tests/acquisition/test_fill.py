@@ -302,7 +302,7 @@ class TestRegistry:
         started = time.monotonic()
         with pytest.raises(DataError) as caught:
             fill(DataConfig(source="registry", registry={"offline": True}), tmp_path / "data")
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
         text = str(caught.value)
         for name in PAPER_ITEMS:
             assert f"  {name} (" in text

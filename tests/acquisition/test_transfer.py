@@ -183,8 +183,8 @@ def test_a_wait_beyond_the_limit_is_not_begun(shelf, target):
     shelf.put("/f", CONTENT, statuses=[503] * 9, headers={"Retry-After": "3600"})
     started = time.monotonic()
     with pytest.raises(SourceError, match="answered 503"):
-        transfer(shelf.url("/f"), target, patience=Patience(attempts=9, longest_wait=7200, total=2))
-    assert time.monotonic() - started < 1
+        transfer(shelf.url("/f"), target, patience=Patience(attempts=9, longest_wait=7200, total=60))
+    assert time.monotonic() - started < 30
 
 
 def test_a_slow_drip_ends_at_the_time_limit(shelf, target):
@@ -192,7 +192,7 @@ def test_a_slow_drip_ends_at_the_time_limit(shelf, target):
     started = time.monotonic()
     with pytest.raises(SourceError, match="too slow"):
         transfer(shelf.url("/f"), target, patience=Patience(attempts=3, total=0.6))
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert 0 < part_of(target).stat().st_size < len(CONTENT)
 
 
