@@ -34,6 +34,9 @@ class DetectConfig(Block):
     """Boxes an image at most, the best first."""
     nms_iou: float = Field(default=0.7, gt=0, le=1)
     """Of two boxes that overlap by more than this IoU only the better one stays; 1 keeps all."""
+    nms_cover: float = Field(default=1.0, gt=0, le=1)
+    """A box goes, too, when more than this share of it lies inside a better one: parts of an object that is boxed as a
+    whole; 1 keeps all."""
     fast: bool = False
     """On CUDA: half precision and recorded graphs, one for each size of image; worth it for many images of few sizes."""
     negatives: NegativesConfig = Field(default_factory=NegativesConfig)

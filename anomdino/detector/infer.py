@@ -143,13 +143,19 @@ def best_boxes(boxes: Boxes, config: DetectConfig) -> Boxes:
     """Keep boxes by score, non-maximum suppression and number; best first."""
     kept = boxes.kept(config.min_score)
     kept = kept.subset(np.argsort(-kept.scores, kind="stable"))
-    if config.nms_iou < 1 and len(kept) > 1:
-        kept = non_maximum_suppression(kept, config.nms_iou)
+    if min(config.nms_iou, config.nms_cover) < 1 and len(kept) > 1:
+        kept = non_maximum_suppression(kept, config.nms_iou, config.nms_cover)
     return kept.subset(slice(config.max_boxes))
 
 
-def non_maximum_suppression(boxes: Boxes, iou: float) -> Boxes:
-    """Drop every box that overlaps a better one by more than ``iou``; order by falling score."""
+def non_maximum_suppression(boxes: Boxes, iou: float, cover: float = 1.0) -> Boxes:
+    """Drop every box that a better one makes needless; order by falling score.
+
+    Args:
+        boxes: Boxes with scores.
+        iou: Largest intersection over union with a better box that stays.
+        cover: Largest share of its own area inside a better box with which a box stays; 1 keeps boxes within boxes.
+    """
     order = np.argsort(-boxes.scores, kind="stable")
     sorted_boxes = boxes.subset(order)
     x, y = sorted_boxes.xyxy[:, :2], sorted_boxes.xyxy[:, 2:]
@@ -158,10 +164,12 @@ def non_maximum_suppression(boxes: Boxes, iou: float) -> Boxes:
     shared = np.clip(upper - lower, 0, None).prod(-1)
     area = np.clip(y - x, 0, None).prod(-1)
     overlap = shared / np.maximum(area[:, None] + area[None] - shared, 1e-9)
+    inside = shared / np.maximum(area[None], 1e-9)
+    needless = (overlap > iou) | (inside > cover) if cover < 1 else overlap > iou
     keep = np.ones(len(order), bool)
     for index in range(len(order)):
         if keep[index]:
-            keep[index + 1 :] &= overlap[index, index + 1 :] <= iou
+            keep[index + 1 :] &= ~needless[index, index + 1 :]
     return sorted_boxes.subset(keep)
 
 

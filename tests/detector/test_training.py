@@ -193,7 +193,7 @@ def test_images_without_boxes_are_present(detector, composed, tmp_path):
     assert len(pq.read_table(tmp_path / "x.parquet")) == 10
 
 
-def slow_nms(boxes, limit):
+def slow_nms(boxes, limit, cover=1.0):
     kept = []
     for index in np.argsort(-boxes.scores, kind="stable"):
         a = boxes.xyxy[index]
@@ -202,7 +202,8 @@ def slow_nms(boxes, limit):
             width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
             shared = max(0, width) * max(0, height)
             union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-            if shared / union > limit:
+            own = (a[2] - a[0]) * (a[3] - a[1])
+            if shared / union > limit or (cover < 1 and shared / own > cover):
                 break
         else:
             kept.append(index)
@@ -214,9 +215,20 @@ def test_suppression_equals_a_slow_formulation(seed):
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 30, (40, 2))
     boxes = Boxes(np.concatenate([low, low + rng.uniform(3, 20, low.shape)], 1), rng.random(40))
-    kept = non_maximum_suppression(boxes, 0.4)
-    np.testing.assert_array_equal(kept.xyxy, boxes.xyxy[slow_nms(boxes, 0.4)])
+    for iou, cover in ((0.4, 1.0), (0.4, 0.6), (1.0, 0.6)):
+        kept = non_maximum_suppression(boxes, iou, cover)
+        np.testing.assert_array_equal(kept.xyxy, boxes.xyxy[slow_nms(boxes, iou, cover)])
     assert len(best_boxes(boxes, DetectConfig(min_score=0.5, nms_iou=1.0, max_boxes=3))) == 3
+
+
+def test_a_part_goes_with_a_better_whole_and_a_whole_stays_with_a_better_part():
+    whole, part, beside = [0, 0, 40, 40], [5, 5, 15, 15], [35, 0, 75, 40]
+    for scores, expected in (((0.9, 0.5, 0.3), [whole, beside]), ((0.5, 0.9, 0.3), [part, whole, beside])):
+        boxes = Boxes(np.array([whole, part, beside], np.float32), np.array(scores, np.float32))
+        config = DetectConfig(min_score=0.0, nms_iou=0.7, nms_cover=0.6)
+        assert best_boxes(boxes, config).xyxy.tolist() == expected
+        kept = best_boxes(boxes, config.model_copy(update={"nms_cover": 1.0}))
+        assert len(kept) == 3
 
 
 def test_known_classes_suppress_what_they_cover():
