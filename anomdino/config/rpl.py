@@ -216,6 +216,21 @@ class ResidualConfig(Block):
         return self
 
 
+class PhotoPhaseConfig(Block):
+    """A third phase: the trained residual block learns from outlier photos in whole. What is not named here is as in
+    `residual`.
+    """
+
+    steps: int = Field(0, ge=0)
+    """Optimiser steps after those of `residual`, with a schedule of their own; 0: no third phase (published)."""
+    share: float = Field(0.25, gt=0, le=1)
+    """Share of the crops that are outlier photos in whole (`residual.whole_photos` of this phase)."""
+    batch: int = Field(8, ge=2)
+    """Crops a step, over all processes together."""
+    loss_at: Literal["decoder", "input"] = "decoder"
+    """Resolution of the loss: the decoder's own (faster) or the input's."""
+
+
 class RplConfig(Block):
     """The `rpl` block of `params.yaml`. Defaults of the residual training are what RPL's published code
     does.
@@ -235,6 +250,8 @@ class RplConfig(Block):
     """Closed-set training."""
     residual: ResidualConfig = ResidualConfig()
     """Residual training."""
+    outlier_photos: PhotoPhaseConfig = PhotoPhaseConfig()
+    """Training on with outlier photos in whole."""
     workers: int = Field(-1, ge=-1)
     """Processes that load and augment images; -1 takes one a core on a GPU machine and none on a CPU."""
     cache_mb: int = Field(2048, ge=0)
@@ -253,12 +270,34 @@ class RplConfig(Block):
     live: bool = False
     """Log curves and sample overlays with DVCLive where it is installed."""
 
+    def residual_phases(self) -> dict[str, ResidualConfig]:
+        """Give the trainings of the residual block by name, in order: `residual`, and `outlier_photos` where it has
+        steps.
+        """
+        phases = {"residual": self.residual}
+        photos = self.outlier_photos
+        if photos.steps:
+            update = {
+                "schedule": self.residual.schedule.model_copy(update={"steps": photos.steps}),
+                "whole_photos": photos.share,
+                "batch": photos.batch,
+                "loss_at": photos.loss_at,
+                "start": "checkpoint",
+            }
+            phases["outlier_photos"] = self.residual.model_copy(update=update)
+        return phases
+
     @model_validator(mode="after")
     def _checkpoints_are_named(self) -> RplConfig:
         if self.source == "checkpoint" and not self.checkpoint:
             raise ValueError("source is checkpoint but checkpoint names no file")
         if self.closed_set.source == "checkpoint" and not self.closed_set.checkpoint:
             raise ValueError("closed_set.source is checkpoint but closed_set.checkpoint names no file")
+        if self.outlier_photos.steps and self.residual.rule != "objects":
+            raise ValueError(
+                f"outlier_photos.steps is {self.outlier_photos.steps}, but rule {self.residual.rule} pastes every "
+                "object: set residual.rule: objects or outlier_photos.steps: 0"
+            )
         if self.residual.start == "checkpoint" and self.closed_set.source != "checkpoint":
             raise ValueError(
                 "residual.start is checkpoint, but closed_set.source is train: a block fits the network that it was "

@@ -165,7 +165,7 @@ def non_maximum_suppression(boxes: Boxes, iou: float, cover: float = 1.0) -> Box
     area = np.clip(y - x, 0, None).prod(-1)
     overlap = shared / np.maximum(area[:, None] + area[None] - shared, 1e-9)
     inside = shared / np.maximum(area[None], 1e-9)
-    needless = (overlap > iou) | (inside > cover) if cover < 1 else overlap > iou
+    needless = (overlap > iou) | (inside > cover)
     keep = np.ones(len(order), bool)
     for index in range(len(order)):
         if keep[index]:

@@ -1,5 +1,5 @@
 """From labelled scenes and outlier objects to a trained scorer: closed-set training, then the residual
-block.
+block, which may be trained on with outlier photos in whole.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CRITERIA = {"closed_set": ("validation_loss", False), "residual": ("ap", True)}
+CRITERIA = {
+    "closed_set": ("validation_loss", False),
+    "residual": ("ap", True),
+    "outlier_photos": ("ap", True),
+}
 """Validation value that chooses the best weights of a phase, and whether higher is better."""
 
 
@@ -71,9 +75,9 @@ class Trained:
         scorer: The scorer, in evaluation mode.
         quality: Closed-set quality on the held-out scenes; ``None`` for a scorer without a decoder.
         composed: AP of the residual (``ap``) and of the closed-set energy (``ap_closed``) on composed held-out
-            images; with ``residual.whole_photos`` also on held-out outlier photos, ``ap_photos`` and
+            images; where outlier photos in whole were trained on, also on held-out ones, ``ap_photos`` and
             ``ap_closed_photos``.
-        history: Records of both phases.
+        history: Records of all phases.
     """
 
     scorer: Scorer
@@ -126,7 +130,7 @@ def train_scorer(
 
 
 class Trainer:
-    """The two phases and what they share."""
+    """The phases and what they share."""
 
     def __init__(self, config: RplConfig, inlier: Path, outliers: Path, *, seed: int, world: World) -> None:
         self.config, self.seed, self.world = config, seed, world
@@ -157,17 +161,18 @@ class Trainer:
         if not isinstance(scorer, DecoderScorer):
             return Trained(scorer.eval(), None, {}, [])
         quality = closed_set_quality(scorer, self.held_out, self.world.device)
-        return Trained(scorer.eval(), quality, self._composed(scorer), [])
+        return Trained(scorer.eval(), quality, self._composed(scorer, self._last_phase), [])
 
     def train(self, out: Path, state: Path) -> Trained:
-        """Train closed-set, then the residual block; curves go to ``out``, resume points to ``state``."""
+        """Train closed-set, then the residual block in its phases; curves go to ``out``, resume points to ``state``."""
         scorer = self._new_scorer()
         live = open_live(out / "live", self.config.live and self.world.leads)
         history = [*self._train_closed_set(scorer, state / "closed_set", live)]
         quality = closed_set_quality(scorer, self.held_out, self.world.device)
         log.info("closed set: mIoU %.3f on %d held-out images", quality.miou, len(self.held_out))
-        history += self._train_residual(scorer, state / "residual", live)
-        composed = self._composed(scorer)
+        for phase, residual in self.config.residual_phases().items():
+            history += self._train_residual(phase, residual, scorer, state / phase, live)
+        composed = self._composed(scorer, self._last_phase)
         log.info(
             "residual: AP %.3f on composed images (closed set: %.3f)", composed["ap"], composed["ap_closed"]
         )
@@ -226,16 +231,20 @@ class Trainer:
         _finish(folder, plan, scorer, history, self.world)
         return history
 
-    def _train_residual(self, scorer: DecoderScorer, folder: Path, live: Live | None) -> list[Record]:
-        config = self.config.residual
+    def _train_residual(
+        self, phase: str, config: ResidualConfig, scorer: DecoderScorer, folder: Path, live: Live | None
+    ) -> list[Record]:
         torch.manual_seed(self.seed + 1)
         if config.start == "fresh":
             scorer.start_residual(config.copy_context)
-        plan = self._plan("residual", config)
+        plan = self._plan(phase, config)
+        finished = _finished(folder, plan, scorer, self.world)
+        if finished is not None:
+            return finished
         objective = ResidualObjective(scorer, self.world, config, self.seed)
         chosen, _ = split_outliers(self.outliers, config.outlier_holdout, self.seed)
         dataset = OutlierCrops(self.scenes, self.outliers, chosen, config, seed=self.seed)
-        return fit(
+        history = fit(
             objective,
             self._loader(
                 dataset,
@@ -244,29 +253,33 @@ class Trainer:
                 shuffle=config.order == "shuffled",
                 outlier_probability=config.outlier_probability,
             ),
-            lambda: self._composed(scorer),
+            lambda: self._composed(scorer, config),
             plan,
             world=self.world,
             folder=folder,
             live=live,
         )
+        _finish(folder, plan, scorer, history, self.world)
+        return history
 
-    def _composed(self, scorer: DecoderScorer) -> dict[str, float]:
-        quality = composed_quality(scorer, self._validation_batches(), self.world.device)
-        if self.config.residual.whole_photos:
-            photos = composed_quality(scorer, self._photo_batches(), self.world.device)
+    @property
+    def _last_phase(self) -> ResidualConfig:
+        return list(self.config.residual_phases().values())[-1]
+
+    def _composed(self, scorer: DecoderScorer, config: ResidualConfig) -> dict[str, float]:
+        quality = composed_quality(scorer, self._validation_batches(config), self.world.device)
+        if config.whole_photos:
+            photos = composed_quality(scorer, self._photo_batches(config), self.world.device)
             quality |= {f"{name}_photos": value for name, value in photos.items()}
         return quality
 
-    def _photo_batches(self) -> Iterable[Batch]:
-        config = self.config.residual
+    def _photo_batches(self, config: ResidualConfig) -> Iterable[Batch]:
         _, held = split_outliers(self.outliers, config.outlier_holdout, self.seed)
         photos = PhotoCrops(self.outliers, held, config.augment.crop)
         for first in range(0, len(photos), config.batch):
             yield collate([photos[place] for place in range(first, min(first + config.batch, len(photos)))])
 
-    def _validation_batches(self) -> Iterable[Batch]:
-        config = self.config.residual
+    def _validation_batches(self, config: ResidualConfig) -> Iterable[Batch]:
         _, held = split_outliers(self.outliers, config.outlier_holdout, self.seed)
         pasted = config.model_copy(update={"whole_photos": 0.0})
         dataset = OutlierCrops(
@@ -281,7 +294,7 @@ class Trainer:
         from anomdino.viz.overlay import draw_overlay
         from anomdino.viz.score_views import common_range
 
-        batch = next(iter(self._validation_batches()))
+        batch = next(iter(self._validation_batches(self._last_phase)))
         inputs = network_input(batch.images)
         with torch.inference_mode():
             scores = anomaly_score(scorer.eval()(inputs.to(self.world.device))).cpu().numpy()
@@ -341,8 +354,9 @@ class Trainer:
 
     def _fingerprint(self, phase: str) -> str:
         relevant = _dump(self.config)
-        if phase == "closed_set":
-            relevant.pop("residual", None)
+        later = {"closed_set": ("residual", "outlier_photos"), "residual": ("outlier_photos",)}
+        for irrelevant in later.get(phase, ()):
+            relevant.pop(irrelevant, None)
         for irrelevant in ("workers", "cache_mb", "checkpoint_every", "live"):
             relevant.pop(irrelevant, None)
         files = [

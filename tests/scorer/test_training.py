@@ -243,6 +243,68 @@ def test_whole_photos_are_validated_on_photos_that_training_did_not_see(tiny_dat
     assert set(plain.composed) == {"ap", "ap_closed"}
 
 
+PHOTOS = {"steps": 4, "share": 0.5, "batch": 6}
+
+
+@pytest.fixture(scope="module")
+def with_photos(tiny_data, tmp_path_factory):
+    """An unbroken run of three phases: its folder and result."""
+    out = tmp_path_factory.mktemp("with_photos") / "rpl"
+    return out, train(tiny_data, out, config(outlier_photos=PHOTOS))
+
+
+def test_the_third_phase_is_a_training_that_goes_on_from_the_result_of_the_second(
+    tiny_data, unbroken, with_photos, tmp_path
+):
+    going_on = config(
+        closed_set={"source": "checkpoint", "checkpoint": str(unbroken[0])},
+        residual={
+            "start": "checkpoint",
+            "schedule": {"steps": 4},
+            "whole_photos": 0.5,
+            "batch": 6,
+            "loss_at": "decoder",
+        },
+    )
+    separate, together = train(tiny_data, tmp_path / "x", going_on), with_photos[1]
+    for name, tensor in separate.scorer.state_dict().items():
+        assert torch.equal(tensor, together.scorer.state_dict()[name]), name
+    assert together.composed == separate.composed
+    assert set(together.composed) == {"ap", "ap_closed", "ap_photos", "ap_closed_photos"}
+    phases = [record["phase"] for record in together.history if "lr" in record]
+    assert phases == ["closed_set"] * 6 + ["residual"] * 6 + ["outlier_photos"] * 4
+
+
+@pytest.mark.parametrize(("killed", "resumed"), [(1, 0), (3, 3)])
+def test_a_kill_in_the_third_phase_costs_neither_of_the_others(
+    tiny_data, tmp_path, monkeypatch, with_photos, killed, resumed
+):
+    settings, original, done = config(outlier_photos=PHOTOS), ResidualObjective.hints, []
+
+    def dies(self, batch, step):
+        if self.config.whole_photos and step == killed:
+            raise Killed
+        return original(self, batch, step)
+
+    def notes(self, batch, step):
+        done.append((bool(self.config.whole_photos), step))
+        return original(self, batch, step)
+
+    monkeypatch.setattr(ResidualObjective, "hints", dies)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x", settings)
+    monkeypatch.setattr(ResidualObjective, "hints", notes)
+    train(tiny_data, tmp_path / "x", settings)
+    assert done == [(True, step) for step in range(resumed, 4)]
+    assert files_of(tmp_path / "x") == files_of(with_photos[0])
+
+
+def test_photos_in_whole_need_rule_objects():
+    expected = r"outlier_photos\.steps is 5, but rule rpl .* set residual\.rule: objects"
+    with pytest.raises(ValidationError, match=expected):
+        config(outlier_photos={"steps": 5}, residual={"rule": "rpl"})
+
+
 def test_a_residual_block_can_be_trained_on(tiny_data, unbroken, tmp_path):
     trained = unbroken[1].scorer
     given = {"source": "checkpoint", "checkpoint": str(unbroken[0])}
