@@ -1,4 +1,5 @@
-"""Seconds of a training step of the residual block on a CPU, freed memory kept against given back.
+"""Seconds of a training step of the residual block on a CPU: freed memory kept against given back, and with
+CoroCL, logits of the scenes alone against logits of all images.
 
 Usage: python benchmarks/training_step.py [--profile light] [--batch 8] [--steps 6]
 
@@ -20,12 +21,15 @@ import torch
 
 from anomdino.config.params import profile_params
 from anomdino.memory import keep_freed_memory
-from anomdino.scorer.base import ScorerSpec, build_scorer
+from anomdino.scorer.base import ScorerOutput, ScorerSpec, build_scorer
 from anomdino.scorer.dataset import Batch
 from anomdino.scorer.distributed import World
 from anomdino.scorer.losses import OUTLIER
 from anomdino.scorer.objectives import ResidualObjective
+from anomdino.scorer.residual import DecoderScorer
 from anomdino.scorer.training import low_precision
+
+VARIANTS = ["given back", "kept", "CoroCL, all logits", "CoroCL"]
 
 
 def main() -> None:
@@ -33,32 +37,39 @@ def main() -> None:
     parser.add_argument("--profile", default="light")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--variant", choices=["given back", "kept"], help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.variant:
         print(json.dumps(measure(arguments.profile, arguments.batch, arguments.steps, arguments.variant)))
         return
     results = {}
-    for variant in ("given back", "kept"):
+    for variant in VARIANTS:
         command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results[variant] = json.loads(output.splitlines()[-1])
         print(f"{variant}: " + ", ".join(f"{key} {value:.2f}" for key, value in results[variant].items()))
-    ratio = results["kept"]["seconds a step"] / results["given back"]["seconds a step"]
-    print(f"ratio {ratio:.3f}, profile {arguments.profile}, {torch.get_num_threads()} threads")
+    for reference, ours in zip(VARIANTS[::2], VARIANTS[1::2], strict=True):
+        ratio = results[ours]["seconds a step"] / results[reference]["seconds a step"]
+        print(
+            f"{ours} / {reference}: {ratio:.3f}, profile {arguments.profile}, {torch.get_num_threads()} threads"
+        )
 
 
 def measure(profile: str, batch: int, steps: int, variant: str) -> dict[str, float]:
     """Time the steps of one variant in this process."""
-    if variant == "kept" and not keep_freed_memory():
+    if variant != "given back" and not keep_freed_memory():
         raise SystemExit("this C library has no mallopt")
     config = profile_params(profile).rpl
+    corocl = config.residual.corocl.model_copy(update={"enabled": variant.startswith("CoroCL")})
+    residual = config.residual.model_copy(update={"corocl": corocl})
     torch.manual_seed(0)
     scorer = build_scorer(ScorerSpec(config.architecture, config.num_classes, dict(config.options)))
     scorer.to(memory_format=torch.channels_last)
-    objective = ResidualObjective(scorer, World(0, 1, torch.device("cpu")), config.residual, 0)
+    if variant == "CoroCL, all logits":
+        with_all_logits(scorer)
+    objective = ResidualObjective(scorer, World(0, 1, torch.device("cpu")), residual, 0)
     optimiser = objective.optimiser()
-    crops = random_crops(batch, config.residual.augment.crop)
+    crops = random_crops(batch, residual.augment.crop)
     half = low_precision("auto", torch.device("cpu")) is not None
     seconds = []
     for step in range(steps + 1):
@@ -86,7 +97,20 @@ def random_crops(batch: int, size: tuple[int, int]) -> Batch:
     labels = torch.randint(0, 10, (batch, height // 8, width // 8), dtype=torch.uint8)
     labels = labels.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
     labels[:, : height // 4, : width // 4] = OUTLIER
-    return Batch(images, labels, [""] * batch)
+    return Batch(images, labels, [""] * batch, images.flip(0), labels)
+
+
+def with_all_logits(scorer: DecoderScorer) -> None:
+    """Compute the logits of CoroCL's photos too, to no use."""
+    decode = scorer.decode
+
+    def everything(images: torch.Tensor, with_logits: int | None = None) -> ScorerOutput:
+        output = decode(images)
+        return output._replace(
+            logits=output.logits[:with_logits], residual_logits=output.residual_logits[:with_logits]
+        )
+
+    scorer.decode = everything  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

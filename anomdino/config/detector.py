@@ -116,6 +116,8 @@ class DetectorConfig(Block):
     """Mixed precision in training, bfloat16 on CUDA; on the CPU it is always off."""
     workers: int = Field(default=0, ge=0)
     """Processes that load training images; 0 loads them in the training process."""
+    cache_mb: int = Field(default=256, ge=0)
+    """Memory, in MB and for every such process, for images and maps that stay decoded."""
     val_interval: int = Field(default=250, ge=1)
     """Steps between evaluations on the held-out part, by which the best weights are chosen (AR at 100 boxes)."""
     val_images: int = Field(default=64, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,17 +22,57 @@ from anomdino.uncertainty import UncertaintyMaps
 META_KEYS = ("img_id", "key", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction", "text")
 
 
+class RecordReader:
+    """Reads images with their maps; the first ones that fit stay decoded in memory, in every loading process.
+
+    Args:
+        cache_mb: Memory for them.
+    """
+
+    def __init__(self, cache_mb: int = 0) -> None:
+        self._room = cache_mb * 2**20
+        self._kept: dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]] = {}
+
+    def read(
+        self, image_path: Path | str, maps_path: Path | str
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Give the image, uint8 (H, W, 3) RGB, and its stacked maps, float32 (C + 3, h, w); neither can be written to.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        key = str(image_path)
+        if key in self._kept:
+            return self._kept[key]
+        pair = read_image(image_path), stack_maps(UncertaintyMaps.load(maps_path))
+        for array in pair:
+            array.flags.writeable = False
+        size = sum(array.nbytes for array in pair)
+        if size <= self._room:
+            self._room -= size
+            self._kept[key] = pair
+        return pair
+
+
 @TRANSFORMS.register_module()
 class LoadComposed(BaseTransform):  # type: ignore[misc]
-    """Load the image, uint8 (H, W, 3) RGB, and its stacked maps."""
+    """Give the image, uint8 (H, W, 3) RGB, and its stacked maps, as they come or from their files.
+
+    Args:
+        reader: Reads the files.
+    """
+
+    def __init__(self, reader: RecordReader | None = None) -> None:
+        self.reader = reader or RecordReader()
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add ``img``, ``img_shape``, ``ori_shape`` and ``maps`` (float32 (C + 3, h, w))."""
-        image = results["img"] if "img" in results else read_image(results["img_path"])
-        maps = results["maps"] if "maps" in results else UncertaintyMaps.load(results["maps_path"])
-        results["img"] = image
-        results["img_shape"] = results["ori_shape"] = image.shape[:2]
-        results["maps"] = stack_maps(maps)
+        """Add ``img``, ``img_shape``, ``ori_shape`` and ``maps`` (float32 (C + 3, h, w), free to be written to)."""
+        if "img" in results:
+            results["maps"] = stack_maps(results["maps"])
+        else:
+            results["img"], maps = self.reader.read(results["img_path"], results["maps_path"])
+            results["maps"] = maps.copy()
+        results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
         return results
 
 
@@ -45,10 +86,11 @@ class MosaicComposed(BaseTransform):  # type: ignore[misc]
     Args:
         probability: Share of samples that become a mosaic.
         records: The images that the others are drawn from.
+        reader: Reads them.
     """
 
-    def __init__(self, probability: float, records: Sequence[Record]) -> None:
-        self.probability, self.records = probability, list(records)
+    def __init__(self, probability: float, records: Sequence[Record], reader: RecordReader) -> None:
+        self.probability, self.records, self.reader = probability, list(records), reader
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Merge ``img``, ``maps`` and ``instances``; ``ori_shape`` becomes that of the mosaic."""
@@ -75,7 +117,7 @@ class MosaicComposed(BaseTransform):  # type: ignore[misc]
 
     def _load(self, number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], list[list[float]]]:
         record = self.records[number]
-        return read_image(record.image), stack_maps(UncertaintyMaps.load(record.maps)), record.boxes.tolist()
+        return *self.reader.read(record.image, record.maps), record.boxes.tolist()
 
 
 @TRANSFORMS.register_module()
@@ -192,9 +234,11 @@ def train_transforms(
         }
         branch = [_choice_resize([(side, 4 * config.long_side) for side in steps]), crop, resize]
         geometry = [{"type": "RandomChoice", "transforms": [[resize], branch]}]
+    reader = RecordReader(config.cache_mb)
+    mosaic = config.mosaic if records else 0.0
     return [
-        {"type": "LoadComposed"},
-        {"type": "MosaicComposed", "probability": config.mosaic if records else 0.0, "records": records},
+        {"type": "LoadComposed", "reader": reader},
+        {"type": "MosaicComposed", "probability": mosaic, "records": records, "reader": reader},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "JitterScore", "sigma": config.map_noise, "spread": score_std},
         {"type": "RandomFlip", "prob": config.flip},

@@ -131,7 +131,7 @@ class ResidualObjective(Objective):
         images, labels = network_input(batch.images), batch.labels.long()
         if scenes is not None and batch.outlier_images is not None:
             images = torch.cat([images, network_input(batch.outlier_images)])
-        output = self.scorer.decode(images)
+        output = self.scorer.decode(images, with_logits=len(labels))
         closed, residual, targets = self._at_loss_resolution(output, labels)
         parts = rpl_losses(residual, closed, targets, self.world.count)
         contrast = self._contrast(output, labels, batch, scenes, int(hints.get("step", 0)))
@@ -142,8 +142,7 @@ class ResidualObjective(Objective):
         return {"loss": loss, **parts._asdict(), "corocl": contrast}
 
     def _at_loss_resolution(self, output: ScorerOutput, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        count = len(labels)
-        closed, residual = output.logits[:count], output.residual_logits[:count]
+        closed, residual = output.logits, output.residual_logits
         if self.config.loss_at == "decoder":
             return closed, residual, aligned_labels(labels, closed.shape[-2:])
         size = labels.shape[-2:]

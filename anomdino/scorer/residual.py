@@ -116,12 +116,19 @@ class DecoderScorer(Scorer):
         assert isinstance(block, nn.Module)
         return block
 
-    def decode(self, images: Tensor) -> ScorerOutput:
-        """Compute both sets of logits at the decoder's resolution (h', w')."""
+    def decode(self, images: Tensor, with_logits: int | None = None) -> ScorerOutput:
+        """Compute both sets of logits at the decoder's resolution (h', w').
+
+        Args:
+            images: Normalised images (B, 3, H, W).
+            with_logits: So many of them, the first ones, get logits; default: all. The projection, which all
+                get, needs no head, and the head is the costly part of a small network.
+        """
         features = self.closed_set_features(images)
         height, width = features.decoder.shape[-2:]
         residual, projection = self.residual_module()(features.deep, (height, width))
-        return ScorerOutput(self.head(features.decoder), self.head(features.decoder + residual), projection)
+        decoder = features.decoder[:with_logits]
+        return ScorerOutput(self.head(decoder), self.head(decoder + residual[:with_logits]), projection)
 
     def forward(self, images: Tensor) -> ScorerOutput:
         """Compute both sets of logits at the size of the images (see :meth:`Scorer.forward`)."""

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from anomdino.detector.dataset import RecordReader, train_transforms
 from anomdino.detector.dataset import test_transforms as transforms_of_testing
-from anomdino.detector.dataset import train_transforms
 from anomdino.detector.maps import stack_maps, warp_maps
 from anomdino.detector.mmdet_parts import TRANSFORMS, Chain
+from anomdino.errors import DataError
+from anomdino.io.images import write_png
 from anomdino.uncertainty import UncertaintyMaps
 from tests.detector.conftest import make_maps, read_set, small_config
 
@@ -138,3 +140,45 @@ def test_mosaics_keep_image_maps_and_boxes_together(composed):
         )
         score = sample.maps[-1].numpy()
         assert score[cells > 40].mean() > score[cells == 0].mean() + 2
+
+
+def sample(steps, record, seed):
+    np.random.seed(seed)  # noqa: NPY002
+    instances = [{"bbox": b.tolist(), "bbox_label": 0, "ignore_flag": 0} for b in record.boxes]
+    given = {"img_path": record.image, "maps_path": record.maps, "text": "x", "img_id": 1, "key": "k"}
+    packed = steps({**given, "instances": instances})
+    return packed["inputs"].numpy(), packed["data_samples"].maps.numpy()
+
+
+def test_images_in_memory_give_the_samples_of_images_on_disk(composed):
+    records = [r for r in read_set(composed) if len(r.boxes)]
+    changes = {"mosaic": 0.5, "map_noise": 0.5, "flip": 0.5, "short_sides": [64, 96]}
+    kept, read = (
+        Chain(train_transforms(small_config(**changes, cache_mb=size), 1.0, records)) for size in (64, 0)
+    )
+    for seed in range(12):  # four records: each is read several times, and the score map is changed in place
+        for ours, theirs in zip(
+            sample(kept, records[seed % 4], seed), sample(read, records[seed % 4], seed), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    for record in records:
+        record.image.unlink()
+    sample(kept, records[0], 0)
+    with pytest.raises(DataError, match=r"\.png"):
+        sample(read, records[0], 0)
+
+
+def test_no_more_is_kept_than_was_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    files = []
+    for index in range(4):  # 3 x 300 x 400 bytes of image and 8 x 75 x 100 floats of maps: 0.57 MiB each
+        write_png(tmp_path / f"{index}.png", rng.integers(0, 255, (300, 400, 3)).astype(np.uint8))
+        make_maps(rng, (300, 400)).save(tmp_path / f"{index}.npz")
+        files.append((tmp_path / f"{index}.png", tmp_path / f"{index}.npz"))
+    for cache_mb, expected in ((0, [0, 0, 0, 0]), (1, [1, 0, 0, 0]), (2, [1, 1, 1, 0])):
+        reader = RecordReader(cache_mb)
+        first = [reader.read(*pair)[0] for pair in files]
+        kept = [reader.read(*pair)[0] is image for pair, image in zip(files, first, strict=True)]
+        assert kept == [bool(one) for one in expected]
+    with pytest.raises(ValueError, match="read-only"):
+        reader.read(*files[0])[1][0] = 0

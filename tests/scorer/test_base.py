@@ -200,6 +200,21 @@ def test_residual_logits_are_the_head_of_the_sum(scorer):
     assert torch.allclose(scorer.closed_set_logits(images), scorer.final(decoder), atol=1e-6)
 
 
+def test_images_without_logits_change_neither_the_others_nor_a_gradient(scorer):
+    scorer.train_residual()
+    images, gradients = torch.randn(5, 3, 32, 48), []
+    whole, part = scorer.decode(images), scorer.decode(images, with_logits=3)
+    assert (len(part.logits), len(part.residual_logits), len(part.projection)) == (3, 3, 5)
+    for output in (whole, part):
+        loss = output.residual_logits[:3].logsumexp(dim=1).mean() + output.projection.square().mean()
+        gradients.append(torch.autograd.grad(loss, scorer.residual_parameters()))
+        torch.testing.assert_close(output.logits[:3], whole.logits[:3], atol=1e-6, rtol=0)
+        torch.testing.assert_close(output.residual_logits[:3], whole.residual_logits[:3], atol=1e-6, rtol=0)
+        torch.testing.assert_close(output.projection, whole.projection, atol=1e-6, rtol=0)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
 def test_projection_exists_in_residual_training_alone(scorer):
     images = torch.randn(2, 3, 32, 48)
     scorer.train_residual()
