@@ -108,7 +108,7 @@ def test_surfaces_serve_all_rules_at_once(model, scene):
         np.testing.assert_array_equal(final_score(surfaces, rule), fuse(score, boxes, model, rule).score)
 
 
-@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))), st.integers(0, 8))
+@given(arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 20))), st.integers(0, 20))
 @settings(max_examples=150, deadline=None)
 def test_small_components_against_scipy(mask, limit):
     labels, count = ndimage.label(mask, np.ones((3, 3)))
@@ -119,6 +119,28 @@ def test_small_components_against_scipy(mask, limit):
     before = mask.copy()
     np.testing.assert_array_equal(remove_small_components(mask, limit), expected)
     np.testing.assert_array_equal(mask, before)
+
+
+def test_a_thin_ring_goes_and_what_it_surrounds_stays():
+    ring = np.zeros((30, 40), bool)
+    ring[2:20, 2:22] = True
+    ring[3:19, 3:21] = False  # 72 pixels
+    inner = np.zeros_like(ring)
+    inner[6:16, 7:17] = True
+    inner[9:12, 10:13] = False  # 91 pixels round a hole ...
+    dot = np.zeros_like(ring)
+    dot[10, 11] = True  # ... with one pixel in it
+    edge = np.zeros_like(ring)
+    edge[25:, 30:] = True  # 50 pixels, at the border
+    whole = ring | inner | dot | edge
+    for limit, expected in (
+        (1, whole),
+        (2, ring | inner | edge),
+        (51, ring | inner),
+        (73, inner),
+        (92, inner & ring),
+    ):
+        np.testing.assert_array_equal(remove_small_components(whole, limit), expected)
 
 
 @given(
