@@ -229,6 +229,8 @@ class PhotoPhaseConfig(Block):
     """Crops a step, over all processes together."""
     loss_at: Literal["decoder", "input"] = "decoder"
     """Resolution of the loss: the decoder's own (faster) or the input's."""
+    corocl: bool = False
+    """Add CoroCL's loss in this phase, also where `residual.corocl`, which has its parameters, is not enabled."""
 
 
 class RplConfig(Block):
@@ -277,11 +279,13 @@ class RplConfig(Block):
         phases = {"residual": self.residual}
         photos = self.outlier_photos
         if photos.steps:
+            contrast = photos.corocl or self.residual.corocl.enabled
             update = {
                 "schedule": self.residual.schedule.model_copy(update={"steps": photos.steps}),
                 "whole_photos": photos.share,
                 "batch": photos.batch,
                 "loss_at": photos.loss_at,
+                "corocl": self.residual.corocl.model_copy(update={"enabled": contrast}),
                 "start": "checkpoint",
             }
             phases["outlier_photos"] = self.residual.model_copy(update=update)

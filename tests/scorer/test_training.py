@@ -299,6 +299,19 @@ def test_a_kill_in_the_third_phase_costs_neither_of_the_others(
     assert files_of(tmp_path / "x") == files_of(with_photos[0])
 
 
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("third", [False, True])
+def test_corocl_can_join_in_the_third_phase(second, third):
+    settings = config(
+        residual={"corocl": {"enabled": second, "temperature": 0.3}},
+        outlier_photos={"steps": 2, "corocl": third},
+    )
+    phases = settings.residual_phases()
+    assert [phase.corocl.enabled for phase in phases.values()] == [second, second or third]
+    assert phases["outlier_photos"].corocl.temperature == 0.3
+    assert list(config().residual_phases()) == ["residual"]
+
+
 def test_photos_in_whole_need_rule_objects():
     expected = r"outlier_photos\.steps is 5, but rule rpl .* set residual\.rule: objects"
     with pytest.raises(ValidationError, match=expected):
