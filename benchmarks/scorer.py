@@ -3,10 +3,11 @@
 Plainly means: fp32, eval, default memory format, one image at a time, score by ``-logsumexp``, then the blur. Weights
 are random, with batch statistics measured on noise, so that activations have the size of a trained network's.
 
-    python benchmarks/scorer.py cpu [--repeats 3] [--size 720 1280] [--threads 2]
+    python benchmarks/scorer.py cpu [--repeats 3] [--size 720 1280] [--threads 2] [--scorer FOLDER]
     python benchmarks/scorer.py cuda [--out FOLDER]
 
-``cpu`` runs each variant in a process of its own, by turns, and compares median time, peak resident memory and result.
+``cpu`` runs each variant in a process of its own, by turns, and compares median time, peak resident memory and result;
+``--scorer`` names the folder of a trained scorer to take instead, such as anomdino/release/light/models/rpl.
 ``cuda`` measures one process: network and score, batch 1 and 8, compiled; error of the residual logits; AP on a
 realistic score map; and the images per second of the whole score stage against the network's alone. Every variant,
 plain as well, starts from the normalised image in the GPU's memory and ends with the score there.
@@ -33,7 +34,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from anomdino.scorer.base import ScorerOutput, gaussian_blur, to_input  # noqa: E402
+from anomdino.scorer.base import ScorerOutput, gaussian_blur, load_scorer, to_input  # noqa: E402
 from anomdino.scorer.inference import ScoringEngine  # noqa: E402
 from anomdino.scorer.options import ScoringOptions  # noqa: E402
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer  # noqa: E402
@@ -80,11 +81,13 @@ def plain_input(image: np.ndarray, device: str = "cpu") -> torch.Tensor:
     return to_input(image).contiguous().to(device)
 
 
-def child(variant: str, repeats: int, size: tuple[int, int], threads: int, out: Path) -> None:
+def child(
+    variant: str, repeats: int, size: tuple[int, int], threads: int, folder: Path | None, out: Path
+) -> None:
     """Measure one variant on the CPU and leave times, peak memory and the score."""
     torch.set_num_threads(threads)
     image = photo(*size)
-    scorer = network()
+    scorer = network() if folder is None else load_scorer(folder)
     engine = None
     if variant == "engine":
         engine, scorer = ScoringEngine(scorer, ScoringOptions(precision="fp32"), consume=True), None
@@ -99,7 +102,7 @@ def child(variant: str, repeats: int, size: tuple[int, int], threads: int, out: 
     print(json.dumps({"times": times, "work": work, "peak": peak}))
 
 
-def cpu(repeats: int, size: tuple[int, int], rounds: int, threads: int) -> None:
+def cpu(repeats: int, size: tuple[int, int], rounds: int, threads: int, trained: Path | None) -> None:
     """Compare the engine with the plain run on the CPU."""
     results: dict[str, list[dict]] = {"plain": [], "engine": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,6 +111,7 @@ def cpu(repeats: int, size: tuple[int, int], rounds: int, threads: int) -> None:
                 command = [sys.executable, __file__, "child", variant, "--repeats", str(repeats)]
                 command += ["--size", *map(str, size), "--threads", str(threads)]
                 command += ["--out", f"{folder}/{variant}.npy"]
+                command += ["--scorer", str(trained)] if trained else []
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found.append(json.loads(printed.splitlines()[-1]))
         plain, ours = (np.load(f"{folder}/{variant}.npy").astype(np.float64) for variant in results)
@@ -119,7 +123,7 @@ def cpu(repeats: int, size: tuple[int, int], rounds: int, threads: int) -> None:
     peak = {name: max(r["peak"] for r in found) / 1e9 for name, found in results.items()}
     error = np.abs(plain - ours).max()
     print(
-        f"RPL, WideResNet-38, {size[0]} x {size[1]}, CPU, {threads} threads, torch {torch.__version__}, "
+        f"{trained or 'RPL, WideResNet-38'}, {size[0]} x {size[1]}, CPU, {threads} threads, torch {torch.__version__}, "
         f"{machine()}\n"
     )
     print("| | plain | engine | ratio |\n|---|---|---|---|")
@@ -269,13 +273,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--mode", default=None)
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 8))
+    parser.add_argument("--scorer", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     size = (given.size[0], given.size[1])
     if given.what == "child":
-        child(given.variant, given.repeats, size, given.threads, given.out)
+        child(given.variant, given.repeats, size, given.threads, given.scorer, given.out)
     elif given.what == "cpu":
-        cpu(given.repeats, size, given.rounds, given.threads)
+        cpu(given.repeats, size, given.rounds, given.threads, given.scorer)
     else:
         cuda(size, given.images, given.mode, tuple(given.batches))
 

@@ -18,6 +18,8 @@ class ComposeConfig(Block):
     """Composed images in all; inlier images are used in turn."""
     size: int = Field(0, ge=0)
     """Side of the square crop of the inlier image; 0 keeps the whole image. The published size is 700."""
+    enlarge: float = Field(1.0, ge=1, le=8)
+    """Factor on the size of the inlier images before anything is pasted: small ones have no pixels for far obstacles."""
     objects_min: int = Field(1, ge=0, le=50)
     """Fewest objects in an image that has any."""
     objects_max: int = Field(4, ge=1, le=50)

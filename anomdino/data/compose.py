@@ -250,7 +250,7 @@ def _compose_item(
     if note.is_file() and image_path.is_file() and label_path.is_file():
         return {**json.loads(note.read_text(encoding="utf-8")), "kept": True}
     key, scene_path, scene_label_path = sources.scenes[item.scene]
-    scene, label = _scene(scene_path, scene_label_path)
+    scene, label = _scene(scene_path, scene_label_path, config.enlarge)
     image, mixed, boxes, areas = _mixed(config, seed, sources, item, scene, label)
     write_png(image_path, image, config.png_compression)
     write_png(label_path, np.asarray(cv2.LUT(mixed, _TRUTH), np.uint8), config.png_compression)
@@ -302,9 +302,9 @@ def _random_crop(
     height, width = label.shape
     if height < size or width < size:
         factor = size / min(height, width)
-        target = (max(size, round(width * factor)), max(size, round(height * factor)))
-        image = np.asarray(cv2.resize(image, target, interpolation=cv2.INTER_LINEAR), np.uint8)
-        label = np.asarray(cv2.resize(label, target, interpolation=cv2.INTER_NEAREST), np.uint8)
+        image, label = _resized(
+            image, label, (max(size, round(width * factor)), max(size, round(height * factor)))
+        )
         height, width = label.shape
     top, left = int(generator.integers(height - size + 1)), int(generator.integers(width - size + 1))
     window = np.s_[top : top + size, left : left + size]
@@ -325,11 +325,24 @@ def _objects_of_group(mask: npt.NDArray[np.bool_]) -> tuple[list[list[int]], lis
 
 
 @lru_cache(maxsize=1)
-def _scene(image_path: Path, label_path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def _scene(
+    image_path: Path, label_path: Path, enlarge: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     image, label = read_image(image_path), read_label(label_path)
     if image.shape[:2] != label.shape:
         raise DataError(label_path, f"is {label.shape}, its image is {image.shape[:2]} (H, W)", "")
-    return image, label
+    if enlarge == 1:
+        return image, label
+    size = (round(label.shape[1] * enlarge), round(label.shape[0] * enlarge))
+    return _resized(image, label, size)
+
+
+def _resized(
+    image: npt.NDArray[np.uint8], label: npt.NDArray[np.uint8], size: tuple[int, int]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Resize to (width, height)."""
+    resized = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return resized, np.asarray(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 @lru_cache(maxsize=_CACHED_FILES)

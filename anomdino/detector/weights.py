@@ -96,7 +96,8 @@ def _history_method(owner: Any, name: str) -> Any:
 
 
 def load_pretrained(detector: nn.Module, path: Path | str) -> None:
-    """Put a published (MM-)Grounding-DINO checkpoint into a detector: every key must find its place.
+    """Put a published (MM-)Grounding-DINO checkpoint, or an own ``model.safetensors``, into a detector: every key must
+    find its place.
 
     OUAFS alone may be missing from the checkpoint. A ``module.`` prefix is stripped.
 
@@ -108,7 +109,7 @@ def load_pretrained(detector: nn.Module, path: Path | str) -> None:
         for name, value in read_checkpoint(path)["state_dict"].items()
         if not name.endswith(_OBSOLETE)
     }
-    _match(detector, state, path, may_miss=NEW_PREFIX)
+    _match(detector, _with_aliases(state, detector), path, may_miss=NEW_PREFIX)
 
 
 def _match(detector: nn.Module, state: Mapping[str, Tensor], path: Path | str, may_miss: str = "\0") -> None:
@@ -186,9 +187,7 @@ def load_detector(
         classes,
         scorer_folder or folder.parent / "rpl",
     )
-    state = read_checkpoint(folder / WEIGHTS_FILE)["state_dict"]
-    own = detector.state_dict()
-    state = {**state, **{name: state[first] for name, first in _aliases(own).items() if first in state}}
+    state = _with_aliases(read_checkpoint(folder / WEIGHTS_FILE)["state_dict"], detector)
     _match(detector, state, folder / WEIGHTS_FILE)
     return detector.eval(), config, content
 
@@ -203,6 +202,12 @@ def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
         else:
             first[place] = name
     return aliases
+
+
+def _with_aliases(state: Mapping[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:
+    """Add the names that :func:`save_detector` leaves out because they share their tensor with another."""
+    aliases = _aliases(detector.state_dict())
+    return {**{name: state[first] for name, first in aliases.items() if first in state}, **state}
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

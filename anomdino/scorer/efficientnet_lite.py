@@ -105,8 +105,10 @@ class InvertedResidual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, inputs, h, w) to (B, channels, ceil(h / stride), ceil(w / stride))."""
-        hidden = functional.relu6(self._bn0(self._expand_conv(features))) if self.expands else features
-        hidden = functional.relu6(self._bn1(_same_convolution(self._depthwise_conv, hidden)))
+        hidden = features
+        if self.expands:
+            hidden = functional.relu6(self._bn0(self._expand_conv(features)), inplace=True)
+        hidden = functional.relu6(self._bn1(_same_convolution(self._depthwise_conv, hidden)), inplace=True)
         projected: Tensor = self._bn2(self._project_conv(hidden))
         return projected + features if self.skips else projected
 
@@ -141,7 +143,7 @@ class EfficientNetLite0(nn.Module):
             Stride (4, 8, 16, 32) -> (B, ``FEATURE_CHANNELS[stride]``, ceil(H / stride), ceil(W / stride)).
         """
         stem = _same_convolution(self._conv_stem, _to_unit_range(images))
-        features: Tensor = functional.relu6(self._bn0(stem))
+        features: Tensor = functional.relu6(self._bn0(stem), inplace=True)
         wanted = {block: stride for stride, block in self._taps.items() if stride in FEATURE_CHANNELS}
         pyramid = {}
         for index, block in enumerate(self._blocks):

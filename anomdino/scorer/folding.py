@@ -1,9 +1,10 @@
-"""Batch normalisation folded into the convolution before it, for inference."""
+"""Linear layers that follow one another made one, for inference: batch normalisations, 1x1 convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -76,3 +77,12 @@ def _leaves(chain: nn.Sequential) -> Iterator[tuple[nn.Module, str]]:
             yield from _leaves(child)
         else:
             yield chain, name
+
+
+def composed(outer: nn.Module, inner: nn.Conv2d) -> nn.Conv2d:
+    """Give ``outer(inner(x))`` without outer's bias, for a 1x1 ``inner`` without bias."""
+    assert isinstance(outer, nn.Conv2d)
+    joined = nn.Conv2d(inner.in_channels, outer.out_channels, 3, padding=1, bias=False, device="meta")
+    weight = torch.einsum("okyx,ki->oiyx", outer.weight.double(), inner.weight[..., 0, 0].double())
+    joined.weight = nn.Parameter(weight.to(outer.weight.dtype), requires_grad=False)
+    return joined

@@ -22,6 +22,8 @@ from anomdino.scorer.base import (
     pixel_score,
 )
 from anomdino.scorer.dilated import use_taps
+from anomdino.scorer.efficientnet_lite import LightScorer
+from anomdino.scorer.efficientnet_lite_fused import FusedLightScorer
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.scored import Part, PendingScores, Scored, pooled
@@ -235,12 +237,16 @@ class ScoringEngine:
 def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Make a scorer fast, using up the one given.
 
-    Batch normalisations are folded and RPL's network is rearranged. On CUDA weights are channels-last; on the
-    CPU, which lays them out for every call anyway, wide 3x3 convolutions use Winograd's algorithm, and those
-    of large dilation skip the products with their padding.
+    Batch normalisations are folded, RPL's network and the light one are rearranged. On CUDA weights are
+    channels-last; on the CPU, which lays them out for every call anyway, wide 3x3 convolutions use Winograd's
+    algorithm, and those of large dilation skip the products with their padding.
     """
     fold_batch_norms(scorer.requires_grad_(False).eval())
-    network = FusedWideResNet38(scorer) if isinstance(scorer, WideResNet38Scorer) else scorer
+    network: nn.Module = scorer
+    if isinstance(scorer, WideResNet38Scorer):
+        network = FusedWideResNet38(scorer)
+    elif isinstance(scorer, LightScorer):
+        network = FusedLightScorer(scorer)
     network = network.eval().to(device=device, dtype=dtype)
     if device.type == "cuda":
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from anomdino.scorer.aspp import ASPP
 from anomdino.scorer.base import ScorerOutput, resize
+from anomdino.scorer.folding import composed
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 
 STRIP_PIXELS = 1 << 16
@@ -74,7 +75,7 @@ class FusedWideResNet38(nn.Module):
         self.branch = branch
         self.twin = TwinASPP(branch.aspp, _as_aspp(block.atten_aspp))
         self.bot_atten_aspp = block.bot_atten_aspp
-        self.residual_head = _composed(branch.final[0], block.atten_aspp_final)
+        self.residual_head = composed(branch.final[0], block.atten_aspp_final)
         self.head = branch.final[3:]
         del branch.aspp
         del branch.residual_block
@@ -146,15 +147,6 @@ def _side_by_side(first: nn.Module, second: nn.Module) -> nn.Conv2d:
     assert b.bias is not None
     joined.weight = nn.Parameter(torch.cat([a.weight, b.weight]), requires_grad=False)
     joined.bias = nn.Parameter(torch.cat([a.bias, b.bias]), requires_grad=False)
-    return joined
-
-
-def _composed(outer: nn.Module, inner: nn.Conv2d) -> nn.Conv2d:
-    """Give ``outer(inner(x))`` without outer's bias, for a 1x1 ``inner`` without bias."""
-    assert isinstance(outer, nn.Conv2d)
-    joined = nn.Conv2d(inner.in_channels, outer.out_channels, 3, padding=1, bias=False, device="meta")
-    weight = torch.einsum("okyx,ki->oiyx", outer.weight.double(), inner.weight[..., 0, 0].double())
-    joined.weight = nn.Parameter(weight.to(outer.weight.dtype), requires_grad=False)
     return joined
 
 

@@ -18,7 +18,8 @@ POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 """Where the polynomials are evaluated, besides infinity. In float32 these leave under half the rounding error
 of the usual 0, 1, -1, 2, -2."""
 
-LEAST_CHANNELS = 256
+LEAST_CHANNELS = 128
+LEAST_DILATED_CHANNELS = 256
 LARGEST_DILATION = 4
 STORED_WEIGHTS = 1 << 17
 TILES_AT_ONCE = 512
@@ -54,8 +55,8 @@ OUTPUT_TRANSFORM, KERNEL_TRANSFORM, INPUT_TRANSFORM = toom_cook()
 def use_winograd(network: nn.Module) -> int:
     """Replace, in place, the convolutions of a network that run faster this way.
 
-    These are 3x3 with stride 1, padding equal to a dilation of at most 4, no groups, and at least 256
-    channels on both sides, in float32 on the CPU.
+    These are 3x3 with stride 1, padding equal to a dilation of at most 4, no groups, and at least 128
+    channels on both sides (256 with a dilation), in float32 on the CPU.
 
     Returns:
         The number of convolutions replaced.
@@ -89,6 +90,7 @@ def suits(convolution: nn.Conv2d) -> bool:
 def keeps_size(convolution: nn.Conv2d) -> bool:
     """Say whether a convolution is 3x3, wide, float32 on the CPU, and padded by zeros to keep the size."""
     dilation = convolution.dilation[0]
+    least = LEAST_CHANNELS if dilation == 1 else LEAST_DILATED_CHANNELS
     return (
         convolution.kernel_size == (3, 3)
         and convolution.stride == (1, 1)
@@ -96,7 +98,7 @@ def keeps_size(convolution: nn.Conv2d) -> bool:
         and convolution.padding == (dilation, dilation)
         and convolution.padding_mode == "zeros"
         and convolution.groups == 1
-        and min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
+        and min(convolution.in_channels, convolution.out_channels) >= least
         and convolution.weight.dtype == torch.float32
         and convolution.weight.device.type == "cpu"
     )

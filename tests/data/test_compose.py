@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from anomdino.config.compose import ComposeConfig
 from anomdino.data import compose as module
@@ -23,6 +24,7 @@ from anomdino.errors import DataError, ProtocolError
 from anomdino.protocol import mark_evaluation_only
 
 HEIGHT, WIDTH = 64, 96
+FOLDERS = ("offline_dataset", "offline_dataset_label")
 
 
 @pytest.fixture
@@ -338,3 +340,33 @@ def test_objects_that_never_fit_stop_the_stage(sources):
     with pytest.raises(DataError, match="none of its 5 objects found a place in any of 14 images"):
         run(sources)
     assert not (sources / "out" / "ood.json").exists()
+
+
+def test_enlarged_scenes_keep_their_content_and_take_smaller_objects(sources):
+    run(sources, "plain", empty=1.0)
+    run(sources, "large", empty=1.0, enlarge=2.5)
+    for item in range(14):
+        plain, large = (
+            [np.array(Image.open(sources / out / folder / f"{item:05d}.png")) for folder in FOLDERS]
+            for out in ("plain", "large")
+        )
+        assert large[0].shape == (160, 240, 3)
+        assert large[1].shape == (160, 240)
+        rows, columns = (np.arange(side) * 2 // 5 for side in large[1].shape)
+        assert np.array_equal(large[1], plain[1][np.ix_(rows, columns)])  # labels: nearest neighbour
+        assert abs(large[0].astype(float).mean() - plain[0].mean()) < 0.5
+
+    smallest = {}
+    for factor in (1, 4):
+        out = f"small{factor}"
+        run(sources, out, enlarge=factor, scale="log_uniform", height_min=0.05, height_max=0.06, empty=0.0)
+        content = json.loads((sources / out / "ood.json").read_text())
+        sides = [annotation["bbox"][3] / (HEIGHT * factor) for annotation in content["annotations"]]
+        smallest[factor] = min(sides)
+    assert smallest[4] < 0.06 < smallest[1]  # 3 pixels are too few to paste, 12 are not
+
+
+@pytest.mark.parametrize("factor", [0.5, 0, 9, "two"])
+def test_factors_out_of_range_are_refused(factor):
+    with pytest.raises(ValidationError, match="enlarge"):
+        ComposeConfig(enlarge=factor)

@@ -7,7 +7,8 @@ import torch
 from anomdino.detector.architecture import build_detector, describe_grounding_dino
 from anomdino.detector.mmdet_parts import MODELS, ConfigDict, DetDataSample
 from anomdino.detector.model import pad_maps
-from anomdino.detector.weights import load_pretrained, read_checkpoint
+from anomdino.detector.training import new_detector
+from anomdino.detector.weights import load_pretrained, read_checkpoint, save_detector
 from anomdino.errors import CheckpointError
 from tests.detector.conftest import CLASSES, small_config
 
@@ -120,6 +121,24 @@ def test_loads_what_mmengine_saves_of_mmdets_own_model(tmp_path):
         theirs = stock.predict(images, [with_entities(copy.deepcopy(samples[0]))])[0].pred_instances
     torch.testing.assert_close(ours.bboxes, theirs.bboxes, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
+
+
+def test_training_starts_from_a_detector_that_was_saved_here(tmp_path, config):
+    torch.manual_seed(3)
+    trained = build_detector(config, CLASSES)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    save_detector(trained, config, CLASSES, tmp_path, {})
+    start = config.model_copy(update={"init_checkpoint": str(tmp_path / "model.safetensors")})
+    detector = new_detector(start, CLASSES, mean=2.0, std=3.0)
+    expected = trained.state_dict() | {
+        "ouafs.score_mean": torch.tensor(2.0),
+        "ouafs.score_std": torch.tensor(3.0),
+    }
+    found = detector.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_checkpoints_that_do_not_fit_are_explained(tmp_path, config):

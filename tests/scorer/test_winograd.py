@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from anomdino.scorer import dilated, wide_resnet38_fused, winograd
 from anomdino.scorer.base import resize
 from anomdino.scorer.dilated import TapwiseConv2d, use_taps
+from anomdino.scorer.efficientnet_lite import LightScorer
+from anomdino.scorer.efficientnet_lite_fused import FusedLightScorer
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38, resized_rows
@@ -51,7 +53,9 @@ def test_equals_the_direct_convolution(monkeypatch, dilation, size, stored, bias
         ({"padding": 0}, False),
         ({"groups": 2}, False),
         ({"kernel_size": 1, "padding": 0}, False),
-        ({"in_channels": 128}, False),
+        ({"in_channels": 128}, True),
+        ({"in_channels": 127}, False),
+        ({"in_channels": 128, "dilation": 2, "padding": 2}, False),
         ({"padding_mode": "reflect"}, False),
         ({"dtype": torch.float64}, False),
     ],
@@ -65,11 +69,26 @@ def test_what_is_replaced(options, expected):
     assert isinstance(network[0][0], WinogradConv2d) == expected
 
 
+def wide_network():
+    return WideResNet38Scorer(channel_divisor=16), FusedWideResNet38
+
+
+def light_network():
+    return LightScorer(context_channels=16, residual_channels=12, skip_channels=8), FusedLightScorer
+
+
+def narrow_winograd(monkeypatch):
+    for name in ("LEAST_CHANNELS", "LEAST_DILATED_CHANNELS"):
+        monkeypatch.setattr(winograd, name, 4)
+
+
 @pytest.mark.parametrize("size", [(64, 96), (33, 50), (1, 1)])
+@pytest.mark.parametrize(("build", "least"), [(wide_network, 30), (light_network, 5)])
 @pytest.mark.parametrize("wide_winograd", [False, True])
-def test_the_rearranged_network_is_the_same_function(monkeypatch, size, wide_winograd):
+def test_the_rearranged_network_is_the_same_function(monkeypatch, size, build, least, wide_winograd):
     torch.manual_seed(0)
-    network = WideResNet38Scorer(channel_divisor=16).eval()
+    network, rearranged = build()
+    network.eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.6, 1.4)
@@ -80,10 +99,10 @@ def test_the_rearranged_network_is_the_same_function(monkeypatch, size, wide_win
     with torch.inference_mode():
         expected = network(images)
     fold_batch_norms(network.requires_grad_(False))
-    fused = FusedWideResNet38(network)
+    fused = rearranged(network)
     if wide_winograd:
-        monkeypatch.setattr(winograd, "LEAST_CHANNELS", 4)
-        assert use_winograd(fused) >= 30
+        narrow_winograd(monkeypatch)
+        assert use_winograd(fused) >= least
     with torch.inference_mode():
         ours = fused(images)
     for a, b in zip(expected[:2], ours[:2], strict=True):
