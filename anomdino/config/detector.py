@@ -51,7 +51,8 @@ class DetectorConfig(Block):
     prompt: str = Field(default="ood-object", min_length=1)
     """The text of the one class that is looked for."""
     init_checkpoint: str = ""
-    """Local (MM-)Grounding-DINO checkpoint to start from, mmengine .pth or .safetensors; empty starts from scratch."""
+    """Local checkpoint to start from, a published (MM-)Grounding-DINO (.pth) or a detector's own model.safetensors;
+    empty starts from scratch."""
     embed_dims: int = Field(default=64, ge=32, multiple_of=32)
     """Width of the transformer."""
     queries: int = Field(default=30, ge=1)

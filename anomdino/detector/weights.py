@@ -19,6 +19,7 @@ from anomdino.io.atomic import atomic_path, atomic_write_json
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 NEW_PREFIX = "ouafs."
+_STATISTICS = ("ouafs.score_mean", "ouafs.score_std")
 _OBSOLETE = ("embeddings.position_ids",)
 
 
@@ -152,6 +153,39 @@ def save_detector(
         save_file(_without_aliases(state), temporary)
     content = {"format": FORMAT, "classes": classes, "detector": config.model_dump(mode="json"), **extra}
     atomic_write_json(Path(folder) / CONFIG_FILE, content)
+
+
+def score_statistics(folder: Path | str) -> tuple[float, float]:
+    """Read mean and standard deviation that a detector standardises the residual score with.
+
+    Raises:
+        CheckpointError: The folder holds no detector with a score map, or a damaged one.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    state = read_checkpoint(path)["state_dict"]
+    if not state.keys() >= set(_STATISTICS):
+        raise CheckpointError(path, "holds no detector", "train one: `dvc repro train_detector`")
+    mean, std = (float(state[name]) for name in _STATISTICS)
+    return mean, std
+
+
+def set_score_statistics(folder: Path | str, mean: float, std: float) -> None:
+    """Put other statistics of the residual score into a detector's files, each whole or not at all; weights stay.
+
+    Raises:
+        CheckpointError: The folder holds no detector, or a damaged one.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    state = dict(read_checkpoint(folder / WEIGHTS_FILE)["state_dict"])
+    content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    content["score"] = {"mean": mean, "std": std}
+    for name, value in zip(_STATISTICS, (mean, std), strict=True):
+        state[name] = torch.full_like(state[name], value)
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary)
+    atomic_write_json(folder / CONFIG_FILE, content)
 
 
 def load_detector(

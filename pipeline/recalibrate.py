@@ -1,0 +1,104 @@
+"""Fit detector and ADT-Net of a model to another scorer: their standardisation moves, nothing is trained.
+
+Usage: python -m pipeline.recalibrate --before SCORER --inlier SCENES --outliers OBJECTS [--to FOLDER]
+
+A scorer that was trained on gives scores of another mean and spread, and what reads them by fixed statistics then takes
+objects for background. SCORER is the one that detector and ADT-Net learned from; the model's own, in its place now,
+scores the same composed images, and the stored statistics move as mean and spread of the scores did. SCENES (`images/`,
+`labels/`) and OBJECTS (`images/`, `masks/`) as for `pipeline.release_adt`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomdino.config.params import Params, load_params
+from anomdino.errors import AnomdinoError
+from anomdino.io.listing import list_images
+from anomdino.seeding import seed_everything
+from pipeline.release import TARGET
+from pipeline.release_adt import IMAGES, held_out_objects
+
+if TYPE_CHECKING:
+    from anomdino.adt.model import ScoreStatistics
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    before: Annotated[Path, typer.Option(help="The scorer that detector and ADT-Net learned from.")],
+    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
+    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    work: Annotated[Path, typer.Option(help="Where composed images and scores lie.")] = Path(
+        "out/recalibrate"
+    ),
+    to: Annotated[Path, typer.Option(help="The model.")] = TARGET,
+    count: Annotated[int, typer.Option(min=1, help="Composed images.")] = 40,
+) -> None:
+    """Compose, score twice, move the statistics."""
+    from anomdino.adt.model import ScoreStatistics
+    from anomdino.adt.store import load_adt, save_adt
+    from anomdino.data.compose import compose
+    from anomdino.detector.weights import score_statistics, set_score_statistics
+
+    models = to / "models"
+    try:
+        params = load_params(to / "params.yaml")
+        seed_everything(params.seed)
+        objects = held_out_objects(params, outliers, work / "outliers")
+        compose(
+            params.compose.model_copy(update={"count": count}), params.seed, inlier, objects, work / "train"
+        )
+        old = scored(params, before, work, "before")
+        new = scored(params, models / "rpl", work, "now")
+        adt = load_adt(models / "adt")
+        adt.net.statistics = moved(adt.net.statistics, old, new)
+        detector = moved(ScoreStatistics(*score_statistics(models / "detector")), old, new)
+        save_adt(adt, models / "adt")
+        set_score_statistics(models / "detector", detector.mean, detector.std)
+    except AnomdinoError as error:
+        typer.echo(f"recalibrate failed. {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    typer.echo(
+        f"recalibrate: scores {old.mean:.3f} +- {old.std:.3f} before, {new.mean:.3f} +- {new.std:.3f} now; "
+        f"detector {detector.mean:.3f}, {detector.std:.3f}; ADT-Net {adt.net.statistics.mean:.3f}, "
+        f"{adt.net.statistics.std:.3f}"
+    )
+
+
+def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatistics:
+    """Score the composed images and give mean and standard deviation of all their pixels."""
+    from anomdino.adt.dataset import measure_scores
+    from anomdino.device import resolve_device
+    from anomdino.io.scores import read_score
+    from anomdino.scorer.run import Outputs, SetScorer
+    from anomdino.scorer.setup import engine_from, run_options
+
+    images = list_images(work / "train" / IMAGES)
+    engine, digest = engine_from(params.score, scorer, resolve_device(params.device))
+    outputs = Outputs(work / name / "scores", work / name / "maps")
+    SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {name}").run(images)
+    return measure_scores(read_score(outputs.of(key)[0]) for key in images)
+
+
+def moved(statistics: ScoreStatistics, old: ScoreStatistics, new: ScoreStatistics) -> ScoreStatistics:
+    """Move statistics so that a score stands to them as it stood before.
+
+    Args:
+        statistics: Those that scores are standardised with.
+        old: Of the scores that they were made for.
+        new: Of the scores of the other scorer on the same images.
+    """
+    from anomdino.adt.model import ScoreStatistics
+
+    gain = new.std / old.std
+    mean = new.mean + gain * (statistics.mean - old.mean)
+    return ScoreStatistics(mean, gain * statistics.std, statistics.sign)
+
+
+if __name__ == "__main__":
+    app()

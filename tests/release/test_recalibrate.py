@@ -1,0 +1,94 @@
+"""Moving the standardisation of detector and ADT-Net to another scorer, at tiny size."""
+
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from anomdino.adt.store import load_adt
+from anomdino.detector.weights import score_statistics
+from anomdino.io.scores import read_score
+from pipeline import recalibrate
+from pipeline.release import TARGET
+from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+
+
+def another_scorer(folder):
+    """The released scorer with logits 1.3 times as large: another mean and spread of the energy."""
+    state = load_file(folder / "model.safetensors")
+    state["final.6.weight"] *= 1.3
+    save_file(state, folder / "model.safetensors")
+
+
+def run(sources, *more):  # noqa: F811
+    arguments = {
+        "--inlier": "scenes",
+        "--outliers": "objects",
+        "--work": "work",
+        "--to": "light",
+        "--before": "before",
+    }
+    given = [text for name, folder in arguments.items() for text in (name, str(sources / folder))]
+    return CliRunner().invoke(recalibrate.app, [*given, "--count", "4", *more])
+
+
+def standardised(folder, statistics):
+    """Mean and spread of stored scores as the given statistics see them."""
+    scores = np.concatenate(
+        [read_score(path).astype(np.float64).ravel() for path in sorted(folder.glob("*.npz"))]
+    )
+    mean, std = statistics
+    return (scores.mean() - mean) / std, scores.std() / std
+
+
+def test_what_reads_the_scores_sees_them_as_before(sources):  # noqa: F811
+    pytest.importorskip("mmdet")
+    target = sources / "light"
+    tiny_release(target)
+    shutil.copytree(TARGET / "models/rpl", sources / "before")
+    another_scorer(target / "models/rpl")
+    weights = load_file(target / "models/detector/model.safetensors")
+    seen = {
+        "adt": (statistics := load_adt(target / "models/adt").net.statistics)
+        and (statistics.mean, statistics.std),
+        "detector": score_statistics(target / "models/detector"),
+    }
+    result = run(sources)
+    assert result.exit_code == 0, result.output
+
+    model = load_adt(target / "models/adt")
+    now = {
+        "adt": (model.net.statistics.mean, model.net.statistics.std),
+        "detector": score_statistics(target / "models/detector"),
+    }
+    for part, before in seen.items():
+        expected = standardised(sources / "work/before/scores", before)
+        found = standardised(sources / "work/now/scores", now[part])
+        assert found == pytest.approx(expected, abs=5e-3), part  # the detector stores half precision
+        assert now[part][1] > 1.1 * before[1]
+
+    after = load_file(target / "models/detector/model.safetensors")
+    changed = {name for name, value in weights.items() if not value.equal(after[name])}
+    assert changed == {"ouafs.score_mean", "ouafs.score_std"}
+    assert model.rule == load_adt(TARGET / "models/adt").rule
+
+
+def test_the_same_scorer_changes_nothing(sources):  # noqa: F811
+    pytest.importorskip("mmdet")
+    tiny_release(sources / "light")
+    shutil.copytree(TARGET / "models/rpl", sources / "before")
+    before = score_statistics(sources / "light/models/detector")
+    result = run(sources)
+    assert result.exit_code == 0, result.output
+    assert score_statistics(sources / "light/models/detector") == before
+
+
+def test_a_scorer_that_is_not_there_is_named_and_nothing_changes(sources):  # noqa: F811
+    tiny_release(sources / "light")
+    kept = (sources / "light/models/adt/model.safetensors").read_bytes()
+    result = run(sources)
+    assert result.exit_code != 0
+    assert "before" in result.output
+    assert (sources / "light/models/adt/model.safetensors").read_bytes() == kept
