@@ -83,9 +83,9 @@ def narrow_winograd(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (33, 50), (1, 1)])
-@pytest.mark.parametrize(("build", "least"), [(wide_network, 30), (light_network, 5)])
+@pytest.mark.parametrize(("build", "least", "taps"), [(wide_network, 30, 3), (light_network, 5, 4)])
 @pytest.mark.parametrize("wide_winograd", [False, True])
-def test_the_rearranged_network_is_the_same_function(monkeypatch, size, build, least, wide_winograd):
+def test_the_rearranged_network_is_the_same_function(monkeypatch, size, build, least, taps, wide_winograd):
     torch.manual_seed(0)
     network, rearranged = build()
     network.eval()
@@ -103,6 +103,7 @@ def test_the_rearranged_network_is_the_same_function(monkeypatch, size, build, l
     if wide_winograd:
         narrow_winograd(monkeypatch)
         assert use_winograd(fused) >= least
+        assert use_taps(fused) >= taps
     with torch.inference_mode():
         ours = fused(images)
     for a, b in zip(expected[:2], ours[:2], strict=True):
