@@ -4,19 +4,21 @@ Usage: python -m pipeline.recalibrate --before SCORER --inlier SCENES --outliers
 
 A scorer that was trained on gives scores of another mean and spread, and what reads them by fixed statistics then takes
 objects for background. SCORER is the one that detector and ADT-Net learned from; the model's own, in its place now,
-scores the same composed images, and the stored statistics move as mean and spread of the scores did. SCENES (`images/`,
+scores the same composed images, and the stored statistics move as mean and spread of the scores did. ADT-Net notes for
+which scorer, so that a second run does not move them again. SCENES (`images/`,
 `labels/`) and OBJECTS (`images/`, `masks/`) as for `pipeline.release_adt`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anomdino.config.params import Params, load_params
-from anomdino.errors import AnomdinoError
+from anomdino.errors import AnomdinoError, CheckpointError, ConfigError
 from anomdino.io.listing import list_images
 from anomdino.seeding import seed_everything
 from pipeline.release import TARGET
@@ -49,17 +51,20 @@ def main(
     try:
         params = load_params(to / "params.yaml")
         seed_everything(params.seed)
+        adt, now = load_adt(models / "adt"), weights_digest(models / "rpl")
+        if adt.provenance.get("recalibrated_for") == now:
+            raise ConfigError("--to", f"{to} is fitted to its scorer already", "nothing is left to do")
         objects = held_out_objects(params, outliers, work / "outliers")
         compose(
             params.compose.model_copy(update={"count": count}), params.seed, inlier, objects, work / "train"
         )
         old = scored(params, before, work, "before")
         new = scored(params, models / "rpl", work, "now")
-        adt = load_adt(models / "adt")
         adt.net.statistics = moved(adt.net.statistics, old, new)
         detector = moved(ScoreStatistics(*score_statistics(models / "detector")), old, new)
-        save_adt(adt, models / "adt")
         set_score_statistics(models / "detector", detector.mean, detector.std)
+        adt.provenance["recalibrated_for"] = now
+        save_adt(adt, models / "adt")
     except AnomdinoError as error:
         typer.echo(f"recalibrate failed. {error}", err=True)
         raise typer.Exit(error.exit_code) from error
@@ -68,6 +73,20 @@ def main(
         f"detector {detector.mean:.3f}, {detector.std:.3f}; ADT-Net {adt.net.statistics.mean:.3f}, "
         f"{adt.net.statistics.std:.3f}"
     )
+
+
+def weights_digest(scorer: Path) -> str:
+    """Give the SHA-256 of a scorer's weight file, in hexadecimal digits.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from anomdino.scorer.base import WEIGHTS_FILE
+
+    path = scorer / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(path, "does not exist", "name the folder of a trained scorer")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatistics:

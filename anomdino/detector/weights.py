@@ -179,7 +179,11 @@ def set_score_statistics(folder: Path | str, mean: float, std: float) -> None:
 
     folder = Path(folder)
     state = dict(read_checkpoint(folder / WEIGHTS_FILE)["state_dict"])
-    content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(folder / CONFIG_FILE, f"cannot be read ({error})", "train again") from error
+    score_statistics(folder)
     content["score"] = {"mean": mean, "std": std}
     for name, value in zip(_STATISTICS, (mean, std), strict=True):
         state[name] = torch.full_like(state[name], value)

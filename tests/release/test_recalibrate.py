@@ -74,11 +74,17 @@ def test_what_reads_the_scores_sees_them_as_before(sources):  # noqa: F811
     assert changed == {"ouafs.score_mean", "ouafs.score_std"}
     assert model.rule == load_adt(TARGET / "models/adt").rule
 
+    again = run(sources)
+    assert again.exit_code != 0
+    assert "already" in again.output
+    assert score_statistics(target / "models/detector") == now["detector"]
+
 
 def test_the_same_scorer_changes_nothing(sources):  # noqa: F811
     pytest.importorskip("mmdet")
     tiny_release(sources / "light")
-    shutil.copytree(TARGET / "models/rpl", sources / "before")
+    another_scorer(sources / "light/models/rpl")  # the released model is fitted to its own already
+    shutil.copytree(sources / "light/models/rpl", sources / "before")
     before = score_statistics(sources / "light/models/detector")
     result = run(sources)
     assert result.exit_code == 0, result.output
@@ -87,8 +93,24 @@ def test_the_same_scorer_changes_nothing(sources):  # noqa: F811
 
 def test_a_scorer_that_is_not_there_is_named_and_nothing_changes(sources):  # noqa: F811
     tiny_release(sources / "light")
+    another_scorer(sources / "light/models/rpl")
     kept = (sources / "light/models/adt/model.safetensors").read_bytes()
     result = run(sources)
     assert result.exit_code != 0
     assert "before" in result.output
     assert (sources / "light/models/adt/model.safetensors").read_bytes() == kept
+
+
+def test_a_detector_without_its_description_is_refused_before_anything_is_written(sources):  # noqa: F811
+    pytest.importorskip("mmdet")
+    target = sources / "light"
+    tiny_release(target)
+    shutil.copytree(TARGET / "models/rpl", sources / "before")
+    another_scorer(target / "models/rpl")
+    (target / "models/detector/config.json").unlink()
+    files = [target / "models" / part / "model.safetensors" for part in ("adt", "detector")]
+    kept = [file.read_bytes() for file in files]
+    result = run(sources)
+    assert result.exit_code != 0
+    assert "config.json" in result.output
+    assert [file.read_bytes() for file in files] == kept
