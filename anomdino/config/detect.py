@@ -28,6 +28,9 @@ class DetectConfig(Block):
     did not see it; 1 trains on the part `train` of ood.json and predicts the part `val` alone."""
     holdout: float = Field(default=0.4, gt=0, lt=1)
     """With folds = 1 and no split in ood.json: the share of source images held out of the detector's training."""
+    short_side: int = Field(default=0, ge=0)
+    """Shorter side, in pixels, to which images are brought for detection; 0 takes `detector.test_short_side`. More than
+    the detector learned from finds smaller objects; the time grows with the square."""
     min_score: float = Field(default=0.05, ge=0, lt=1)
     """Boxes below this score are not written."""
     max_boxes: int = Field(default=50, ge=1)

@@ -249,11 +249,20 @@ def train_transforms(
     ]
 
 
-def test_transforms(config: DetectorConfig) -> list[dict[str, Any]]:
-    """List the transforms of testing: resize to the test size, maps after it."""
+def test_transforms(config: DetectorConfig, short_side: int = 0) -> list[dict[str, Any]]:
+    """List the transforms of testing: resize to the test size, maps after it.
+
+    Args:
+        config: The detector's parameters.
+        short_side: Shorter side in pixels in place of ``config.test_short_side``; the limit of the longer side grows
+            or shrinks with it. 0 changes nothing.
+    """
+    long_side = config.long_side
+    if short_side:
+        long_side = round(config.long_side * short_side / config.test_short_side)
     return [
         {"type": "LoadComposed"},
-        {"type": "Resize", "scale": (config.test_short_side, config.long_side), "keep_ratio": True},
+        {"type": "Resize", "scale": (short_side or config.test_short_side, long_side), "keep_ratio": True},
         {"type": "WarpMaps", "stride": config.fusion.map_stride},
         {"type": "PackComposed"},
     ]

@@ -38,7 +38,7 @@ class Detector:
         self.config, self.classes, self.detect_config = config, classes, detect or DetectConfig()
         fast = self.detect_config.fast
         self.predictor = LeanPredictor(self.network, half=fast, graphs=fast)
-        self.pipeline = Chain(test_transforms(config))
+        self.pipeline = Chain(test_transforms(config, self.detect_config.short_side))
 
     @classmethod
     def load(

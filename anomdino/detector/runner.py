@@ -160,7 +160,10 @@ class History(Hook):  # type: ignore[misc]
 
 
 class SafeRunner(Runner):  # type: ignore[misc]
-    """mmengine's Runner that reads checkpoints weights-only."""
+    """mmengine's Runner that reads checkpoints weights-only and trains the weights that the model came with."""
+
+    def _init_model_weights(self) -> None:
+        """Leave the weights alone: GroundingDINO would draw encoder and decoder anew over a loaded checkpoint."""
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         """Wrap for several processes, without a search for unused parameters; a single process stays as it is."""

@@ -63,6 +63,17 @@ def test_maps_follow_the_image_through_testing_transforms():
     check_alignment(packed, 8)
 
 
+@pytest.mark.parametrize(
+    ("short_side", "expected"),
+    [(0, (100, 150)), (50, (50, 75)), (220, (220, 330)), (400, (400, 600))],
+)
+def test_size_of_detection_replaces_the_size_of_testing(short_side, expected):
+    config = small_config(test_short_side=100, long_side=150)  # the limit of the longer side follows
+    packed = run(transforms_of_testing(config, short_side), 0)
+    assert packed["inputs"].shape[1:] == expected
+    check_alignment(packed, 8)
+
+
 def test_vertical_flips_and_crops_are_followed():
     steps = train_transforms(small_config(), 1.0)
     pack = steps[-2:]

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from anomdino.config.detect import DetectConfig, NegativesConfig
 from anomdino.detector.infer import (
@@ -69,6 +70,18 @@ def test_trains_saves_loads_and_detects(composed, tmp_path):
         assert found.xyxy[:, 3].max() <= row["height"]
     assert set(quality) >= {"AR@100", "AP50", "suggested_threshold", "curve"}
     assert json.loads((tmp_path / "boxes" / "train_quality.json").read_text()) == quality
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_weights_of_the_checkpoint(composed, tmp_path):
+    first = train(composed, tmp_path, name="first", steps=1) / "model.safetensors"
+    standing_still = {"lr": 1e-30, "weight_decay": 0.0, "steps": 1}
+    second = train(composed, tmp_path, name="second", init_checkpoint=str(first), **standing_still)
+    before, after = load_file(first), load_file(second / "model.safetensors")
+    assert before.keys() == after.keys()
+    counted = ("running_mean", "running_var", "num_batches_tracked")  # by the images, not by the optimiser
+    for name in (name for name in before if not name.endswith(counted)):
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-20, msg=name)
 
 
 @pytest.mark.slow
