@@ -249,7 +249,7 @@ def train_transforms(
     ]
 
 
-def test_transforms(config: DetectorConfig, short_side: int = 0) -> list[dict[str, Any]]:
+def test_transforms(config: DetectorConfig, short_side: int) -> list[dict[str, Any]]:
     """List the transforms of testing: resize to the test size, maps after it.
 
     Args:

@@ -217,7 +217,7 @@ def build_runner(
         fold.train, config.prompt, pipeline=[Chain(train_transforms(config, score_std, fold.train))]
     )
     val_set = ComposedDataset(
-        chosen, config.prompt, pipeline=[Chain(test_transforms(config))], test_mode=True
+        chosen, config.prompt, pipeline=[Chain(test_transforms(config, 0))], test_mode=True
     )
     if not MMLogger.check_instance_created("mmengine"):
         MMLogger.get_instance("mmengine", log_level="ERROR")

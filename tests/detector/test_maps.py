@@ -57,7 +57,7 @@ def test_maps_follow_the_image_through_training_transforms(seed, stride):
 
 def test_maps_follow_the_image_through_testing_transforms():
     config = small_config(test_short_side=100, long_side=400)
-    packed = run(transforms_of_testing(config), 0)
+    packed = run(transforms_of_testing(config, 0), 0)
     assert packed["inputs"].shape[1:] == (100, 150)
     assert packed["data_samples"].maps.shape[1:] == (13, 19)
     check_alignment(packed, 8)
