@@ -51,7 +51,8 @@ def main(
         seed_everything(params.seed)
         objects = held_out_objects(params, outliers, work / "outliers")
         compose_twice(params, count, inlier, objects, work / "train")
-        score_and_detect(params, to / "models", work)
+        score_composed(params, to / "models", work)
+        detect_composed(params, to / "models", work)
         save_adt(trained(params, work), to / "models" / "adt")
     except AnomdinoError as error:
         typer.echo(f"release_adt failed. {error}", err=True)
@@ -82,29 +83,39 @@ def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out:
 
     compose(params.compose.model_copy(update={"count": count}), params.seed, inlier, outliers, out)
     content = json.loads((out / LIST).read_text(encoding="utf-8"))
-    copies = []
+    copies, boxes = [], []
+    last = max((one["id"] for one in content["annotations"]), default=0)
     for record in content["images"]:
         name, rng = record["file_name"], np.random.default_rng(999 + record["id"])
         write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), rng))
         write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
         copies.append({**record, "id": count + record["id"], "file_name": f"s{name}"})
+    for number, one in enumerate(content["annotations"], 1):
+        boxes.append({**one, "id": last + number, "image_id": count + one["image_id"]})
     content["images"] += copies
+    content["annotations"] += boxes
     atomic_write_json(out / LIST, content, indent=None)
 
 
-def score_and_detect(params: Params, models: Path, work: Path) -> None:
-    """Write scores, maps and boxes of the composed images, by the released scorer and detector."""
-    from anomdino.detector.infer import Detector
-    from anomdino.detector.run import Input, detect_set
+def score_composed(params: Params, models: Path, work: Path) -> None:
+    """Write scores and maps of the composed images in ``work``, by the scorer in ``models``."""
     from anomdino.device import resolve_device
     from anomdino.scorer.run import Outputs, SetScorer
     from anomdino.scorer.setup import engine_from, run_options
 
-    device = resolve_device(params.device)
-    images = list_images(work / "train" / IMAGES)
-    engine, digest = engine_from(params.score, models / "rpl", device)
+    engine, digest = engine_from(params.score, models / "rpl", resolve_device(params.device))
     outputs = Outputs(work / "scores", work / "maps")
-    SetScorer(engine, outputs, digest, run_options(params.score), what="score").run(images)
+    images = list_images(work / "train" / IMAGES)
+    SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {work.name}").run(images)
+
+
+def detect_composed(params: Params, models: Path, work: Path) -> None:
+    """Write boxes of the composed images in ``work``, by the detector in ``models``."""
+    from anomdino.detector.infer import Detector
+    from anomdino.detector.run import Input, detect_set
+    from anomdino.device import resolve_device
+
+    device, images = resolve_device(params.device), list_images(work / "train" / IMAGES)
     detector = Detector.load(models / "detector", device, params.detect, models / "rpl")
     inputs = [Input(key, path, work / "maps" / f"{key}.npz") for key, path in images.items()]
     detect_set(detector, inputs, work / "boxes.json", "detect")

@@ -9,7 +9,7 @@ from typing import Any
 
 from anomdino.config.params import Params, render_params
 from anomdino.errors import CheckpointError
-from anomdino.io.atomic import atomic_write_text
+from anomdino.io.atomic import atomic_path, atomic_write_text
 
 SCORER_LIMIT = 14_000_000
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -36,7 +36,6 @@ def build_release(
         CheckpointError: A model is missing or does not load, or the scorer is larger than 14 MB.
     """
     import torch
-    from safetensors.torch import load_file, save_file
 
     from anomdino.scorer.base import load_scorer, save_scorer
 
@@ -55,16 +54,24 @@ def build_release(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if part == "detector":
-            tensors = load_file(source / WEIGHTS)
-            save_file(
-                {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, folder / WEIGHTS
-            )
+            halve_detector(source, folder)
         else:
             shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
-        shutil.copyfile(source / CONFIG, folder / CONFIG)
+            shutil.copyfile(source / CONFIG, folder / CONFIG)
         sizes[part] = (folder / WEIGHTS).stat().st_size
     atomic_write_text(target / "params.yaml", render_params(params))
     return sizes
+
+
+def halve_detector(source: Path, folder: Path) -> None:
+    """Put the detector of one folder into another, its weights in half precision; each file whole or not at all."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / WEIGHTS)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
+    with atomic_path(folder / CONFIG) as temporary:
+        shutil.copyfile(source / CONFIG, temporary)
 
 
 def half_agrees(models: Path, target: Path, images: int = 2) -> float:

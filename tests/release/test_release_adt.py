@@ -68,7 +68,8 @@ def test_the_whole_way_gives_a_model_that_loads(sources):
 def test_the_second_copy_of_an_image_has_its_objects(sources):
     params = tiny_release(sources / "light")
     release_adt.compose_twice(params, 4, sources / "scenes", sources / "objects", sources / "train")
-    images = json.loads((sources / "train/ood.json").read_text())["images"]
+    content = json.loads((sources / "train/ood.json").read_text())
+    images = content["images"]
     assert [record["file_name"] for record in images[4:]] == [f"s{r['file_name']}" for r in images[:4]]
     for first, second in zip(images[:4], images[4:], strict=True):
         assert first["source"] == second["source"]
@@ -79,6 +80,13 @@ def test_the_second_copy_of_an_image_has_its_objects(sources):
         assert pixels[0].shape == pixels[1].shape
         assert (pixels[0] != pixels[1]).mean() > 0.5
     assert len({record["id"] for record in images}) == 8
+    boxes = {record["id"]: [] for record in images}
+    for one in content["annotations"]:
+        boxes[one["image_id"]].append(one["bbox"])
+    assert any(boxes.values())
+    for first, second in zip(images[:4], images[4:], strict=True):
+        assert boxes[first["id"]] == boxes[second["id"]]
+    assert len({one["id"] for one in content["annotations"]}) == len(content["annotations"])
 
 
 def test_another_camera_keeps_what_is_where():

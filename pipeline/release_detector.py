@@ -1,0 +1,133 @@
+"""Train the detector of the released light model on, on a CPU: from its own weights, on the scores of its scorer.
+
+Usage: python -m pipeline.release_detector --inlier SCENES --outliers OBJECTS [--work out/release_detector] [--to FOLDER]
+
+SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of training. Half of the composed images have
+objects of 5 % of the height and more on scenes as they come; the other half is made as the parameters beside the model
+say, with small objects, and comes a second time as another camera sees it. The released scorer scores them all, and the
+detector learns from what `ood.json` marks `train`. Its parameters are those beside the model, changed by TRAINING and
+then by `--set`. The released detector is replaced at the very end; `pipeline.release_adt` fits ADT-Net to its boxes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anomdino.config.params import Params, check_params, load_params
+from anomdino.errors import AnomdinoError
+from anomdino.io.atomic import atomic_write_json
+from anomdino.seeding import seed_everything
+from pipeline._steps import assign
+from pipeline.release import TARGET
+from pipeline.release_adt import IMAGES, LABELS, LIST, compose_twice, score_composed
+
+if TYPE_CHECKING:
+    from anomdino.detector.records import Fold, Record
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+HELD_OUT = 0.25
+LARGE = {"enlarge": 1.0, "height_min": 0.05, "ground_height_min": 0.12, "objects_max": 4}
+TRAINING: dict[str, Any] = {
+    "steps": 240,
+    "batch_size": 4,
+    "lr": 3e-4,
+    "warmup": 20,
+    "mosaic": 0.25,
+    "map_noise": 0.3,
+    "short_sides": [400, 480, 560, 640],
+    "long_side": 1920,
+    "val_interval": 240,
+    "workers": 0,
+    "cache_mb": 3000,
+}
+
+
+@app.command()
+def main(
+    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
+    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    work: Annotated[Path, typer.Option(help="Where composed images and scores lie.")] = Path(
+        "out/release_detector"
+    ),
+    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
+    count: Annotated[int, typer.Option(min=4, help="Composed images of each half.")] = 160,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the detector's parameters.")
+    ] = None,
+) -> None:
+    """Compose, score, train on, and put the result in the place of the released detector."""
+    from anomdino.detector.training import train_detector
+    from anomdino.device import resolve_device
+
+    try:
+        params = changed(load_params(to / "params.yaml"), to, set_ or [])
+        seed_everything(params.seed)
+        fold = composed(params, count, inlier, outliers, work, to / "models")
+        device, scorer = resolve_device(params.device), to / "models" / "rpl"
+        trained = train_detector(
+            params.detector, fold, work / "detector", work / "state", params.seed, device, scorer
+        )
+        put(trained.folder, to / "models" / "detector")
+    except AnomdinoError as error:
+        typer.echo(f"release_detector failed. {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    typer.echo(f"release_detector: AR@100 {trained.best_ar100:.3f} held out, {to / 'models' / 'detector'}")
+
+
+def changed(params: Params, to: Path, changes: list[str]) -> Params:
+    """Give the parameters of training on: those of the model with TRAINING and the user's changes."""
+    content = params.model_dump(mode="json")
+    content["detector"] |= TRAINING
+    content["compose"]["val_fraction"] = HELD_OUT
+    content["detector"]["init_checkpoint"] = str(to / "models" / "detector" / "model.safetensors")
+    for change in changes:
+        assign(content, f"detector.{change}")
+    return check_params(content, "release_detector")
+
+
+def composed(params: Params, count: int, inlier: Path, outliers: Path, work: Path, models: Path) -> Fold:
+    """Compose and score both halves, and give what the detector learns from and is chosen by."""
+    from anomdino.data.compose import compose
+    from anomdino.detector.records import Fold, split_folds
+
+    large = params.compose.model_copy(update={**LARGE, "count": count})
+    compose(large, params.seed, inlier, outliers, work / "large" / "train")
+    compose_twice(params, count // 2, inlier, outliers, work / "small" / "train")
+    halves = []
+    for name in ("large", "small"):
+        score_composed(params, models, work / name)
+        (half,) = split_folds(records_of(work / name), 1, params.detect.holdout, params.seed)
+        halves.append(half)
+    # both parts of the held-out images must be seen, whatever detector.val_images leaves
+    held_out = [record for pair in zip(*(half.val for half in halves), strict=False) for record in pair]
+    return Fold("final", [record for half in halves for record in half.train], held_out, [])
+
+
+def records_of(folder: Path) -> list[Record]:
+    """Read one half; its keys begin with its name."""
+    from anomdino.detector.records import read_records
+
+    train = folder / "train"
+    records = read_records(train / LIST, train / IMAGES, folder / "maps", train / LABELS)
+    return [replace(record, key=f"{folder.name}/{record.key}") for record in records]
+
+
+def put(trained: Path, released: Path) -> None:
+    """Put a trained detector in the place of the released one, in half precision, and say what it came from."""
+    from anomdino.release.build import halve_detector
+
+    before = hashlib.sha256((released / "model.safetensors").read_bytes()).hexdigest()
+    halve_detector(trained, released)
+    content = json.loads((released / "config.json").read_text(encoding="utf-8"))
+    content["detector"]["init_checkpoint"] = ""  # a path of the machine it was trained on
+    atomic_write_json(released / "config.json", content | {"trained_on_from_sha256": before})
+
+
+if __name__ == "__main__":
+    app()
