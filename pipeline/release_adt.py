@@ -131,7 +131,8 @@ def trained(params: Params, work: Path) -> AdtModel:
     files = TrainingFiles(work / "scores", composed / LABELS, work / "boxes.json", composed / LIST)
     plan, out = plan_from(params.adt), work / "adt"
     model = train_adt(files, plan, out, seed=params.seed)
-    return tune_trained(model, files, plan, out, seed=params.seed)
+    floor = params.adt.mask_floor == "auto"
+    return tune_trained(model, files, plan, out, seed=params.seed, floor=floor)
 
 
 if __name__ == "__main__":

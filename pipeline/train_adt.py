@@ -49,6 +49,7 @@ def main() -> None:
                 seed=params.seed,
                 objective=config.tune_objective,
                 tolerance=config.tune_tolerance,
+                floor=config.mask_floor == "auto",
             )
         held_out = model.provenance["held_out"]
         _stage.done(

@@ -38,6 +38,8 @@ class FusionRule:
         b: What boxes add, not negative.
         box_score: Boxes with at least this confidence are kept.
         min_component: Mask components with fewer pixels are removed (8-connected).
+        mask_floor: Least S~ of a pixel of the mask, in [0, 1). ADT-Net's thresholds are relative to what lies inside
+            the boxes, so that a box around nothing fills; 0 leaves them as they are.
     """
 
     output: Output = "fused"
@@ -45,6 +47,7 @@ class FusionRule:
     b: float = 0.1
     box_score: float = 0.3
     min_component: int = 0
+    mask_floor: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse rules that are not defined."""
@@ -52,6 +55,8 @@ class FusionRule:
             raise ConfigError("output", f"is '{self.output}'", f"use one of {', '.join(OUTPUTS)}")
         if not (0 <= self.k <= 1 and self.b >= 0):
             raise ConfigError("k, b", f"are {self.k}, {self.b}", "k lies in [0, 1] and b is not negative")
+        if not 0 <= self.mask_floor < 1:
+            raise ConfigError("mask_floor", f"is {self.mask_floor}", "it lies in [0, 1)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,8 @@ class Fused:
 
     Attributes:
         score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
-        mask: bool (H, W), P >= 0.5 (or score >= the model's threshold) without small components.
+        mask: bool (H, W), P >= 0.5 and S~ >= ``mask_floor`` (or score >= the model's threshold) without small
+            components.
         surfaces: What both were made of.
     """
 
@@ -154,7 +160,7 @@ def fuse(
         final = final_score(surfaces, rule)
         above = final >= np.float32(model.threshold.value)
         return Fused(final, remove_small_components(above, rule.min_component), surfaces)
-    mask = _decided(surfaces, model.net.architecture.ramp)
+    mask = _decided(surfaces, model.net.architecture.ramp, rule.mask_floor)
     arriving = _start_score(surfaces, rule)  # from a GPU it comes while components are counted
     mask = remove_small_components(mask, rule.min_component)
     return Fused(_finish_score(arriving, surfaces, rule), mask, surfaces)
@@ -225,14 +231,16 @@ def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> Flo
     return score
 
 
-def final_mask(surfaces: Surfaces, ramp: float, min_component: int) -> BoolMap:
-    """Give the mask P >= 0.5, bool (H, W), without components smaller than ``min_component`` pixels."""
-    return remove_small_components(_decided(surfaces, ramp), min_component)
+def final_mask(surfaces: Surfaces, ramp: float, min_component: int, floor: float = 0.0) -> BoolMap:
+    """Give the mask P >= 0.5, S~ >= ``floor``, bool (H, W), without components below ``min_component`` pixels."""
+    return remove_small_components(_decided(surfaces, ramp, floor), min_component)
 
 
-def _decided(surfaces: Surfaces, ramp: float) -> BoolMap:
-    probability = ramp_probability(surfaces.decision, surfaces.threshold, ramp)
-    mask: BoolMap = (probability >= 0.5).cpu().numpy()
+def _decided(surfaces: Surfaces, ramp: float, floor: float) -> BoolMap:
+    decided = ramp_probability(surfaces.decision, surfaces.threshold, ramp) >= 0.5
+    if floor > 0:
+        decided = decided & (surfaces.unit >= floor)
+    mask: BoolMap = decided.cpu().numpy()
     return mask
 
 

@@ -417,6 +417,8 @@ def plan_from(config: Any) -> TrainingPlan:
     values["auto_box_score"] = values["box_score"] == "auto"
     if values["auto_box_score"]:
         del values["box_score"]
+    if values["mask_floor"] == "auto":
+        del values["mask_floor"]  # chosen after training
     values["learn_slopes"] = values.pop("slopes") == "learned"
 
     def group(kind: type[Any]) -> Any:

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.adt.dataset import Item, TrainingFiles, hold_out, list_items, read_item
-from anomdino.adt.fusion import AdtModel, FusionRule, Output, compute_surfaces, final_score
+from anomdino.adt.fusion import AdtModel, FusionRule, Output, compute_surfaces, final_mask, final_score
 from anomdino.adt.histogram import ScoreHistogram
 from anomdino.adt.store import save_adt
 from anomdino.adt.training import TrainingPlan
@@ -43,6 +43,7 @@ K_GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 B_GRID = (0.0, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
 TOLERANCE = 0.01
 PIXELS_PER_IMAGE = 20_000
+FLOOR_GRID = (0.0, 0.5, 0.7, 0.8, 0.83, 0.86, 0.88, 0.9, 0.95)
 LEAST_PREDICTED, LEAST_TRUE = 500 / (1280 * 720), 100 / (1280 * 720)
 
 
@@ -87,6 +88,24 @@ class Point:
             return True
         as_many = self.missed is None or raw.missed is None or self.missed <= raw.missed
         return as_many and self.ap >= raw.ap - tolerance and self.fpr95 <= raw.fpr95 + tolerance
+
+
+@dataclass(frozen=True)
+class FloorPoint:
+    """Components of the masks of all held-out images for one floor; see :class:`Point`."""
+
+    floor: float
+    component_f1: float
+    missed: int
+    false: int
+
+
+@dataclass(frozen=True)
+class Floors:
+    """The chosen floor of the mask and the whole curve, which begins without one."""
+
+    choice: FloorPoint
+    curve: tuple[FloorPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,47 @@ def choose(raw: Point, curve: Sequence[Point], objective: Objective, tolerance: 
     return min(near, key=lambda p: (round(1 - p.k + p.b, 9), -p.value(objective)))
 
 
+def search_floor(
+    items: Sequence[Item],
+    model: AdtModel,
+    *,
+    tolerance: float = TOLERANCE,
+    floors: Sequence[float] = FLOOR_GRID,
+) -> Floors:
+    """Measure the masks of held-out images for every floor and choose the lowest within ``tolerance`` of the best F1*.
+
+    The lowest, because a floor can only take pixels away: it misses least.
+
+    Args:
+        items: Held-out images with labels and the detector's boxes.
+        model: The model; its ``box_score`` is kept.
+        tolerance: How far below the best F1* the choice may lie.
+        floors: Floors in ascending order, beginning with 0.
+    """
+    states = [ComponentState() for _ in floors]
+    for item in track(items, "tune, floor"):
+        score, label = read_item(item)
+        surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
+        limits = (round(LEAST_PREDICTED * label.size), round(LEAST_TRUE * label.size))
+        for state, floor in zip(states, floors, strict=True):
+            mask = final_mask(surfaces, model.net.architecture.ramp, limits[0], floor)
+            state.update(frame_components(mask, label, *limits))
+    found = [state.compute() for state in states]
+    curve = tuple(
+        FloorPoint(floor, one.f1 or 0.0, one.missed["25"], one.false["25"])
+        for floor, one in zip(floors, found, strict=True)
+    )
+    best = max(point.component_f1 for point in curve)
+    choice = next(point for point in curve if point.component_f1 >= best - tolerance)
+    return Floors(choice, curve)
+
+
+def apply_floor(model: AdtModel, floors: Floors) -> AdtModel:
+    """Give the model with the chosen floor in its rule, and choice and curve in its provenance."""
+    made = model.provenance | {"mask_floor": [asdict(point) for point in floors.curve]}
+    return replace(model, rule=replace(model.rule, mask_floor=floors.choice.floor), provenance=made)
+
+
 def tune_trained(
     model: AdtModel,
     files: TrainingFiles,
@@ -166,11 +226,16 @@ def tune_trained(
     seed: int = 0,
     objective: Objective = "overall",
     tolerance: float = TOLERANCE,
+    floor: bool = False,
 ) -> AdtModel:
-    """Search k and b on the images that training held out; store the choice, and the curve beside it."""
+    """Search k and b, and with ``floor`` the mask's floor, on the images that training held out; store the choice, and
+    the curve of k and b beside it.
+    """
     _, held_out = hold_out(list_items(files), plan.holdout, seed)
     tuning = search(held_out, model, objective=objective, tolerance=tolerance, seed=seed)
     tuned = apply_choice(model, tuning)
+    if floor:
+        tuned = apply_floor(tuned, search_floor(held_out, tuned, tolerance=tolerance))
     save_adt(tuned, out)
     write_tuning(tuning, out / "tuning.json")
     return tuned

@@ -69,6 +69,9 @@ def fuse(
     min_component: Annotated[
         int | None, typer.Option(help="Remove smaller mask components (pixels).")
     ] = None,
+    mask_floor: Annotated[
+        float | None, typer.Option(help="Least standardised score of a mask pixel, in [0, 1).")
+    ] = None,
     threshold: Annotated[
         str | None, typer.Option(help="adt, fixed:X, or what `calibrate` stored (the default, else adt).")
     ] = None,
@@ -90,6 +93,7 @@ def fuse(
         b=rule.b if b is None else b,
         box_score=rule.box_score if box_score is None else box_score,
         min_component=rule.min_component if min_component is None else min_component,
+        mask_floor=rule.mask_floor if mask_floor is None else mask_floor,
     )
     loaded = _with_threshold(loaded, threshold, rule.output)
     maps = list_maps(scores)
@@ -174,6 +178,9 @@ def tune(
         ),
     ] = SearchFor.overall,
     tolerance: Annotated[float, typer.Option(help="Differences up to this size count as none.")] = 0.01,
+    floor: Annotated[
+        bool, typer.Option("--floor/--no-floor", help="Choose the least score of a mask pixel, too.")
+    ] = False,
     held_out: Annotated[
         bool, typer.Option("--held-out/--all", help="Only the images that the model's training held out.")
     ] = True,
@@ -182,7 +189,7 @@ def tune(
     """Search the fused score's k and b on labelled images of the training domain, never evaluation data."""
     from anomdino.adt.dataset import TrainingFiles, hold_out, list_items
     from anomdino.adt.store import save_adt
-    from anomdino.adt.tuning import apply_choice, search, write_tuning
+    from anomdino.adt.tuning import apply_choice, apply_floor, search, search_floor, write_tuning
     from anomdino.errors import CheckpointError
 
     loaded = _load(model, device)
@@ -195,13 +202,23 @@ def tune(
             )
         _, items = hold_out(items, made["plan"]["holdout"], made["seed"])
     tuning = search(items, loaded, objective=objective.value, tolerance=tolerance)
-    save_adt(apply_choice(loaded, tuning), out)
+    tuned = apply_choice(loaded, tuning)
+    if floor:
+        floors = search_floor(items, tuned, tolerance=tolerance)
+        tuned = apply_floor(tuned, floors)
+    save_adt(tuned, out)
     write_tuning(tuning, out / "tuning.json")
     best, raw = tuning.choice, tuning.raw
     typer.echo(
         f"tune: {tuning.images} images, k {best.k:g}, b {best.b:g}: AP {best.ap:.4f} (raw {raw.ap:.4f}), "
         f"FPR95 {best.fpr95:.4f} (raw {raw.fpr95:.4f}), best pixel F1 {best.f1:.4f} (raw {raw.f1:.4f}), in {out}"
     )
+    if floor:
+        mask = floors.choice
+        typer.echo(
+            f"tune: mask floor {mask.floor:g}: F1* {mask.component_f1:.4f}, {mask.missed} missed, {mask.false} false "
+            f"(without {floors.curve[0].component_f1:.4f}, {floors.curve[0].missed}, {floors.curve[0].false})"
+        )
 
 
 def _load(model: Path, device: str) -> AdtModel:

@@ -86,7 +86,7 @@ class CascadeOutputs:
         score = read_score(self.scores / f"{sample.key}.npz", size)
         rule, net = self.model.rule, self.model.net
         surfaces = compute_surfaces(score, self.boxes(sample), net, rule.box_score, image_size=size)
-        mask = final_mask(surfaces, net.architecture.ramp, self.min_component)
+        mask = final_mask(surfaces, net.architecture.ramp, self.min_component, rule.mask_floor)
         return {
             name: Prediction(
                 final_score(surfaces, replace(rule, output=name)), mask if name == "fused" else None

@@ -185,7 +185,20 @@ def test_boxes_that_are_no_numbers_are_refused(model, scene):
         fuse(scene[0], Boxes(np.array([[0, 0, np.nan, 5]]), np.array([0.9])), model)
 
 
-@pytest.mark.parametrize("changes", [{"output": "best"}, {"k": 1.5}, {"b": -1}])
+@pytest.mark.parametrize("floor", [0.0, 0.3, 0.5, 0.8])
+def test_the_floor_takes_from_the_mask_what_scores_less(model, scene, floor):
+    score, _, boxes = scene
+    got = fuse(score, boxes, model, FusionRule(mask_floor=floor))
+    unit = 1 / (1 + np.exp(-(score.astype(np.float64) + 6) / 2))
+    np.testing.assert_array_equal(got.mask, (got.decision >= got.threshold) & (unit >= floor))
+    free = fuse(score, boxes, model)
+    np.testing.assert_array_equal(got.score, free.score)
+    assert not (got.mask & ~free.mask).any()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"output": "best"}, {"k": 1.5}, {"b": -1}, {"mask_floor": 1.0}, {"mask_floor": -0.1}]
+)
 def test_impossible_rules_are_refused(changes):
     with pytest.raises(ConfigError):
         FusionRule(**changes)

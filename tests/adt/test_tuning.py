@@ -14,7 +14,15 @@ from anomdino.adt.dataset import CropRules, list_items, read_item
 from anomdino.adt.fusion import FusionRule, fuse
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import TrainingPlan, train_adt
-from anomdino.adt.tuning import Point, choose, search, tune_trained
+from anomdino.adt.tuning import (
+    LEAST_PREDICTED,
+    Point,
+    apply_floor,
+    choose,
+    search,
+    search_floor,
+    tune_trained,
+)
 from anomdino.errors import ConfigError
 
 PLAN = TrainingPlan(
@@ -107,18 +115,20 @@ def test_measures_are_those_of_scikit_learn_and_of_components_counted_slowly(mod
     assert tuning.raw.missed is not None
 
 
-def slow_components(mask, label):
-    """Missed and false components at 0.25 of one image, straight from SMIYC's definition; nothing is too small."""
+def slow_components(mask, label, least=0):
+    """Missed and false components at 0.25 of one image, straight from SMIYC's definition; below ``least`` none counts."""
     eight = np.ones((3, 3))
     truth, count = ndimage.label(label == 1, eight)
-    found, found_count = ndimage.label(mask & (label != 255), eight)
+    found, _ = ndimage.label(mask & (label != 255), eight)
+    kept = [index for index in range(1, found.max() + 1) if (found == index).sum() >= least]
+    found[~np.isin(found, kept)] = 0
     missed = 0
     for index in range(1, count + 1):
         own = truth == index
         touching = np.isin(found, np.unique(found[own & (found > 0)])) & (found > 0)
         union = (own | touching) & ~((truth > 0) & ~own)
         missed += (own & touching).sum() / union.sum() < 0.25
-    false = sum((truth[found == i] > 0).mean() < 0.25 for i in range(1, found_count + 1))
+    false = sum((truth[found == i] > 0).mean() < 0.25 for i in kept)
     return np.array([missed, false])
 
 
@@ -135,6 +145,36 @@ def test_the_choice_is_stored_with_the_model_and_searching_again_gives_the_same(
     curve = json.loads((tmp_path / "pixels" / "tuning.json").read_text())["curve"]
     chosen = next(p for p in curve if (p["k"], p["b"]) == (pixels.rule.k, pixels.rule.b))
     assert chosen["ap"] - chosen["fpr95"] == max(p["ap"] - p["fpr95"] for p in curve)
+
+
+def test_the_floor_is_the_lowest_near_the_best_by_components_counted_slowly(make_set, model):
+    items = list_items(make_set(images=6))
+    floors = (0.0, 0.4, 0.8, 0.95)
+    found = search_floor(items, model, floors=floors, tolerance=0.02)
+    assert [point.floor for point in found.curve] == list(floors)
+    for point in found.curve:
+        least = round(LEAST_PREDICTED * read_item(items[0])[1].size)
+        rule = replace(model.rule, mask_floor=point.floor, min_component=least)
+        counts = np.sum(
+            [slow_components(fuse(score, item.boxes, model, rule).mask, label, least)
+             for item in items for score, label in [read_item(item)]], axis=0,
+        )  # fmt: skip
+        assert [point.missed, point.false] == counts.tolist()
+    best = max(point.component_f1 for point in found.curve)
+    near = [point.floor for point in found.curve if point.component_f1 >= best - 0.02]
+    assert found.choice.floor == min(near)
+    kept = apply_floor(model, found)
+    assert kept.rule == replace(model.rule, mask_floor=found.choice.floor)
+    assert len(kept.provenance["mask_floor"]) == len(floors)
+
+
+def test_training_stores_the_floor_that_it_was_asked_to_choose(make_set, tmp_path):
+    files = make_set(images=12)
+    model = train_adt(files, PLAN, tmp_path / "adt", seed=1)
+    tuned = tune_trained(model, files, PLAN, tmp_path / "adt", seed=1, floor=True)
+    assert load_adt(tmp_path / "adt").rule == tuned.rule
+    assert tuned.rule.mask_floor in {point["floor"] for point in tuned.provenance["mask_floor"]}
+    assert tune_trained(model, files, PLAN, tmp_path / "adt", seed=1).rule.mask_floor == 0
 
 
 def test_k_one_and_b_zero_is_raw(make_set, model):
