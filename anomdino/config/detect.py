@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from anomdino.config.base import Block
 
@@ -28,7 +28,7 @@ class DetectConfig(Block):
     did not see it; 1 trains on the part `train` of ood.json and predicts the part `val` alone."""
     holdout: float = Field(default=0.4, gt=0, lt=1)
     """With folds = 1 and no split in ood.json: the share of source images held out of the detector's training."""
-    short_side: int = Field(default=0, ge=0)
+    short_side: int = Field(default=0, ge=0, le=8192)
     """Shorter side, in pixels, to which images are brought for detection; 0 takes `detector.test_short_side`. More than
     the detector learned from finds smaller objects; the time grows with the square."""
     min_score: float = Field(default=0.05, ge=0, lt=1)
@@ -46,3 +46,10 @@ class DetectConfig(Block):
     """Suppression by class names."""
     target_recall: float = Field(default=0.95, gt=0, le=1)
     """The suggested threshold keeps this share of the anomaly components of held-out training images."""
+
+    @field_validator("short_side")
+    @classmethod
+    def _large_enough(cls, value: int) -> int:
+        if 0 < value < 32:
+            raise ValueError(f"is {value}; use 0, or at least 32 pixels")
+        return value

@@ -54,6 +54,8 @@ def test_numeric_strings_are_numbers(tmp_path, text):
         ("adt:\n  select: best\n", ["adt.select", "'ap', 'f1' or 'loss'"]),
         ("device: gpu\n", ["device", "'gpu'"]),
         ("detector:\n  levels: 2\n", ["detector", "backbone 'tiny' has 3 levels"]),
+        ("detect:\n  short_side: 5\n", ["detect.short_side", "5", "at least 32 pixels"]),
+        ("adt:\n  mask_floor: 1\n", ["adt.mask_floor", "1", "auto"]),
         ("seed: -3\n", ["seed", "-3"]),
         ("- 1\n- 2\n", ["list"]),
         ("adt: [1\n", ["no valid YAML"]),
