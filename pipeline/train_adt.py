@@ -61,6 +61,7 @@ def main() -> None:
             box_score=model.rule.box_score,
             k=model.rule.k,
             b=model.rule.b,
+            mask_floor=model.rule.mask_floor,
         )
 
 

@@ -102,9 +102,9 @@ class AdtConfig(Block):
     """overall: AP - FPR95 + component F1*, with AP, FPR95 and missed components no worse than raw's; both: AP - FPR95."""
     tune_tolerance: float = Field(0.01, ge=0, lt=1)
     """Differences up to this size count as none; of the pairs that near the best, that which changes least is taken."""
-    mask_floor: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.0
+    mask_floor: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     """Least standardised score S~ of a pixel of the mask, so that a box around nothing stays empty; auto chooses it after
-    training by the component F1* of the held-out images' masks; 0 leaves the thresholds alone."""
+    k and b (`tune`) by the component F1* of the held-out images' masks; 0 leaves the thresholds alone."""
     min_component: int = Field(0, ge=0)
     """Mask components with fewer pixels are removed; a benchmark's own limit comes first."""
 
