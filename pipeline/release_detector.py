@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,6 +67,7 @@ def main(
     from anomdino.detector.training import train_detector
     from anomdino.device import resolve_device
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         params = changed(load_params(to / "params.yaml"), to, set_ or [])
         seed_everything(params.seed)

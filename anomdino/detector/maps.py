@@ -68,7 +68,9 @@ def warp_maps(
     source_y = back[1, 0] * grid_x + back[1, 1] * grid_y + back[1, 2]
     grid = np.stack([2 * source_x / image_size[1] - 1, 2 * source_y / image_size[0] - 1], -1)
     sampled = F.grid_sample(
-        torch.from_numpy(np.ascontiguousarray(maps))[None],
+        torch.from_numpy(np.require(maps, requirements=["C", "W"]))[
+            None
+        ],  # torch warns of arrays that are kept
         torch.from_numpy(grid.astype(np.float32))[None],
         mode="bilinear",
         padding_mode="border",
