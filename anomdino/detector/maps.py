@@ -67,10 +67,9 @@ def warp_maps(
     source_x = back[0, 0] * grid_x + back[0, 1] * grid_y + back[0, 2]
     source_y = back[1, 0] * grid_x + back[1, 1] * grid_y + back[1, 2]
     grid = np.stack([2 * source_x / image_size[1] - 1, 2 * source_y / image_size[0] - 1], -1)
+    writable = np.require(maps, requirements=["C", "W"])  # torch warns of others
     sampled = F.grid_sample(
-        torch.from_numpy(np.require(maps, requirements=["C", "W"]))[
-            None
-        ],  # torch warns of arrays that are kept
+        torch.from_numpy(writable)[None],
         torch.from_numpy(grid.astype(np.float32))[None],
         mode="bilinear",
         padding_mode="border",
