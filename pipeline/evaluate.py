@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anomdino.adt.fusion import AdtModel
     from anomdino.config.params import Params
     from anomdino.evaluation import BenchmarkResult, EvaluationSettings
+    from anomdino.io.boxes import Boxes
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,7 +50,8 @@ def evaluate() -> None:
             box_score=model.rule.box_score,
         )
         shutil.rmtree(UNFINISHED, ignore_errors=True)
-        results = [evaluate_one(params, name, model, settings, UNFINISHED / name) for name in config.sets]
+        evaluated = [evaluate_one(params, name, model, settings, UNFINISHED / name) for name in config.sets]
+        results = [result for result, _ in evaluated]
         for folder in (_stage.PREDICTIONS, METRIC_TABLES, PLOTS):
             shutil.rmtree(folder, ignore_errors=True)
         UNFINISHED.rename(_stage.PREDICTIONS)
@@ -57,15 +59,16 @@ def evaluate() -> None:
         metrics = write_metrics(METRICS, results, params.seed, closed_set_quality())
         write_metric_tables(METRIC_TABLES, metrics)
         if config.save_predictions:
-            write_report(results, params.seed, settings.box_score)
+            boxes = {result.benchmark.name: found for result, found in evaluated}
+            write_report(results, boxes, params.seed, settings.box_score)
         print_summary(metrics)
         _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
 
 
 def evaluate_one(
     params: Params, name: str, model: AdtModel, settings: EvaluationSettings, folder: Path
-) -> BenchmarkResult:
-    """Evaluate one benchmark; its tables and predictions go to ``folder``."""
+) -> tuple[BenchmarkResult, dict[str, Boxes]]:
+    """Evaluate one benchmark; its tables and predictions go to ``folder``. Gives the boxes that the cascade used too."""
     from anomdino.evaluation import CascadeOutputs, evaluate_benchmark, write_prediction, write_results
     from anomdino.io.boxes import read_box_results
 
@@ -87,20 +90,16 @@ def evaluate_one(
 
     result = evaluate_benchmark(benchmark, source, settings, save)
     write_results(folder, result)
-    return result
+    kept = (sample for sample in benchmark if sample.key not in result.left_out)
+    return result, {sample.key: source.boxes(sample) for sample in kept}
 
 
-def write_report(results: list[BenchmarkResult], seed: int, box_score: float) -> None:
+def write_report(
+    results: list[BenchmarkResult], boxes: dict[str, dict[str, Boxes]], seed: int, box_score: float
+) -> None:
     """Write the page that shows every image and the boxes that ADT-Net used."""
-    from anomdino.io.boxes import read_box_results
     from anomdino.report.build import build_report
 
-    boxes = {
-        result.benchmark.name: read_box_results(
-            _stage.BOXES / f"{result.benchmark.name}.json", [sample.key for sample in result.benchmark]
-        )
-        for result in results
-    }
     facts = {"seed": seed, "images": sum(len(result.keys) for result in results)}
     page = build_report(REPORT, results, _stage.PREDICTIONS, boxes, facts, box_score)
     _stage.log.info("report: %s (%.1f MB)", page, page.stat().st_size / 1e6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from anomdino.adt.model import AdtNet, ramp_probability
+from anomdino.adt.evidence import weighed
+from anomdino.adt.model import AdtNet, ramp_probability, soft_probability
 from anomdino.adt.surfaces import SurfaceReplay, SurfaceTensors, surface_tensors
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import ConfigError, DataError
@@ -38,8 +39,9 @@ class FusionRule:
         b: What boxes add, not negative.
         box_score: Boxes with at least this confidence are kept.
         min_component: Mask components with fewer pixels are removed (8-connected).
-        mask_floor: Least S~ of a pixel of the mask, in [0, 1). ADT-Net's thresholds are relative to what lies inside
-            the boxes, so that a box around nothing fills; 0 leaves them as they are.
+        mask_floor: Least S~ that a threshold stands for, in [0, 1): no threshold lies below S_n of that score. ADT-Net's
+            thresholds are relative to what lies inside the boxes, so that a box around nothing fills; 0 leaves them as
+            they are.
     """
 
     output: Output = "fused"
@@ -87,8 +89,7 @@ class Fused:
 
     Attributes:
         score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
-        mask: bool (H, W), P >= 0.5 and S~ >= ``mask_floor`` (or score >= the model's threshold) without small
-            components.
+        mask: bool (H, W), P >= 0.5 (or score >= the model's threshold) without small components.
         surfaces: What both were made of.
     """
 
@@ -98,7 +99,7 @@ class Fused:
 
     @cached_property
     def threshold(self) -> FloatMap:
-        """The threshold of each pixel on the decision surface, float32 (H, W) in (0.3, 0.8)."""
+        """The threshold of each pixel on the decision surface, the floor included, float32 (H, W) in (0.3, 0.8)."""
         return self.surfaces.threshold.cpu().numpy()
 
     @cached_property
@@ -123,6 +124,7 @@ class Surfaces:
     soft_probability: Tensor  # P~ in (0, 1)
     coverage: Tensor  # confidence of the best box that covers the pixel, 0 outside
     inside: Tensor  # bool
+    means: Tensor  # (2,) of the standardised score, inside boxes and outside
     boxes: Boxes
 
     @cached_property
@@ -155,12 +157,14 @@ def fuse(
     """
     rule = rule or model.rule
     replay = model.replay if model.net.mean.is_cuda else None
-    surfaces = compute_surfaces(score, boxes, model.net, rule.box_score, image_size=image_size, replay=replay)
+    surfaces = compute_surfaces(
+        score, boxes, model.net, rule.box_score, rule.mask_floor, image_size=image_size, replay=replay
+    )
     if model.threshold is not None:
         final = final_score(surfaces, rule)
         above = final >= np.float32(model.threshold.value)
         return Fused(final, remove_small_components(above, rule.min_component), surfaces)
-    mask = _decided(surfaces, model.net.architecture.ramp, rule.mask_floor)
+    mask = _decided(surfaces, model.net.architecture.ramp)
     arriving = _start_score(surfaces, rule)  # from a GPU it comes while components are counted
     mask = remove_small_components(mask, rule.min_component)
     return Fused(_finish_score(arriving, surfaces, rule), mask, surfaces)
@@ -172,6 +176,7 @@ def compute_surfaces(
     boxes: Boxes,
     net: AdtNet,
     box_score: float,
+    mask_floor: float = 0.0,
     *,
     image_size: tuple[int, int] | None = None,
     replay: SurfaceReplay | None = None,
@@ -182,21 +187,25 @@ def compute_surfaces(
         score: See :func:`fuse`, as ``boxes`` and ``image_size``.
         boxes: Boxes of any confidence.
         net: ADT-Net in evaluation mode.
-        box_score: Boxes with at least this confidence are kept.
+        box_score: Boxes with at least this confidence are kept; that of :func:`anomdino.adt.evidence.weighed`, where the
+            network weighs it.
+        mask_floor: See :class:`FusionRule`.
         image_size: (H, W) of the image.
         replay: Replays the network as a CUDA graph; ``None`` runs it step by step.
     """
     score = check_shape(score, image_size)
     if replay is None:
         check_values(score, float(score.min()), float(score.max()))
-    kept = boxes.clipped((score.shape[0], score.shape[1])).kept(box_score)
+    if net.box_weights is not None:
+        check_values(score, float(score.min()), float(score.max()))
+    kept = weighed(boxes.clipped((score.shape[0], score.shape[1])), score, net).kept(box_score)
     device = net.mean.device
     scores = torch.from_numpy(score).to(device)
     coverage = _coverage(kept, score.shape, device)
     tensors = surface_tensors(net, scores, coverage) if replay is None else replay(scores, coverage)
     if replay is not None:
         check_values(score, *tensors.span.tolist())
-    return surfaces_of(tensors, kept)
+    return with_floor(surfaces_of(tensors, kept), net, mask_floor)
 
 
 def surfaces_of(tensors: SurfaceTensors, boxes: Boxes) -> Surfaces:
@@ -204,6 +213,20 @@ def surfaces_of(tensors: SurfaceTensors, boxes: Boxes) -> Surfaces:
     named = tensors._asdict()
     del named["span"]
     return Surfaces(**named, boxes=boxes)
+
+
+@torch.inference_mode()
+def with_floor(surfaces: Surfaces, net: AdtNet, floor: float) -> Surfaces:
+    """Raise the thresholds that lie below S_n of the score whose S~ is ``floor``, and P~ with them; 0 changes nothing.
+
+    A mask then has no pixel with a lower S~.
+    """
+    if not floor:
+        return surfaces
+    inside, outside = net.floor_thresholds(surfaces.means, floor)
+    threshold = torch.maximum(surfaces.threshold, torch.where(surfaces.inside, inside, outside))
+    probability = soft_probability(surfaces.decision, threshold, net.architecture.ramp)
+    return replace(surfaces, threshold=threshold, soft_probability=probability)
 
 
 def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
@@ -231,17 +254,14 @@ def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> Flo
     return score
 
 
-def final_mask(surfaces: Surfaces, ramp: float, min_component: int, floor: float = 0.0) -> BoolMap:
-    """Give the mask P >= 0.5, S~ >= ``floor``, bool (H, W), without components below ``min_component`` pixels."""
-    return remove_small_components(_decided(surfaces, ramp, floor), min_component)
+def final_mask(surfaces: Surfaces, ramp: float, min_component: int) -> BoolMap:
+    """Give the mask P >= 0.5, bool (H, W), without components below ``min_component`` pixels."""
+    return remove_small_components(_decided(surfaces, ramp), min_component)
 
 
-def _decided(surfaces: Surfaces, ramp: float, floor: float) -> BoolMap:
-    decided = ramp_probability(surfaces.decision, surfaces.threshold, ramp) >= 0.5
-    if floor > 0:
-        decided = decided & (surfaces.unit >= floor)
-    mask: BoolMap = decided.cpu().numpy()
-    return mask
+def _decided(surfaces: Surfaces, ramp: float) -> BoolMap:
+    decided: BoolMap = (ramp_probability(surfaces.decision, surfaces.threshold, ramp) >= 0.5).cpu().numpy()
+    return decided
 
 
 def remove_small_components(mask: BoolMap, min_component: int) -> BoolMap:

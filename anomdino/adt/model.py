@@ -5,6 +5,7 @@ Shapes: B images, H x W pixels, h x w = H/resolution x W/resolution cells.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -31,6 +32,8 @@ class Architecture:
         slope_bg: First value of k_bg, the slope outside.
         learn_slopes: Train the slopes, or keep them.
         ramp: Width delta of the ramp that turns the distance to the threshold into a probability.
+        box_evidence: The network weighs the detector's confidences by the scores in and around the boxes
+            (`anomdino.adt.evidence`), with four weights fitted before training.
     """
 
     thresholds: Thresholds = "dense"
@@ -39,6 +42,7 @@ class Architecture:
     slope_bg: float = 3.0
     learn_slopes: bool = True
     ramp: float = 0.1
+    box_evidence: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no network can be built from."""
@@ -149,6 +153,7 @@ class AdtNet(nn.Module):
 
     mean: Tensor
     std: Tensor
+    box_weights: Tensor | None
 
     def __init__(self, architecture: Architecture, statistics: ScoreStatistics) -> None:
         super().__init__()
@@ -156,6 +161,8 @@ class AdtNet(nn.Module):
         self.sign = statistics.sign
         self.register_buffer("mean", torch.tensor(statistics.mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(statistics.std, dtype=torch.float32))
+        keeps = torch.tensor([0.0, 1.0, 0.0, 0.0]) if architecture.box_evidence else None
+        self.register_buffer("box_weights", keeps)
         raw_slopes = _inverse_softplus(torch.tensor([architecture.slope_fg, architecture.slope_bg]))
         self.raw_slopes = nn.Parameter(raw_slopes, requires_grad=architecture.learn_slopes)
         self.foreground = ForegroundPredictor()
@@ -184,6 +191,16 @@ class AdtNet(nn.Module):
     def unit_score(self, standardised: Tensor) -> Tensor:
         """Map standardised scores to (0, 1) by the logistic function: S~, the same map for every image."""
         return torch.sigmoid(standardised)
+
+    def floor_thresholds(self, means: Tensor, floor: float) -> Tensor:
+        """Give S_n of the score whose S~ is ``floor``, inside boxes and outside: (2,).
+
+        Args:
+            means: (2,) mean_fg and mean_bg of the image.
+            floor: In (0, 1).
+        """
+        level = math.log(floor / (1 - floor))
+        return LOW + SPAN * torch.sigmoid(self.slopes * (level - means))
 
     def regions(self, standardised: Tensor, inside: Tensor) -> Regions:
         """Measure both regions of whole images.
@@ -245,6 +262,11 @@ class AdtNet(nn.Module):
 def ramp_probability(decision: Tensor, threshold: Tensor, ramp: float) -> Tensor:
     """Give P = clip((S_n - T) / ramp + 0.5, 0, 1): at least 0.5 exactly where S_n >= T."""
     return ((decision - threshold) / ramp + 0.5).clamp(0, 1)
+
+
+def soft_probability(decision: Tensor, threshold: Tensor, ramp: float) -> Tensor:
+    """Give P~ = sigmoid((S_n - T) / (ramp / 2)), strictly increasing in S_n: nothing is tied."""
+    return torch.sigmoid((decision - threshold) * (2 / ramp))
 
 
 def surrogate_logits(decision: Tensor, threshold: Tensor, ramp: float) -> Tensor:

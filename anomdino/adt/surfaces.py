@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomdino.adt.model import AdtNet
+from anomdino.adt.model import AdtNet, soft_probability
 from anomdino.cuda_graphs import record
 
 SIZES_KEPT = 4
@@ -28,6 +28,7 @@ class SurfaceTensors(NamedTuple):
         soft_probability: P~ in (0, 1).
         coverage: Confidence of the best box that covers the pixel, 0 outside.
         inside: bool, whether a box covers the pixel.
+        means: (2,), means of the standardised score inside and outside boxes.
         span: (2,), lowest and highest score; NaN where the map holds one.
     """
 
@@ -38,6 +39,7 @@ class SurfaceTensors(NamedTuple):
     soft_probability: Tensor
     coverage: Tensor
     inside: Tensor
+    means: Tensor
     span: Tensor
 
 
@@ -52,16 +54,17 @@ def surface_tensors(net: AdtNet, scores: Tensor, coverage: Tensor) -> SurfaceTen
     """
     inside = coverage > -1
     maps = scores[None, None]
-    output = net(maps, inside[None, None])
-    steepness = 2 / net.architecture.ramp
+    regions = net.regions(net.standardise(maps), inside[None, None])
+    output = net(maps, regions.inside, regions)
     return SurfaceTensors(
         raw=scores if net.sign > 0 else -scores,
         unit=net.unit_score(net.standardise(maps))[0, 0],
         decision=output.decision[0, 0],
         threshold=output.threshold[0, 0],
-        soft_probability=torch.sigmoid(steepness * (output.decision - output.threshold))[0, 0],
+        soft_probability=soft_probability(output.decision, output.threshold, net.architecture.ramp)[0, 0],
         coverage=coverage.clamp_min(0),
         inside=inside,
+        means=torch.cat([regions.mean_fg, regions.mean_bg]).flatten(),
         span=torch.stack(scores.aminmax()),
     )
 

@@ -39,6 +39,7 @@ from anomdino.adt.dataset import (
     measure_scores,
     read_item,
 )
+from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.fusion import AdtModel, FusionRule, compute_surfaces, final_score
 from anomdino.adt.histogram import ScoreHistogram
 from anomdino.adt.losses import LossParts, LossWeights, adt_loss, mask_loss
@@ -138,13 +139,16 @@ def train_adt(
     rank, world = _join_processes(host.device)
     seed_everything(derive_seed(seed, "adt"))
     training, held_out = hold_out(list_items(files), plan.holdout, seed)
-    plan = with_box_score(plan, training) if plan.auto_box_score else plan
+    inputs = digest(training + held_out)
     device = torch.device(f"cuda:{rank}" if world > 1 and host.device.startswith("cuda") else host.device)
-    net = AdtNet(plan.architecture, measure_scores(read_score(item.score) for item in training)).to(device)
+    net = AdtNet(plan.architecture, measure_scores(read_score(item.score) for item in training))
+    if plan.architecture.box_evidence:
+        training = with_evidence(net, training)
+    plan = with_box_score(plan, training) if plan.auto_box_score else plan
+    net = net.to(device)
     optimiser = make_optimiser(net, plan)
     samples = plan.samples_per_epoch or len(training)
     steps = max(1, samples // (plan.batch * world))
-    inputs = digest(training + held_out)
     fingerprint = _fingerprint(plan, seed, inputs, world)
     progress = _load_state(host.state, fingerprint, net, optimiser) or Progress()
     wrapped: nn.Module = DistributedDataParallel(net) if world > 1 else net
@@ -191,6 +195,23 @@ def train_adt(
     if world > 1:
         dist.barrier()
     return model
+
+
+def with_evidence(net: AdtNet, items: Sequence[Item]) -> list[Item]:
+    """Fit the weights of the boxes' confidences on training images, and give these with the weighed confidences."""
+    fitted = fit(((*read_item(item), item.boxes) for item in items), net)
+    if fitted is None:
+        log.warning("all boxes hold an object, or none: the detector's confidences stay as they are")
+    else:
+        log.info("confidences: %.3g + %.3g logit(p) + %.3g inside + %.3g around", *fitted)
+        assert net.box_weights is not None
+        net.box_weights.copy_(torch.from_numpy(fitted))
+    known = []
+    for item in items:
+        score, label = read_item(item)
+        boxes = item.boxes.clipped((label.shape[0], label.shape[1]))
+        known.append(replace(item, boxes=weighed(boxes, score, net)))
+    return known
 
 
 def with_box_score(plan: TrainingPlan, items: Sequence[Item]) -> TrainingPlan:
@@ -267,7 +288,7 @@ def validate(net: AdtNet, items: Sequence[Item], plan: TrainingPlan) -> Row:
     sums = np.zeros(9)
     for item in items:
         score, label = read_item(item)
-        surfaces = compute_surfaces(score, item.boxes, net, plan.rule.box_score)
+        surfaces = compute_surfaces(score, item.boxes, net, plan.rule.box_score, plan.rule.mask_floor)
         labels = torch.from_numpy(label).to(surfaces.unit.device)
         logits = surrogate_logits(surfaces.decision, surfaces.threshold, net.architecture.ramp)
         mask = surfaces.decision >= surfaces.threshold

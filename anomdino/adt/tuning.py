@@ -25,14 +25,28 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from anomdino.adt.box_score import choose_box_score
 from anomdino.adt.dataset import Item, TrainingFiles, hold_out, list_items, read_item
-from anomdino.adt.fusion import AdtModel, FusionRule, Output, compute_surfaces, final_mask, final_score
+from anomdino.adt.evidence import fit, weighed
+from anomdino.adt.fusion import (
+    AdtModel,
+    FusionRule,
+    Output,
+    Surfaces,
+    compute_surfaces,
+    final_mask,
+    final_score,
+    with_floor,
+)
 from anomdino.adt.histogram import ScoreHistogram
+from anomdino.adt.model import AdtNet
 from anomdino.adt.store import save_adt
 from anomdino.adt.training import TrainingPlan
-from anomdino.errors import ConfigError
+from anomdino.errors import ConfigError, DataError
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.boxes import Boxes
 from anomdino.metrics.components import ComponentState, frame_components
 from anomdino.progress import track
 from anomdino.seeding import rng
@@ -199,7 +213,8 @@ def search_floor(
         surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
         limits = (round(LEAST_PREDICTED * label.size), round(LEAST_TRUE * label.size))
         for state, floor in zip(states, floors, strict=True):
-            mask = final_mask(surfaces, model.net.architecture.ramp, limits[0], floor)
+            raised = with_floor(surfaces, model.net, floor)
+            mask = final_mask(raised, model.net.architecture.ramp, limits[0])
             state.update(frame_components(mask, label, *limits))
     found = [state.compute() for state in states]
     curve = tuple(
@@ -209,6 +224,40 @@ def search_floor(
     best = max(point.component_f1 for point in curve)
     choice = next(point for point in curve if point.component_f1 >= best - tolerance)
     return Floors(choice, curve)
+
+
+def fit_evidence(items: Sequence[Item], model: AdtModel) -> AdtModel:
+    """Give the model with weights of its boxes' confidences fitted on these images, and the box score that suits them.
+
+    What its training does with ``adt.box_evidence``, for a model that was trained without; a calibrated threshold is
+    dropped.
+
+    Args:
+        items: Images with labels and boxes of detectors that did not train on them.
+        model: The model; network and statistics stay.
+
+    Raises:
+        DataError: All boxes hold an object, or none.
+    """
+    old = model.net
+    net = AdtNet(replace(old.architecture, box_evidence=True), old.statistics).to(old.mean.device).eval()
+    net.load_state_dict(old.state_dict(), strict=False)
+    weights = fit(((*read_item(item), item.boxes) for item in items), net)
+    if weights is None:
+        raise DataError(
+            "boxes", "hold an object all of them, or none", "give images with and without objects"
+        )
+    assert net.box_weights is not None
+    net.box_weights.copy_(torch.from_numpy(weights))
+    box_score = choose_box_score(_with_weighed_boxes(item, net) for item in items)
+    made = {"box_evidence": {"images": len(items), "weights": weights.tolist()}}
+    rule = replace(model.rule, box_score=box_score)
+    return replace(model, net=net, rule=rule, threshold=None, provenance=model.provenance | made)
+
+
+def _with_weighed_boxes(item: Item, net: AdtNet) -> tuple[Boxes, npt.NDArray[np.uint8]]:
+    score, label = read_item(item)
+    return weighed(item.boxes.clipped((label.shape[0], label.shape[1])), score, net), label
 
 
 def apply_floor(model: AdtModel, floors: Floors) -> AdtModel:
@@ -228,14 +277,14 @@ def tune_trained(
     tolerance: float = TOLERANCE,
     floor: bool = False,
 ) -> AdtModel:
-    """Search k and b, and with ``floor`` the mask's floor, on the images that training held out; store the choice, and
-    the curve of k and b beside it.
+    """Search with ``floor`` the thresholds' floor, then k and b, on the images that training held out; store the choice,
+    and the curve of k and b beside it.
     """
     _, held_out = hold_out(list_items(files), plan.holdout, seed)
+    if floor:
+        model = apply_floor(model, search_floor(held_out, model, tolerance=tolerance))
     tuning = search(held_out, model, objective=objective, tolerance=tolerance, seed=seed)
     tuned = apply_choice(model, tuning)
-    if floor:
-        tuned = apply_floor(tuned, search_floor(held_out, tuned, tolerance=tolerance))
     save_adt(tuned, out)
     write_tuning(tuning, out / "tuning.json")
     return tuned
@@ -269,7 +318,7 @@ def _pixel_points(
     for item in track(items, "tune, pixels"):
         score, label = read_item(item)
         chosen = _some_pixels(label, rng(seed, "adt", "tune", item.key))
-        surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
+        surfaces = _surfaces(item, score, model)
         for histogram, rule in zip(histograms, rules, strict=True):
             histogram.add(final_score(surfaces, rule).ravel()[chosen], label.ravel()[chosen])
     return [_point(rule, histogram) for rule, histogram in zip(rules, histograms, strict=True)]
@@ -279,7 +328,7 @@ def _with_components(items: Sequence[Item], model: AdtModel, points: Sequence[Po
     states = [ComponentState() for _ in points]
     for item in track(items, "tune, components"):
         score, label = read_item(item)
-        surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
+        surfaces = _surfaces(item, score, model)
         limits = (round(LEAST_PREDICTED * label.size), round(LEAST_TRUE * label.size))
         for state, point in zip(states, points, strict=True):
             rule = replace(model.rule, output=point.output, k=point.k, b=point.b)
@@ -289,6 +338,11 @@ def _with_components(items: Sequence[Item], model: AdtModel, points: Sequence[Po
         replace(p, component_f1=one.f1, missed=one.missed["25"], false=one.false["25"])
         for p, one in zip(points, found, strict=True)
     ]
+
+
+def _surfaces(item: Item, score: npt.NDArray[np.float32], model: AdtModel) -> Surfaces:
+    rule = model.rule
+    return compute_surfaces(score, item.boxes, model.net, rule.box_score, rule.mask_floor)
 
 
 def _some_pixels(label: npt.NDArray[np.uint8], draw: np.random.Generator) -> npt.NDArray[np.intp]:

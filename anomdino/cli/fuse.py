@@ -179,7 +179,14 @@ def tune(
     ] = SearchFor.overall,
     tolerance: Annotated[float, typer.Option(help="Differences up to this size count as none.")] = 0.01,
     floor: Annotated[
-        bool, typer.Option("--floor/--no-floor", help="Choose the least score of a mask pixel, too.")
+        bool, typer.Option("--floor/--no-floor", help="Choose the least score that a threshold stands for.")
+    ] = False,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--box-evidence/--no-box-evidence",
+            help="Fit how boxes are weighed by the scores in and around them, and their least confidence.",
+        ),
     ] = False,
     held_out: Annotated[
         bool, typer.Option("--held-out/--all", help="Only the images that the model's training held out.")
@@ -189,7 +196,14 @@ def tune(
     """Search the fused score's k and b on labelled images of the training domain, never evaluation data."""
     from anomdino.adt.dataset import TrainingFiles, hold_out, list_items
     from anomdino.adt.store import save_adt
-    from anomdino.adt.tuning import apply_choice, apply_floor, search, search_floor, write_tuning
+    from anomdino.adt.tuning import (
+        apply_choice,
+        apply_floor,
+        fit_evidence,
+        search,
+        search_floor,
+        write_tuning,
+    )
     from anomdino.errors import CheckpointError
 
     loaded = _load(model, device)
@@ -201,18 +215,22 @@ def tune(
                 model, "does not say which images it held out", "use --all on unseen images"
             )
         _, items = hold_out(items, made["plan"]["holdout"], made["seed"])
-    tuning = search(items, loaded, objective=objective.value, tolerance=tolerance)
-    tuned = apply_choice(loaded, tuning)
+    if evidence:
+        loaded = fit_evidence(items, loaded)
     if floor:
-        floors = search_floor(items, tuned, tolerance=tolerance)
-        tuned = apply_floor(tuned, floors)
-    save_adt(tuned, out)
+        floors = search_floor(items, loaded, tolerance=tolerance)
+        loaded = apply_floor(loaded, floors)
+    tuning = search(items, loaded, objective=objective.value, tolerance=tolerance)
+    save_adt(apply_choice(loaded, tuning), out)
     write_tuning(tuning, out / "tuning.json")
     best, raw = tuning.choice, tuning.raw
     typer.echo(
         f"tune: {tuning.images} images, k {best.k:g}, b {best.b:g}: AP {best.ap:.4f} (raw {raw.ap:.4f}), "
         f"FPR95 {best.fpr95:.4f} (raw {raw.fpr95:.4f}), best pixel F1 {best.f1:.4f} (raw {raw.f1:.4f}), in {out}"
     )
+    if evidence:
+        weights = ", ".join(f"{value:.3g}" for value in loaded.provenance["box_evidence"]["weights"])
+        typer.echo(f"tune: boxes weighed by {weights}; kept from a confidence of {loaded.rule.box_score:g}")
     if floor:
         mask = floors.choice
         typer.echo(

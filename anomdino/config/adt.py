@@ -15,6 +15,9 @@ class AdtConfig(Block):
     box_score: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Boxes with at least this confidence are kept. auto: the best F2 of the boxes' union on the training images, for
     detectors differ in their scale. The public code uses 0.9, which loses recall."""
+    box_evidence: bool = False
+    """Weigh the detector's confidences by the scores in and around the boxes, with four weights fitted on the training
+    images, before box_score applies: they become probabilities that a box holds an object."""
     thresholds: Literal["dense", "scalar"] = "dense"
     """dense: a threshold for each pixel; scalar: one for each region of an image."""
     resolution: int = Field(8, ge=1, le=64)
@@ -103,8 +106,8 @@ class AdtConfig(Block):
     tune_tolerance: float = Field(0.01, ge=0, lt=1)
     """Differences up to this size count as none; of the pairs that near the best, that which changes least is taken."""
     mask_floor: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
-    """Least standardised score S~ of a pixel of the mask, so that a box around nothing stays empty; auto chooses it after
-    k and b (`tune`) by the component F1* of the held-out images' masks; 0 leaves the thresholds alone."""
+    """Least standardised score S~ that a threshold stands for, so that a box around nothing stays empty; auto chooses it
+    before k and b (`tune`) by the component F1* of the held-out images' masks; 0 leaves the thresholds alone."""
     min_component: int = Field(0, ge=0)
     """Mask components with fewer pixels are removed; a benchmark's own limit comes first."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,6 +77,7 @@ class CascadeOutputs:
     names: tuple[Output, ...] = ("raw", "hard", "soft", "boost", "fused")
     min_component: int = 0
     maps: Path | None = None
+    _weighed: dict[str, Boxes] = field(default_factory=dict, init=False)
 
     def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
         """Run ADT-Net once and blend every output; ``fused`` carries ADT-Net's mask."""
@@ -85,8 +86,9 @@ class CascadeOutputs:
         size = image_size(sample.image)
         score = read_score(self.scores / f"{sample.key}.npz", size)
         rule, net = self.model.rule, self.model.net
-        surfaces = compute_surfaces(score, self.boxes(sample), net, rule.box_score, image_size=size)
-        mask = final_mask(surfaces, net.architecture.ramp, self.min_component, rule.mask_floor)
+        found = self.box_results.get(sample.key, Boxes.empty())
+        surfaces = compute_surfaces(score, found, net, rule.box_score, rule.mask_floor, image_size=size)
+        mask = final_mask(surfaces, net.architecture.ramp, self.min_component)
         return {
             name: Prediction(
                 final_score(surfaces, replace(rule, output=name)), mask if name == "fused" else None
@@ -95,8 +97,17 @@ class CascadeOutputs:
         }
 
     def boxes(self, sample: Sample) -> Boxes:
-        """The detector's boxes, all of them."""
-        return self.box_results.get(sample.key, Boxes.empty())
+        """The detector's boxes, all of them, with the confidence that the ADT-Net goes by."""
+        from anomdino.adt.evidence import weighed
+
+        found = self.box_results.get(sample.key, Boxes.empty())
+        if self.model.net.box_weights is None:
+            return found
+        if sample.key not in self._weighed:
+            size = image_size(sample.image)
+            score = read_score(self.scores / f"{sample.key}.npz", size)
+            self._weighed[sample.key] = weighed(found.clipped(size), score, self.model.net)
+        return self._weighed[sample.key]
 
     def classes(self, sample: Sample) -> npt.NDArray[np.uint8] | None:
         """Argmax of the pooled class probabilities, enlarged to the image's size (nearest)."""

@@ -185,15 +185,33 @@ def test_boxes_that_are_no_numbers_are_refused(model, scene):
         fuse(scene[0], Boxes(np.array([[0, 0, np.nan, 5]]), np.array([0.9])), model)
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.3, 0.5, 0.8])
-def test_the_floor_takes_from_the_mask_what_scores_less(model, scene, floor):
+def expected_floor(net, score, inside, floor):
+    """S_n of the score that the floor stands for, in both regions, in float64."""
+    standardised = (score.astype(np.float64) + 6) / 2
+    slopes = np.log1p(np.exp(net.raw_slopes.detach().double().numpy()))
+    means = np.array([standardised[inside].mean(), standardised[~inside].mean()])
+    return 0.3 + 0.5 / (1 + np.exp(-slopes * (np.log(floor / (1 - floor)) - means)))
+
+
+@pytest.mark.parametrize("floor", [0.3, 0.5, 0.8])
+def test_the_floor_raises_thresholds_to_the_score_that_it_stands_for(model, scene, floor):
     score, _, boxes = scene
-    got = fuse(score, boxes, model, FusionRule(mask_floor=floor))
+    free, got = fuse(score, boxes, model), fuse(score, boxes, model, FusionRule(mask_floor=floor))
+    inside = boxes.mask(score.shape)
+    least = np.where(inside, *expected_floor(model.net, score, inside, floor))
+    np.testing.assert_allclose(got.threshold, np.maximum(free.threshold, least), atol=1e-5)
     unit = 1 / (1 + np.exp(-(score.astype(np.float64) + 6) / 2))
-    np.testing.assert_array_equal(got.mask, (got.decision >= got.threshold) & (unit >= floor))
-    free = fuse(score, boxes, model)
-    np.testing.assert_array_equal(got.score, free.score)
-    assert not (got.mask & ~free.mask).any()
+    np.testing.assert_array_equal(got.mask, got.decision >= got.threshold)
+    np.testing.assert_array_equal(got.mask, free.mask & (unit >= floor))
+    above = 1 / (1 + np.exp(-(got.decision - got.threshold.astype(np.float64)) / 0.05))
+    expected = unit * (0.6 + 0.4 * above) + 0.1 * boxes.coverage(score.shape)
+    np.testing.assert_allclose(got.score, expected, atol=1e-4)
+
+
+def test_with_a_floor_an_image_without_boxes_keeps_the_order_of_its_scores(model, scene):
+    score = scene[0]
+    got = fuse(score, Boxes.empty(), model, FusionRule(k=0.2, mask_floor=0.7)).score
+    np.testing.assert_array_equal(np.argsort(got, axis=None), np.argsort(score, axis=None))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,17 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from anomdino.adt.box_score import choose_box_score
+from anomdino.adt.dataset import list_items, read_item
+from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.plugin import fuse_folder, list_maps, oriented, read_map, refit
 from anomdino.adt.store import load_adt, save_adt
+from anomdino.adt.tuning import fit_evidence, search, search_floor
 from anomdino.errors import AnomdinoError, DataError, ProtocolError
 from anomdino.io.boxes import Boxes, read_box_results
 from anomdino.io.images import read_label, write_png
@@ -162,6 +168,35 @@ def test_tune_writes_choice_and_curve(model, make_set, tmp_path, app):
     assert load_adt(tmp_path / "new").rule.k == stored["choice"]["k"]
     with pytest.raises(AnomdinoError, match="held out"):
         run(app, "tune", *arguments, "--model", tmp_path / "adt", "-o", tmp_path / "new")
+
+
+def test_tune_fits_boxes_floor_and_rule_in_this_order(model, make_set, tmp_path, app):
+    """A model trained without weights of boxes gets those that training would have fitted; the network stays."""
+    files = make_set(images=12)
+    save_adt(model, tmp_path / "adt")
+    out = run(
+        app, "tune", "--scores", files.scores, "--labels", files.labels, "--boxes", files.boxes,
+        "--model", tmp_path / "adt", "--all", "--box-evidence", "--floor", "-o", tmp_path / "new",
+    )  # fmt: skip
+    assert "boxes weighed by" in out
+    assert "mask floor" in out
+    tuned, items = load_adt(tmp_path / "new"), list_items(replace(files, index=None))
+    for name, tensor in model.net.state_dict().items():
+        assert torch.equal(tuned.net.state_dict()[name], tensor)
+    weights = fit(((*read_item(item), item.boxes) for item in items), tuned.net)
+    np.testing.assert_allclose(tuned.net.box_weights.numpy(), weights, rtol=1e-5)
+    known = [(weighed(i.boxes.clipped((64, 96)), read_item(i)[0], tuned.net), read_item(i)[1]) for i in items]
+    assert tuned.rule.box_score == choose_box_score(known)
+    floors = search_floor(items, replace(tuned, rule=replace(model.rule, box_score=tuned.rule.box_score)))
+    assert tuned.rule.mask_floor == floors.choice.floor
+    choice = search(items, tuned).choice
+    assert (tuned.rule.k, tuned.rule.b) == (choice.k, choice.b)
+
+
+def test_boxes_that_do_not_tell_are_refused(model, make_set):
+    items = [replace(item, boxes=Boxes.empty()) for item in list_items(make_set(images=3))]
+    with pytest.raises(DataError, match=r"boxes.*none"):
+        fit_evidence(items, model)
 
 
 def test_what_cannot_be_fused_is_refused_with_path_and_reason(model, make_set, tmp_path):

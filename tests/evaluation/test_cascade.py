@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from anomdino.adt.fusion import AdtModel, fuse
@@ -69,6 +72,25 @@ def test_every_output_and_the_mask_is_reported(cascade, tmp_path):
     assert block["detector"]["objects_in_boxes"] == pytest.approx(2 / 3, abs=1e-6)
     assert 0 < block["detector"]["AR1"] <= block["detector"]["AR10"] <= block["detector"]["AR100"] < 1
     assert block["detector"]["boxes_per_clean_image"] == 1  # of the two on the frame f2, one is sure
+
+
+def test_boxes_count_with_the_confidence_that_the_network_goes_by(cascade):
+    """The weights turn the sure box down and the other one up: report and shares inside boxes must follow."""
+    benchmark, source = cascade
+    net = AdtNet(Architecture(box_evidence=True), ScoreStatistics(mean=-10.0, std=0.6)).eval()
+    net.box_weights.copy_(torch.tensor([0.0, -1.0, 0.0, 0.0]))
+    turned = replace(source, model=AdtModel(net))
+    sample = benchmark.samples[0]
+    np.testing.assert_allclose(turned.boxes(sample).scores, [0.1, 0.9], rtol=1e-5)
+    score = turned.predictions(sample)["raw"].score
+    given = source.boxes(sample)  # fuse weighs the detector's boxes itself, once
+    np.testing.assert_array_equal(
+        turned.predictions(sample)["fused"].score, fuse(score, given, turned.model).score
+    )
+    np.testing.assert_array_equal(fuse(score, given, turned.model).boxes.xyxy, given.xyxy[1:])
+    detector = evaluate_benchmark(benchmark, turned, EvaluationSettings(bootstrap=0)).detector
+    assert detector["pixels_in_boxes"] == 0
+    assert len(turned.boxes(benchmark.samples[3])) == 0
 
 
 def test_without_boxes_the_fused_score_ranks_as_the_raw_one(cascade):
