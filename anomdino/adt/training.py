@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from anomdino.adt.box_score import choose_box_score
+from anomdino.adt.box_score import choose_box_score, choose_for_objects
 from anomdino.adt.dataset import (
     Crop,
     CropDataset,
@@ -216,7 +216,8 @@ def with_evidence(net: AdtNet, items: Sequence[Item]) -> list[Item]:
 
 def with_box_score(plan: TrainingPlan, items: Sequence[Item]) -> TrainingPlan:
     """Give the plan with the box score that suits the detector's boxes on the training images."""
-    chosen = choose_box_score((item.boxes, read_item(item)[1]) for item in items)
+    choose = choose_for_objects if plan.architecture.box_evidence else choose_box_score
+    chosen = choose((item.boxes, read_item(item)[1]) for item in items)
     log.info("boxes are kept from a confidence of %g", chosen)
     return replace(
         plan, rule=replace(plan.rule, box_score=chosen), crops=replace(plan.crops, box_score=chosen)

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from anomdino.adt.box_score import choose_box_score
+from anomdino.adt.box_score import choose_for_objects
 from anomdino.adt.dataset import Item, TrainingFiles, hold_out, list_items, read_item
 from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.fusion import (
@@ -249,7 +249,7 @@ def fit_evidence(items: Sequence[Item], model: AdtModel) -> AdtModel:
         )
     assert net.box_weights is not None
     net.box_weights.copy_(torch.from_numpy(weights))
-    box_score = choose_box_score(_with_weighed_boxes(item, net) for item in items)
+    box_score = choose_for_objects(_with_weighed_boxes(item, net) for item in items)
     made = {"box_evidence": {"images": len(items), "weights": weights.tolist()}}
     rule = replace(model.rule, box_score=box_score)
     return replace(model, net=net, rule=rule, threshold=None, provenance=model.provenance | made)

@@ -13,8 +13,9 @@ class AdtConfig(Block):
     """The `adt` block of `params.yaml`."""
 
     box_score: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Boxes with at least this confidence are kept. auto: the best F2 of the boxes' union on the training images, for
-    detectors differ in their scale. The public code uses 0.9, which loses recall."""
+    """Boxes with at least this confidence are kept. auto: the best F2 on the training images, of the pixels of the boxes'
+    union, for detectors differ in their scale, or, with box_evidence, of the boxes. The public code uses 0.9, which loses
+    recall."""
     box_evidence: bool = False
     """Weigh the detector's confidences by the scores in and around the boxes, with four weights fitted on the training
     images, before box_score applies: they become probabilities that a box holds an object."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anomdino.adt.box_score import choose_box_score
+from anomdino.adt.box_score import choose_box_score, choose_for_objects
 from anomdino.adt.dataset import list_items, read_item
 from anomdino.adt.training import TrainingPlan, with_box_score
 from anomdino.io.boxes import Boxes
@@ -45,7 +45,33 @@ def test_a_detector_with_lower_confidence_gets_a_lower_choice():
 
 def test_useless_boxes_give_the_fallback():
     label = np.zeros((9, 9), np.uint8)
-    assert choose_box_score([(Boxes.empty(), label)], fallback=0.42) == 0.42
+    for choose in (choose_box_score, choose_for_objects):
+        assert choose([(Boxes.empty(), label)], fallback=0.42) == 0.42
+    assert (
+        choose_for_objects([(Boxes(np.array([[1, 1, 5, 5]]), np.array([0.9])), label)], fallback=0.42) == 0.42
+    )
+
+
+def test_by_objects_a_small_one_counts_as_much_as_a_large_one():
+    """A sure box on a large object, less sure ones on small objects, boxes around nothing below and between them."""
+    label = np.zeros((100, 200), np.uint8)
+    label[5:85, 5:85] = 1
+    label[20:24, 120:124] = label[60:64, 150:154] = 1
+    boxes = [[5, 5, 85, 85], [120, 20, 124, 24], [150, 60, 154, 64], [88, 0, 200, 18]]
+    boxes += [[100 + 8 * i, 80, 106 + 8 * i, 95] for i in range(8)]
+    confidence = [0.9, 0.25, 0.2, 0.22, *[0.1] * 8]
+    images = [(Boxes(np.array(boxes), np.array(confidence)), label)]
+    held = np.arange(12) < 3
+
+    def by_boxes(threshold):
+        kept = np.array(confidence, np.float32) >= np.float32(threshold)
+        precision, recall = (kept & held).sum() / max(1, kept.sum()), (kept & held).sum() / held.sum()
+        return 5 * precision * recall / (4 * precision + recall) if (kept & held).any() else 0.0
+
+    assert choose_for_objects(images) == max((step / 100 for step in range(1, 100)), key=by_boxes) == 0.11
+    assert (
+        choose_box_score(images) == 0.23
+    )  # by pixels the second small one is not worth the large box around nothing
 
 
 def test_the_plan_takes_the_choice_everywhere(make_set):

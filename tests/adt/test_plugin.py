@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from anomdino.adt.box_score import choose_box_score
+from anomdino.adt.box_score import choose_for_objects
 from anomdino.adt.dataset import list_items, read_item
 from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.plugin import fuse_folder, list_maps, oriented, read_map, refit
@@ -186,7 +186,7 @@ def test_tune_fits_boxes_floor_and_rule_in_this_order(model, make_set, tmp_path,
     weights = fit(((*read_item(item), item.boxes) for item in items), tuned.net)
     np.testing.assert_allclose(tuned.net.box_weights.numpy(), weights, rtol=1e-5)
     known = [(weighed(i.boxes.clipped((64, 96)), read_item(i)[0], tuned.net), read_item(i)[1]) for i in items]
-    assert tuned.rule.box_score == choose_box_score(known)
+    assert tuned.rule.box_score == choose_for_objects(known)
     floors = search_floor(items, replace(tuned, rule=replace(model.rule, box_score=tuned.rule.box_score)))
     assert tuned.rule.mask_floor == floors.choice.floor
     choice = search(items, tuned).choice
