@@ -89,8 +89,6 @@ class DetectorConfig(Block):
     """Share of training samples that are mosaics of two by two images: objects of half the relative size."""
     map_noise: float = Field(default=0.0, ge=0)
     """Standard deviation of the random offset, and half that of the random log gain, of the score map in training."""
-    fade: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training objects whose score is weakened, to 0.2 to 1 times what it exceeds its surroundings by."""
     steps: int = Field(default=500, ge=1)
     """Training steps of each detector."""
     batch_size: int = Field(default=4, ge=1)

@@ -144,46 +144,6 @@ class JitterScore(BaseTransform):  # type: ignore[misc]
 
 
 @TRANSFORMS.register_module()
-class FadeObjects(BaseTransform):  # type: ignore[misc]
-    """Weaken the score of some objects, so that a detector also learns those that the scorer hardly sees.
-
-    Pasted objects get high scores; a far obstacle often stands out of its surroundings by a fraction of that.
-
-    Args:
-        share: Share of the objects that fade.
-        least: Least part of its contrast that a fading object keeps; the part is drawn evenly between it and 1.
-    """
-
-    def __init__(self, share: float, least: float = 0.2) -> None:
-        self.share, self.least = share, least
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change the last map in place: what exceeds the median of an object's rim shrinks, without a seam."""
-        score = results["maps"][-1]
-        cells = np.array(score.shape) / np.array(results["ori_shape"])
-        for x0, y0, x1, y1 in results["gt_bboxes"].tensor.tolist() if self.share else ():
-            if np.random.random() >= self.share:  # noqa: NPY002 - as mmdet draws
-                continue
-            part = np.random.uniform(self.least, 1)  # noqa: NPY002
-            rows, down = _taper(y0 * cells[0], y1 * cells[0], score.shape[0])
-            columns, across = _taper(x0 * cells[1], x1 * cells[1], score.shape[1])
-            window = score[rows, columns]
-            if window.size:
-                rim = np.median(np.concatenate([*window[[0, -1]], *window[:, [0, -1]].T]))
-                window -= (1 - part) * np.outer(down, across) * np.maximum(window - rim, 0)
-        return results
-
-
-def _taper(start: float, stop: float, length: int) -> tuple[slice, npt.NDArray[np.float32]]:
-    """Give the cells of an interval and of half its length on both sides, and their weights: 1 within, 0 at the ends."""
-    margin = (stop - start) / 2 + 1
-    cells = np.arange(max(0, int(start - margin)), min(length, int(np.ceil(stop + margin))))
-    outside = np.maximum(start - cells - 0.5, cells + 0.5 - stop)
-    weights = np.clip(1 - outside / margin, 0, 1).astype(np.float32)
-    return slice(cells[0], cells[-1] + 1) if len(cells) else slice(0), weights
-
-
-@TRANSFORMS.register_module()
 class WarpMaps(BaseTransform):  # type: ignore[misc]
     """Bring the maps onto the grid of the transformed image, by the homography that the transforms recorded.
 
@@ -280,7 +240,6 @@ def train_transforms(
         {"type": "LoadComposed", "reader": reader},
         {"type": "MosaicComposed", "probability": mosaic, "records": records, "reader": reader},
         {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "FadeObjects", "share": config.fade},
         {"type": "JitterScore", "sigma": config.map_noise, "spread": score_std},
         {"type": "RandomFlip", "prob": config.flip},
         *geometry,

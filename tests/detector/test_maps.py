@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from anomdino.detector.dataset import RecordReader, train_transforms
 from anomdino.detector.dataset import test_transforms as transforms_of_testing
@@ -118,50 +117,6 @@ def test_score_jitter_changes_the_score_alone():
     order = after[1].ravel()
     assert (np.diff(order) > 0).all()
     assert not np.allclose(after[1], before[1])
-
-
-def fade(score, boxes, image_size, **settings):
-    """Fade objects of a score map (the second of two maps) and give both maps after it."""
-    from mmdet.structures.bbox import HorizontalBoxes  # only after the operators' substitute is in place
-
-    results = {
-        "maps": np.stack([score, score]).astype(np.float32),
-        "ori_shape": image_size,
-        "gt_bboxes": HorizontalBoxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
-    }
-    return TRANSFORMS.build({"type": "FadeObjects", **settings})(results)["maps"]
-
-
-def test_fading_shrinks_the_contrast_of_an_object_and_nothing_else():
-    score = np.full((30, 60), -7.0)
-    score[12:15, 24:27], score[20:22, 50:52] = -1.0, 2.0  # the object, and something far from it
-    for seed in range(5):
-        np.random.seed(seed)  # noqa: NPY002
-        other, faded = fade(score, [[96, 48, 108, 60]], (120, 240), share=1.0, least=0.25)  # stride 4
-        np.testing.assert_array_equal(other, score)
-        kept = (faded[12:15, 24:27] + 7) / 6
-        assert np.ptp(kept) < 1e-6
-        assert 0.25 <= kept.mean() < 1
-        faded[12:15, 24:27] = -1.0
-        np.testing.assert_array_equal(faded, score)
-
-
-def test_fading_leaves_no_edge_and_raises_nothing():
-    score = np.random.default_rng(0).normal(0, 1, (40, 40)).cumsum(0).cumsum(1) / 10
-    np.random.seed(0)  # noqa: NPY002
-    boxes = [[0, 0, 30, 20], [70, 60, 160, 160], [150, 150, 158, 152], [90, 90, 90.5, 90.5]]
-    faded = fade(score, boxes, (160, 160), share=1.0, least=0.0)[1]
-    change = score - faded
-    assert (change >= -1e-5).all()
-    steps = max(np.abs(np.diff(change, axis=axis)).max() for axis in (0, 1))
-    assert steps < 2 * max(np.abs(np.diff(score, axis=axis)).max() for axis in (0, 1))
-
-
-def test_no_share_fades_and_draws_nothing():
-    score = np.random.default_rng(0).normal(0, 1, (10, 10))
-    state = np.random.get_state()  # noqa: NPY002
-    np.testing.assert_allclose(fade(score, [[4, 4, 20, 20]], (40, 40), share=0.0)[1], score, rtol=1e-6)
-    assert (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
 def test_mosaics_keep_image_maps_and_boxes_together(composed):
