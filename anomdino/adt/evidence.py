@@ -45,7 +45,7 @@ def weighed(boxes: Boxes, score: FloatMap, net: AdtNet) -> Boxes:
         return boxes
     weights = net.box_weights.double().cpu().numpy()
     logits = weights[0] + features(boxes, score, net) @ weights[1:]
-    return Boxes(boxes.xyxy, (1 / (1 + np.exp(-logits))).astype(np.float32), boxes.details)
+    return Boxes(boxes.xyxy, _sigmoid(logits).astype(np.float32), boxes.details)
 
 
 def features(boxes: Boxes, score: FloatMap, net: AdtNet) -> Matrix:
@@ -128,7 +128,7 @@ def _logistic_regression(inputs: Matrix, held: npt.NDArray[np.bool_]) -> Matrix:
     penalty = PENALTY * np.diag([0.0, 1.0, 1.0, 1.0])
     weights = np.zeros(4)
     for _ in range(NEWTON_STEPS):
-        probability = 1 / (1 + np.exp(-(design @ weights).clip(-50, 50)))
+        probability = _sigmoid(design @ weights)
         gradient = design.T @ (probability - held) + penalty @ weights
         curvature = (design.T * (probability * (1 - probability))) @ design + penalty
         step = np.linalg.solve(curvature + 1e-9 * np.eye(4), gradient)
@@ -136,3 +136,7 @@ def _logistic_regression(inputs: Matrix, held: npt.NDArray[np.bool_]) -> Matrix:
         if np.abs(step).max() < 1e-10:
             break
     return weights
+
+
+def _sigmoid(logits: Matrix) -> Matrix:
+    return np.asarray(1 / (1 + np.exp(-logits.clip(-50, 50))))

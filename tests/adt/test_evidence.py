@@ -137,6 +137,8 @@ def test_confidences_that_are_0_or_1_and_separable_examples_stay_finite():
     boxes = Boxes(np.array([[5, 5, 15, 15], [40, 10, 50, 20]]), np.array([1.0, 0.0]))
     found = fit([(score, label, boxes)] * 5, net_with([0.0, 1.0, 0.0, 0.0]))
     assert np.isfinite(found).all()
+    extreme = weighed(boxes, score * np.float32(1e6), net_with([0.0, 1.0, 5.0, 1.0])).scores
+    np.testing.assert_allclose(extreme, [1, 0], atol=1e-6)
     first, second = weighed(boxes, score, net_with(found.tolist())).scores
     assert first > 0.9
     assert second < 0.1
