@@ -37,7 +37,7 @@ class FusionRule:
             box.
         k: Share of S~ that does not depend on the threshold, in [0, 1].
         b: What boxes add, not negative.
-        box_score: Boxes with at least this confidence are kept.
+        box_score: Boxes with at least this confidence are kept, in [0, 1].
         min_component: Mask components with fewer pixels are removed (8-connected).
         mask_floor: Least S~ that a threshold stands for, in [0, 1): no threshold lies below S_n of that score. ADT-Net's
             thresholds are relative to what lies inside the boxes, so that a box around nothing fills; 0 leaves them as
@@ -57,6 +57,8 @@ class FusionRule:
             raise ConfigError("output", f"is '{self.output}'", f"use one of {', '.join(OUTPUTS)}")
         if not (0 <= self.k <= 1 and self.b >= 0):
             raise ConfigError("k, b", f"are {self.k}, {self.b}", "k lies in [0, 1] and b is not negative")
+        if not 0 <= self.box_score <= 1:
+            raise ConfigError("box_score", f"is {self.box_score}", "it lies in [0, 1]")
         if not 0 <= self.mask_floor < 1:
             raise ConfigError("mask_floor", f"is {self.mask_floor}", "it lies in [0, 1)")
 

@@ -215,7 +215,16 @@ def test_with_a_floor_an_image_without_boxes_keeps_the_order_of_its_scores(model
 
 
 @pytest.mark.parametrize(
-    "changes", [{"output": "best"}, {"k": 1.5}, {"b": -1}, {"mask_floor": 1.0}, {"mask_floor": -0.1}]
+    "changes",
+    [
+        {"output": "best"},
+        {"k": 1.5},
+        {"b": -1},
+        {"box_score": 1.5},
+        {"box_score": float("nan")},
+        {"mask_floor": 1.0},
+        {"mask_floor": -0.1},
+    ],
 )
 def test_impossible_rules_are_refused(changes):
     with pytest.raises(ConfigError):
