@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import multiprocessing
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -66,6 +66,21 @@ class Sample(NamedTuple):
     key: str
     outlier_image: Pixels | None = None
     outlier_label: UInt8Array | None = None
+
+
+class AnyBatch(Protocol):
+    """What the training loop needs to know of the samples of a step."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the images, for messages."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move every tensor to a device, without waiting where the memory is pinned."""
+
+
+B = TypeVar("B", bound=AnyBatch)
+S = TypeVar("S")
 
 
 class Batch(NamedTuple):
@@ -494,12 +509,23 @@ def collate(samples: list[Sample]) -> Batch:
 def load_batches(
     dataset: Dataset[Sample], sampler: Sampler[list[SampleId]], workers: int, pin: bool = False
 ) -> Iterable[Batch]:
-    """Stream batches; the loader draws no random number of the process."""
+    """Stream batches of crops (see :func:`stream`)."""
+    return stream(dataset, sampler, collate, workers, pin)
+
+
+def stream(
+    dataset: Dataset[S],
+    sampler: Sampler[list[SampleId]],
+    join: Callable[[list[S]], B],
+    workers: int,
+    pin: bool = False,
+) -> Iterable[B]:
+    """Stream batches, each joined of its samples; the loader draws no random number of the process."""
     methods = multiprocessing.get_all_start_methods()
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=join,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_start_worker,
@@ -508,7 +534,7 @@ def load_batches(
         prefetch_factor=4 if workers else None,
         timeout=300 if workers else 0,
     )
-    return cast("Iterable[Batch]", loader)
+    return cast("Iterable[B]", loader)
 
 
 def paste_rules(config: PasteConfig) -> PasteRules:

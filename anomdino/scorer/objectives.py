@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor, nn, optim
 
 from anomdino.scorer.base import ScorerOutput, resize
-from anomdino.scorer.dataset import Batch, network_input
+from anomdino.scorer.dataset import B, Batch, network_input
 from anomdino.scorer.distributed import World
 from anomdino.scorer.losses import OUTLIER, aligned_labels, closed_set_loss, corocl_loss, rpl_losses
 from anomdino.scorer.residual import DecoderScorer
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from anomdino.config.rpl import ClosedSetConfig, ResidualConfig
 
 
-class Objective(nn.Module, ABC):
+class Objective(nn.Module, ABC, Generic[B]):
     """A scorer together with the loss it is trained by.
 
-    Calling it with a batch gives scalars by name; ``loss`` is the one to minimise.
+    Calling it with a batch of type B gives scalars by name; ``loss`` is the one to minimise.
 
     Args:
         scorer: The network.
@@ -36,7 +36,7 @@ class Objective(nn.Module, ABC):
         self.world = world
 
     @abstractmethod
-    def forward(self, batch: Batch, **hints: Any) -> dict[str, Tensor]:
+    def forward(self, batch: B, **hints: Any) -> dict[str, Tensor]:
         """Compute the losses of a batch that lies on the network's device."""
 
     @abstractmethod
@@ -47,13 +47,13 @@ class Objective(nn.Module, ABC):
     def optimiser(self) -> optim.Optimizer:
         """Build the optimiser over the parameters that this training changes."""
 
-    def hints(self, batch: Batch, step: int) -> dict[str, Any]:
+    def hints(self, batch: B, step: int) -> dict[str, Any]:
         """Decide, on the CPU and before the batch moves, what :meth:`forward` needs to know about it."""
         del batch, step
         return {}
 
 
-class ClosedSetObjective(Objective):
+class ClosedSetObjective(Objective[Batch]):
     """Cross-entropy of Z, 254 and 255 ignored.
 
     Args:
@@ -92,7 +92,7 @@ class ClosedSetObjective(Objective):
         return {"loss": closed_set_loss(logits, labels, self.class_weights, self.world.count)}
 
 
-class ResidualObjective(Objective):
+class ResidualObjective(Objective[Batch]):
     """RPL's losses and CoroCL's (specification b.1, b.2).
 
     Args:

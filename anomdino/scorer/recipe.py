@@ -312,7 +312,7 @@ class Trainer:
         *,
         shuffle: bool,
         outlier_probability: float = 1.0,
-    ) -> Loader:
+    ) -> Loader[Batch]:
         if batch % self.world.size:
             raise ConfigError(
                 "rpl batch", f"{batch} does not divide by {self.world.size} processes", "change one"

@@ -78,6 +78,22 @@ def closed_set_groups(
     return [group for group in groups if group["params"]]
 
 
+def distillation_groups(
+    scorer: DecoderScorer, lr: float, rest_factor: float, decay: float
+) -> list[dict[str, Any]]:
+    """Group all parameters: the residual block at ``lr``, the rest at ``rest_factor * lr``; decay is for matrices."""
+    groups = []
+    for factor, chosen in (
+        (1.0, scorer.residual_parameters()),
+        (rest_factor, scorer.closed_set_parameters()),
+    ):
+        groups += [
+            _group([parameter for parameter in chosen if parameter.ndim > 1], lr, factor, decay),
+            _group([parameter for parameter in chosen if parameter.ndim <= 1], lr, factor),
+        ]
+    return [group for group in groups if group["params"]]
+
+
 def _group(parameters: list[nn.Parameter], lr: float, factor: float, decay: float = 0.0) -> dict[str, Any]:
     return {
         "params": parameters,

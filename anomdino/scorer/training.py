@@ -21,7 +21,7 @@ from anomdino.errors import TrainingError
 from anomdino.io.atomic import atomic_path
 from anomdino.progress import track
 from anomdino.scorer.averaging import WeightAverage
-from anomdino.scorer.dataset import Batch
+from anomdino.scorer.dataset import B
 from anomdino.scorer.distributed import World
 from anomdino.scorer.live import Live
 from anomdino.scorer.objectives import Objective
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = {"cpu": 1, "cuda": 20}
 """Steps between looks at the loss; a look makes the CPU wait for the GPU."""
 
-Loader = Callable[[int], Iterable[Batch]]
+Loader = Callable[[int], Iterable[B]]
 Validation = Callable[[], Mapping[str, float]]
 Record = dict[str, Any]
 
@@ -67,6 +67,11 @@ class Plan:
     average: float = 0.0
     fingerprint: str = ""
 
+    @property
+    def say_every(self) -> int:
+        """Steps between lines in the log: some ten in a training, at records of the losses."""
+        return self.log_every * max(1, round(self.schedule.total / (10 * self.log_every)))
+
 
 @dataclass
 class Progress:
@@ -79,8 +84,8 @@ class Progress:
 
 
 def fit(
-    objective: Objective,
-    load: Loader,
+    objective: Objective[B],
+    load: Loader[B],
     validate: Validation,
     plan: Plan,
     *,
@@ -147,6 +152,8 @@ def fit(
             record = {"phase": plan.name, "step": progress.step, "lr": lr, **meter.average(world)}
             progress.history.append(record)
             _tell(live, record)
+            if world.leads and progress.step % plan.say_every == 0:
+                log.info("%s step %d of %d: loss %.4g", plan.name, progress.step, total, record["loss"])
         if _due(progress.step, plan.validate_every, total):
             guard.check()
             with average.in_place():

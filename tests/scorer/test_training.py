@@ -16,6 +16,7 @@ from anomdino.scorer.base import load_scorer, to_input
 from anomdino.scorer.dataset import PAD_COLOUR, ImagePairs, split_outliers
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.recipe import class_weights, train_scorer
+from anomdino.scorer.schedule import PolySchedule
 from anomdino.scorer.training import steps_of
 from tests.scorer.conftest import write_scenes
 
@@ -551,3 +552,25 @@ def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
         ),
     )
     assert again.composed == trained.composed
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "expected"), [(1200, 20, 120), (6, 1, 1), (100, 20, 20), (1000, 30, 90)]
+)
+def test_a_training_says_some_ten_times_where_it_stands(total, every, expected):
+    plan = training.Plan("x", PolySchedule(total), log_every=every)
+    assert plan.say_every == expected
+    assert plan.say_every % every == 0
+
+
+def test_the_lines_of_a_training_name_phase_step_and_loss(tiny_data, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="anomdino"):
+        trained = train(tiny_data, tmp_path / "x")
+    lines = [record.getMessage() for record in caplog.records]
+    for phase in ("closed_set", "residual"):
+        losses = [
+            record["loss"] for record in trained.history if record["phase"] == phase and "loss" in record
+        ]
+        assert [line for line in lines if line.startswith(f"{phase} step")] == [
+            f"{phase} step {step} of 6: loss {loss:.4g}" for step, loss in enumerate(losses, 1)
+        ]

@@ -1,0 +1,156 @@
+"""Distil a model's scorer, which looks at an image at several widths, into one that looks once: half the time.
+
+Usage: python -m pipeline.distil --images FOLDER [--images FOLDER ...] [--of MODEL] [--to FOLDER] [--width 1280]
+
+The model's scorer scores all images in the folders (no labels are needed; photos of many places, with foreign objects
+and without, teach most), and a copy of it learns to give the same scores and the same class probabilities in one pass
+at `--width`. Every folder teaches equally often; name one twice to have it twice as often. `--to` becomes a whole model,
+its parameters with `score.widths: [width]`, detector and ADT-Net as they were, which `anomdino predict --models` and
+`pipeline.measure --models` read. A killed training goes on where it stopped when called again. `torchrun
+--nproc-per-node 2 -m pipeline.distil ...` trains with two processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomdino.config.params import Params, check_params, load_params, render_params
+from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.io.atomic import atomic_write_text
+from anomdino.io.listing import list_images
+from anomdino.memory import keep_freed_memory
+from anomdino.protocol import refuse_evaluation_data
+from anomdino.seeding import seed_everything
+from pipeline.release import TARGET
+
+if TYPE_CHECKING:
+    from anomdino.scorer.distillation import DistillationPlan, Distilled, ScoredImage
+    from anomdino.scorer.distributed import World
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    images: Annotated[list[Path], typer.Option(help="Folder of images of the training domain.")],
+    of: Annotated[Path, typer.Option(help="The model whose scorer teaches.")] = TARGET,
+    to: Annotated[Path, typer.Option(help="The model with the student.")] = Path("out/distil/model"),
+    work: Annotated[Path, typer.Option(help="Where the teacher's results and resume points lie.")] = Path(
+        "out/distil"
+    ),
+    width: Annotated[int, typer.Option(min=16, help="Width in pixels at which the student looks.")] = 1280,
+    crop: Annotated[tuple[int, int], typer.Option(help="Height and width of the windows it learns from.")] = (
+        608,
+        800,
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 1200,
+    batch: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4,
+    lr: Annotated[float, typer.Option(min=0, help="Of the residual block; the rest has a tenth.")] = 3e-4,
+) -> None:
+    """Score, distil, write the model."""
+    from anomdino.device import resolve_device
+    from anomdino.scorer.distillation import DistillationPlan
+    from anomdino.scorer.distributed import joined_processes
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        keep_freed_memory()
+        refuse_evaluation_data(*images)
+        params = load_params(of / "params.yaml")
+        plan = DistillationPlan(width=width, crop=check_crop(crop), steps=steps, batch=batch, lr=lr)
+        seed_everything(params.seed)
+        with joined_processes(resolve_device(params.device)) as world:
+            done = distilled(params, of / "models" / "rpl", images, plan, work, world)
+            if world.leads:
+                write_model(of, to, params, plan, done)
+                typer.echo(
+                    f"distil: one pass at width {width} differs from the teacher's score by "
+                    f"{done.before['distance_score']:.3f} before, {done.after['distance_score']:.3f} now "
+                    f"(held-out images, mean); {to}"
+                )
+            world.wait()
+    except AnomdinoError as error:
+        typer.echo(f"distil failed. {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+
+
+def check_crop(crop: tuple[int, int]) -> tuple[int, int]:
+    """Give the size of the windows.
+
+    Raises:
+        ConfigError: A side is shorter than 16 pixels.
+    """
+    if min(crop) < 16:
+        raise ConfigError("--crop", f"is {crop[0]} {crop[1]}", "both sides need 16 pixels and more")
+    return crop
+
+
+def distilled(
+    params: Params, teacher: Path, folders: list[Path], plan: DistillationPlan, work: Path, world: World
+) -> Distilled:
+    """Score the folders by the teacher and train the student."""
+    from anomdino.scorer.distillation import distil
+    from anomdino.scorer.setup import scoring_options
+
+    if world.leads:
+        for folder in dict.fromkeys(folders):
+            score_folder(params, teacher, folder, work, world)
+    world.wait()
+    scored = [list_scored(folder, work) for folder in folders]
+    options = scoring_options(params.score)
+    return distil(teacher, options, scored, plan, work / "state", seed=params.seed, world=world)
+
+
+def score_folder(params: Params, teacher: Path, folder: Path, work: Path, world: World) -> None:
+    """Write the teacher's scores and maps of a folder; those that are there and valid are kept."""
+    from anomdino.scorer.run import Outputs, SetScorer
+    from anomdino.scorer.setup import engine_from, run_options
+
+    engine, digest = engine_from(params.score, teacher, world.device)
+    results = results_of(folder, work)
+    outputs = Outputs(results / "scores", results / "maps")
+    SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {folder}").run(
+        list_images(folder)
+    )
+
+
+def list_scored(folder: Path, work: Path) -> list[ScoredImage]:
+    """List a folder's images with the teacher's results; images that could not be read have none and are left out."""
+    from anomdino.scorer.distillation import ScoredImage
+
+    results = results_of(folder, work)
+    files = {
+        key: (path, results / "scores" / f"{key}.npz", results / "maps" / f"{key}.npz")
+        for key, path in list_images(folder).items()
+    }
+    return [ScoredImage(key, *paths) for key, paths in files.items() if paths[1].is_file()]
+
+
+def results_of(folder: Path, work: Path) -> Path:
+    """Give where the teacher's results of a folder lie: below ``work``, by the folder's whole path."""
+    return work / "teacher" / Path(*folder.resolve().parts[1:])
+
+
+def write_model(of: Path, to: Path, params: Params, plan: DistillationPlan, done: Distilled) -> None:
+    """Write the model with the student in half precision; what lay in ``to`` before is replaced."""
+    import torch
+
+    from anomdino.scorer.base import save_scorer
+
+    content = params.model_dump(mode="json")
+    content["score"]["widths"] = [plan.width]
+    changed = check_params(content, str(to))
+    shutil.copytree(of / "models", to / "models", dirs_exist_ok=True)
+    details = {"trained by": "python -m pipeline.distil", "before": done.before, "after": done.after}
+    save_scorer(done.scorer, to / "models" / "rpl", details, dtype=torch.float16)
+    atomic_write_text(to / "params.yaml", render_params(changed))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,119 @@
+"""Distilling the released scorer, from photos to a model that `predict` loads, at tiny size."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from anomdino.config.params import load_params
+from anomdino.io.images import write_png
+from anomdino.protocol import mark_evaluation_only
+from anomdino.scorer.base import load_scorer
+from anomdino.synthetic import outlier, scene
+from pipeline import distil
+from pipeline.release import TARGET
+from tests.release.test_release_adt import tiny_release
+
+WEIGHTS = "models/{}/model.safetensors"
+SIZES = ["--width", "96", "--crop", "64", "80", "--steps", "2", "--batch", "2"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    tiny_release(tmp_path / "light", widths=[64, 96])
+    for index in range(3):
+        write_png(tmp_path / "roads" / f"{index}.png", scene("train", index, size=(48, 64)).image)
+        write_png(tmp_path / "objects" / f"{index}.png", outlier(index)[0])
+    return tmp_path
+
+
+def run(folder, *more):
+    names = {"--images": "roads", "--of": "light", "--to": "student", "--work": "work"}
+    given = [text for name, part in names.items() for text in (name, str(folder / part))]
+    return CliRunner().invoke(distil.app, [*given, *SIZES, *more])
+
+
+def test_the_student_takes_the_scorers_place_in_a_whole_model(photos):
+    result = run(photos, "--images", str(photos / "objects"))
+    assert result.exit_code == 0, result.output
+    student = photos / "student"
+    assert load_params(student / "params.yaml").score.widths == [96]
+    assert load_params(student / "params.yaml").model_copy(update={"score": None}) == load_params(
+        photos / "light/params.yaml"
+    ).model_copy(update={"score": None})
+    for part in ("detector", "adt"):
+        assert (student / WEIGHTS.format(part)).read_bytes() == (TARGET / WEIGHTS.format(part)).read_bytes()
+    assert (photos / "light" / WEIGHTS.format("rpl")).read_bytes() == (
+        TARGET / WEIGHTS.format("rpl")
+    ).read_bytes()
+    before, after = (load_file(folder / WEIGHTS.format("rpl")) for folder in (TARGET, student))
+    assert {name: tensor.dtype for name, tensor in before.items()} == {n: t.dtype for n, t in after.items()}
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+    statistics = [name for name in before if "running" in name]
+    assert statistics
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    load_scorer(student / "models/rpl")
+    assert "now (held-out images, mean)" in result.output
+
+
+def test_nothing_to_learn_leaves_the_weights_alone(photos):
+    assert run(photos, "--lr", "0").exit_code == 0
+    before, after = (load_file(folder / WEIGHTS.format("rpl")) for folder in (TARGET, photos / "student"))
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_model_of_one(photos):
+    assert run(photos, "--to", str(photos / "alone")).exit_code == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"--images": "roads", "--of": "light", "--to": "student", "--work": "work2"}
+    given = [text for name, part in names.items() for text in (name, str(photos / part))]
+    command = [sys.executable, "-m", "pipeline.distil", *given, *SIZES]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    alone, together = (load_file(photos / name / WEIGHTS.format("rpl")) for name in ("alone", "student"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name].float(), tensor.float(), atol=2e-3, rtol=2e-3, msg=name)
+
+
+def test_evaluation_photos_teach_nothing(photos):
+    mark_evaluation_only(photos / "roads")
+    result = run(photos)
+    assert result.exit_code != 0
+    assert "evaluation data" in result.output
+    assert not (photos / "work").exists()
+    assert not (photos / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--crop", "8", "80"), "16 pixels"),
+        (("--images", "nowhere"), "nowhere"),
+        (("--of", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_named_and_nothing_is_written(photos, change, message):
+    result = run(photos, *change)
+    assert result.exit_code != 0
+    assert message in result.output
+    assert not (photos / "student").exists()
