@@ -1,4 +1,4 @@
-"""Distil a model's scorer, which looks at an image at several widths, into one that looks once: half the time.
+"""Distil a model's scorer, which looks at an image at several widths, into one that looks once.
 
 Usage: python -m pipeline.distil --images FOLDER [--images FOLDER ...] [--of MODEL] [--to FOLDER] [--width 1280]
 
@@ -6,8 +6,9 @@ The model's scorer scores all images in the folders (no labels are needed; photo
 and without, teach most), and a copy of it learns to give the same scores and the same class probabilities in one pass
 at `--width`. Every folder teaches equally often; name one twice to have it twice as often. `--to` becomes a whole model,
 its parameters with `score.widths: [width]`, detector and ADT-Net as they were, which `anomdino predict --models` and
-`pipeline.measure --models` read. A killed training goes on where it stopped when called again. `torchrun
---nproc-per-node 2 -m pipeline.distil ...` trains with two processes.
+`pipeline.measure --models` read. `--share 0.5` writes the mean of the student's weights and the teacher's. A killed
+training goes on where it stopped when called again. `torchrun --nproc-per-node 2 -m pipeline.distil ...` trains with
+two processes.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 1200,
     batch: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4,
     lr: Annotated[float, typer.Option(min=0, help="Of the residual block; the rest has a tenth.")] = 3e-4,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Student's share in the weights; the rest is the teacher's.")
+    ] = 1.0,
 ) -> None:
     """Score, distil, write the model."""
     from anomdino.device import resolve_device
@@ -68,7 +72,7 @@ def main(
         with joined_processes(resolve_device(params.device)) as world:
             done = distilled(params, of / "models" / "rpl", images, plan, work, world)
             if world.leads:
-                write_model(of, to, params, plan, done)
+                write_model(of, to, params, plan, done, share)
                 typer.echo(
                     f"distil: one pass at width {width} differs from the teacher's score by "
                     f"{done.before['distance_score']:.3f} before, {done.after['distance_score']:.3f} now "
@@ -137,17 +141,29 @@ def results_of(folder: Path, work: Path) -> Path:
     return work / "teacher" / Path(*folder.resolve().parts[1:])
 
 
-def write_model(of: Path, to: Path, params: Params, plan: DistillationPlan, done: Distilled) -> None:
-    """Write the model with the student in half precision; what lay in ``to`` before is replaced."""
+def write_model(
+    of: Path, to: Path, params: Params, plan: DistillationPlan, done: Distilled, share: float
+) -> None:
+    """Write the model with the student in half precision; what lay in ``to`` before is replaced.
+
+    With a ``share`` below 1 the weights are ``share`` times the student's plus the rest of the teacher's (Wortsman et
+    al., "Robust fine-tuning of zero-shot models", 2022).
+    """
     import torch
 
-    from anomdino.scorer.base import save_scorer
+    from anomdino.scorer.base import load_scorer, save_scorer
+
+    teacher = load_scorer(of / "models" / "rpl").state_dict()
+    for name, tensor in done.scorer.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.lerp(teacher[name].to(tensor), tensor, share))
 
     content = params.model_dump(mode="json")
     content["score"]["widths"] = [plan.width]
     changed = check_params(content, str(to))
     shutil.copytree(of / "models", to / "models", dirs_exist_ok=True)
-    details = {"trained by": "python -m pipeline.distil", "before": done.before, "after": done.after}
+    details = {"trained by": "python -m pipeline.distil", "share": share}
+    details |= {"student before": done.before, "student after": done.after}
     save_scorer(done.scorer, to / "models" / "rpl", details, dtype=torch.float16)
     atomic_write_text(to / "params.yaml", render_params(changed))
 

@@ -61,6 +61,24 @@ def test_the_student_takes_the_scorers_place_in_a_whole_model(photos):
     assert "now (held-out images, mean)" in result.output
 
 
+def test_weights_are_shared_between_teacher_and_student(photos):
+    for name, share in (("student", "1"), ("half", "0.5"), ("none", "0")):
+        result = run(
+            photos, "--to", str(photos / name), "--work", str(photos / f"work_{name}"), "--share", share
+        )
+        assert result.exit_code == 0, result.output
+    teacher = load_file(TARGET / WEIGHTS.format("rpl"))
+    student, half, none = (
+        load_file(photos / name / WEIGHTS.format("rpl")) for name in ("student", "half", "none")
+    )
+    assert any(not torch.equal(tensor, student[name]) for name, tensor in teacher.items())
+    for name, tensor in teacher.items():
+        assert torch.equal(none[name], tensor), name
+        if tensor.is_floating_point():
+            mean = (tensor.float() + student[name].float()) / 2
+            torch.testing.assert_close(half[name].float(), mean, rtol=2e-3, atol=1e-6, msg=name)
+
+
 def test_nothing_to_learn_leaves_the_weights_alone(photos):
     assert run(photos, "--lr", "0").exit_code == 0
     before, after = (load_file(folder / WEIGHTS.format("rpl")) for folder in (TARGET, photos / "student"))
