@@ -66,6 +66,8 @@ def main(
     try:
         keep_freed_memory()
         refuse_evaluation_data(*images)
+        if to.resolve() == of.resolve():
+            raise ConfigError("--to", f"is {to}, the teacher itself", "name another folder")
         params = load_params(of / "params.yaml")
         plan = DistillationPlan(width=width, crop=check_crop(crop), steps=steps, batch=batch, lr=lr)
         seed_everything(params.seed)

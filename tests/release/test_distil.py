@@ -135,3 +135,11 @@ def test_what_cannot_be_is_named_and_nothing_is_written(photos, change, message)
     assert result.exit_code != 0
     assert message in result.output
     assert not (photos / "student").exists()
+
+
+def test_the_teacher_is_not_written_over(photos):
+    before = (photos / "light" / WEIGHTS.format("rpl")).read_bytes()
+    result = run(photos, "--to", str(photos / "roads" / ".." / "light"))
+    assert result.exit_code != 0
+    assert "teacher itself" in result.output
+    assert (photos / "light" / WEIGHTS.format("rpl")).read_bytes() == before
