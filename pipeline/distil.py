@@ -68,7 +68,12 @@ def main(
         refuse_evaluation_data(*images)
         if to.resolve() == of.resolve():
             raise ConfigError("--to", f"is {to}, the teacher itself", "name another folder")
+        check_folders(images)
         params = load_params(of / "params.yaml")
+        if params.score.source == "transformers":
+            raise ConfigError(
+                "--of", f"{of} scores by a network of transformers", "name a model of this project"
+            )
         plan = DistillationPlan(width=width, crop=check_crop(crop), steps=steps, batch=batch, lr=lr)
         seed_everything(params.seed)
         with joined_processes(resolve_device(params.device)) as world:
@@ -84,6 +89,19 @@ def main(
     except AnomdinoError as error:
         typer.echo(f"distil failed. {error}", err=True)
         raise typer.Exit(error.exit_code) from error
+
+
+def check_folders(folders: list[Path]) -> None:
+    """Look whether every folder has an image to learn from and one to keep back.
+
+    Raises:
+        ConfigError: One has fewer than two images.
+        DataError: One does not exist.
+    """
+    for folder in folders:
+        count = len(list_images(folder))
+        if count < 2:
+            raise ConfigError("--images", f"{folder} has {count} images", "give at least two in each folder")
 
 
 def check_crop(crop: tuple[int, int]) -> tuple[int, int]:
@@ -159,11 +177,10 @@ def write_model(
     for name, tensor in done.scorer.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(torch.lerp(teacher[name].to(tensor), tensor, share))
-
     content = params.model_dump(mode="json")
     content["score"]["widths"] = [plan.width]
     changed = check_params(content, str(to))
-    shutil.copytree(of / "models", to / "models", dirs_exist_ok=True)
+    shutil.copytree(of / "models", to / "models", ignore=shutil.ignore_patterns("rpl"), dirs_exist_ok=True)
     details = {"trained by": "python -m pipeline.distil", "share": share}
     details |= {"student before": done.before, "student after": done.after}
     save_scorer(done.scorer, to / "models" / "rpl", details, dtype=torch.float16)

@@ -8,7 +8,6 @@ and the closed-set probabilities U_S. No label is needed, so any photo of the tr
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,8 +41,6 @@ from anomdino.scorer.schedule import PolySchedule, distillation_groups
 from anomdino.scorer.training import Plan, Record, fingerprint, fit
 from anomdino.seeding import rng
 from anomdino.uncertainty import UncertaintyMaps
-
-log = logging.getLogger(__name__)
 
 GRID = 4
 """Pixels of the network's input to a cell at which closed-set probabilities are compared."""
@@ -288,8 +285,7 @@ class Distilled:
     Attributes:
         scorer: The student, in evaluation mode.
         before: Distances of the teacher's own single pass at the student's width to the teacher on held-out
-            images: ``score``, the mean absolute difference of S, and ``closed``, half the sum over the classes of
-            the absolute differences of U_S in the mean.
+            images, as :func:`distance` gives them; empty on processes that do not lead.
         after: Those of the student.
         history: Records of losses and measurements in order.
     """
@@ -325,10 +321,12 @@ def distil(
         world: Training processes.
 
     Raises:
-        ConfigError: The teacher has no decoder.
+        ConfigError: The teacher has no decoder, or the batch does not divide by the processes.
         DataError: A folder has too few images, or files do not belong together.
         TrainingError: The loss is not finite.
     """
+    if plan.batch % world.size:
+        raise ConfigError("batch", f"{plan.batch} does not divide by {world.size} processes", "change one")
     student = load_scorer(teacher, world.device)
     if not isinstance(student, DecoderScorer):
         raise ConfigError(
@@ -364,7 +362,7 @@ def distil(
             options=asdict(options),
             seed=seed,
             teacher=hashlib.sha256((teacher / WEIGHTS_FILE).read_bytes()).hexdigest(),
-            images=[[image.key for image in folder] for folder in folders],
+            images=[[(image.key, image.image.stat().st_size) for image in folder] for folder in folders],
         ),
     )
     history = fit(
@@ -412,7 +410,10 @@ def high_score(images: Sequence[ScoredImage]) -> float:
 def distance(
     scorer: Scorer, options: ScoringOptions, images: Sequence[ScoredImage], device: torch.device
 ) -> dict[str, float]:
-    """Measure how far a scorer is from the teacher on whole images: ``distance_score`` and ``distance_closed``.
+    """Measure how far a scorer is from the teacher on whole images.
+
+    ``distance_score`` is the mean absolute difference of S, ``distance_closed`` the mean total variation between the
+    class probabilities (half the sum of their absolute differences, in [0, 1]).
 
     Args:
         scorer: Unchanged afterwards.

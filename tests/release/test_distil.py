@@ -122,6 +122,24 @@ def test_evaluation_photos_teach_nothing(photos):
     assert not (photos / "student").exists()
 
 
+def test_a_folder_of_one_image_is_named_before_anything_is_scored(photos):
+    (photos / "roads" / "1.png").unlink()
+    (photos / "roads" / "2.png").unlink()
+    result = run(photos)
+    assert result.exit_code != 0
+    assert f"{photos / 'roads'} has 1 images" in result.output
+    assert not (photos / "work").exists()
+
+
+def test_a_truncated_photo_is_named_and_nothing_is_written(photos):
+    file = photos / "roads" / "1.png"
+    file.write_bytes(file.read_bytes()[:200])
+    result = run(photos)
+    assert result.exit_code != 0
+    assert "1.png" in result.output
+    assert not (photos / "student").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

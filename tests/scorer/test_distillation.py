@@ -339,3 +339,9 @@ def test_a_network_without_a_decoder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("anomdino.scorer.distillation.load_scorer", lambda *_: Plain())
     with pytest.raises(ConfigError, match="no decoder"):
         distil(tmp_path, ScoringOptions(), [], DistillationPlan(), tmp_path, seed=0, world=ALONE)
+
+
+def test_a_batch_that_does_not_divide_by_the_processes_is_refused(tmp_path):
+    two = World(0, 2, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="3 does not divide by 2"):
+        distil(tmp_path, ScoringOptions(), [], DistillationPlan(batch=3), tmp_path, seed=0, world=two)
