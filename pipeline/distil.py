@@ -6,9 +6,10 @@ The model's scorer scores all images in the folders (no labels are needed; photo
 and without, teach most), and a copy of it learns to give the same scores and the same class probabilities in one pass
 at `--width`. Every folder teaches equally often; name one twice to have it twice as often. `--to` becomes a whole model,
 its parameters with `score.widths: [width]`, detector and ADT-Net as they were, which `anomdino predict --models` and
-`pipeline.measure --models` read. `--share 0.5` writes the mean of the student's weights and the teacher's. A killed
-training goes on where it stopped when called again. `torchrun --nproc-per-node 2 -m pipeline.distil ...` trains with
-two processes.
+`pipeline.measure --models` read. Several `--width` teach a student that scores by their mean, each of them what the
+teacher's mean is. `--share 0.5` writes the mean of the student's weights and the teacher's; `--from MODEL` begins with
+the scorer of another model, one distilled before, say. A killed training goes on where it stopped when called again.
+`torchrun --nproc-per-node 2 -m pipeline.distil ...` trains with two processes.
 """
 
 from __future__ import annotations
@@ -45,17 +46,24 @@ def main(
     work: Annotated[Path, typer.Option(help="Where the teacher's results and resume points lie.")] = Path(
         "out/distil"
     ),
-    width: Annotated[int, typer.Option(min=16, help="Width in pixels at which the student looks.")] = 1280,
-    crop: Annotated[tuple[int, int], typer.Option(help="Height and width of the windows it learns from.")] = (
-        608,
-        800,
-    ),
+    width: Annotated[
+        list[int] | None,
+        typer.Option(min=16, help="Width in pixels at which the student looks (1280); again for another."),
+    ] = None,
+    crop: Annotated[
+        tuple[int, int],
+        typer.Option(help="Height and width of the windows it learns from; no wider than the width."),
+    ] = (608, 800),
     steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 1200,
     batch: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4,
     lr: Annotated[float, typer.Option(min=0, help="Of the residual block; the rest has a tenth.")] = 3e-4,
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Student's share in the weights; the rest is the teacher's.")
     ] = 1.0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="The model whose scorer the student starts as, if not the teacher."),
+    ] = None,
 ) -> None:
     """Score, distil, write the model."""
     from anomdino.device import resolve_device
@@ -74,14 +82,17 @@ def main(
             raise ConfigError(
                 "--of", f"{of} scores by a network of transformers", "name a model of this project"
             )
-        plan = DistillationPlan(width=width, crop=check_crop(crop), steps=steps, batch=batch, lr=lr)
+        plan = DistillationPlan(
+            widths=tuple(width or (1280,)), crop=check_crop(crop), steps=steps, batch=batch, lr=lr
+        )
+        begun = check_start(of / "models" / "rpl", start / "models" / "rpl") if start else None
         seed_everything(params.seed)
         with joined_processes(resolve_device(params.device)) as world:
-            done = distilled(params, of / "models" / "rpl", images, plan, work, world)
+            done = distilled(params, of / "models" / "rpl", images, plan, work, world, begun)
             if world.leads:
                 write_model(of, to, params, plan, done, share)
                 typer.echo(
-                    f"distil: one pass at width {width} differs from the teacher's score by "
+                    f"distil: the score at {' + '.join(map(str, plan.widths))} differs from the teacher's by "
                     f"{done.before['distance_score']:.3f} before, {done.after['distance_score']:.3f} now "
                     f"(held-out images, mean); {to}"
                 )
@@ -115,8 +126,31 @@ def check_crop(crop: tuple[int, int]) -> tuple[int, int]:
     return crop
 
 
+def check_start(teacher: Path, start: Path) -> Path:
+    """Give the scorer that the student starts as.
+
+    Raises:
+        ConfigError: It is not of the teacher's architecture.
+        CheckpointError: One of them cannot be loaded.
+    """
+    from anomdino.scorer.base import load_scorer
+
+    theirs, own = load_scorer(teacher).spec, load_scorer(start).spec
+    if own != theirs:
+        raise ConfigError(
+            "--from", f"{start} is {own}, the teacher {theirs}", "name a model trained from the teacher"
+        )
+    return start
+
+
 def distilled(
-    params: Params, teacher: Path, folders: list[Path], plan: DistillationPlan, work: Path, world: World
+    params: Params,
+    teacher: Path,
+    folders: list[Path],
+    plan: DistillationPlan,
+    work: Path,
+    world: World,
+    start: Path | None = None,
 ) -> Distilled:
     """Score the folders by the teacher and train the student."""
     from anomdino.scorer.distillation import distil
@@ -128,7 +162,7 @@ def distilled(
     world.wait()
     scored = [list_scored(folder, work) for folder in folders]
     options = scoring_options(params.score)
-    return distil(teacher, options, scored, plan, work / "state", seed=params.seed, world=world)
+    return distil(teacher, options, scored, plan, work / "state", seed=params.seed, world=world, start=start)
 
 
 def score_folder(params: Params, teacher: Path, folder: Path, work: Path, world: World) -> None:
@@ -178,7 +212,7 @@ def write_model(
         if tensor.is_floating_point():
             tensor.copy_(torch.lerp(teacher[name].to(tensor), tensor, share))
     content = params.model_dump(mode="json")
-    content["score"]["widths"] = [plan.width]
+    content["score"]["widths"] = list(plan.widths)
     changed = check_params(content, str(to))
     shutil.copytree(of / "models", to / "models", ignore=shutil.ignore_patterns("rpl"), dirs_exist_ok=True)
     details = {"trained by": "python -m pipeline.distil", "share": share}

@@ -1,8 +1,9 @@
-"""Distillation of a scorer that looks at an image at several widths into one that looks once.
+"""Distillation of a scorer that looks at an image at several widths into one that needs fewer of them.
 
-The student starts as the teacher and learns, at one width, what the teacher's stored results say: the anomaly score S
-and the closed-set probabilities U_S. No label is needed, so any photo of the training domain teaches. (Hinton et al.,
-"Distilling the Knowledge in a Neural Network", 2015; the ensemble is the same network at several widths.)
+The student starts as the teacher and learns, at every width of its own, what the teacher's stored results say: the
+anomaly score S and the closed-set probabilities U_S. No label is needed, so any photo of the training domain teaches.
+(Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; the ensemble is the same network at several
+widths.)
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class DistillationPlan:
     """How a student learns.
 
     Attributes:
-        width: Width in pixels at which the student sees an image.
-        crop: (H, W) of the windows it learns from, in pixels at that width.
+        widths: Widths in pixels at which the student sees an image, one a step by turns. It scores by their mean.
+        crop: (H, W) of the windows it learns from, in pixels at that width. Where the width is less than W, windows
+            are as wide as it and as much lower.
         steps: Steps of the training.
         batch: Windows a step.
         lr: Learning rate of the residual block.
@@ -70,7 +72,7 @@ class DistillationPlan:
         precision: See :func:`anomdino.scorer.training.low_precision`.
     """
 
-    width: int = 1280
+    widths: tuple[int, ...] = (1280,)
     crop: tuple[int, int] = (608, 800)
     steps: int = 1200
     batch: int = 4
@@ -88,6 +90,12 @@ class DistillationPlan:
     checkpoint_every: int = 100
     precision: str = "auto"
 
+    def window(self, width: int) -> tuple[int, int]:
+        """Give (H, W) of the windows at a width."""
+        rows, columns = self.crop
+        shrunk = min(columns, width)
+        return max(1, round(rows * shrunk / columns)), shrunk
+
 
 @dataclass(frozen=True)
 class ScoredImage:
@@ -100,7 +108,7 @@ class ScoredImage:
 
 
 class Window(NamedTuple):
-    """One window at the student's width; what lies beyond the image is zero and does not count.
+    """One window at one of the student's widths; what lies beyond the image is zero and does not count.
 
     Attributes:
         image: float32 (3, H, W), normalised.
@@ -140,11 +148,11 @@ class WindowBatch(NamedTuple):
 class Windows(Dataset[Window]):
     """Random windows of scored images; every folder is drawn from equally often.
 
-    A window depends on the seed and on its number alone.
+    A window depends on the seed and on its number alone. All windows of a step have one width.
 
     Args:
         folders: Images of each folder.
-        plan: Width, size and mirroring.
+        plan: Widths, size, mirroring and windows a step.
         stride: Pixels of an image to a cell of its uncertainty maps.
         seed: Seed of all windows.
     """
@@ -158,11 +166,12 @@ class Windows(Dataset[Window]):
         """Cut the window of a number."""
         source = rng(self.seed, "distillation", sample.number)
         folder = self.folders[int(source.integers(len(self.folders)))]
-        window = self.cut(folder[int(source.integers(len(folder)))], source)
+        width = self.plan.widths[sample.number // self.plan.batch % len(self.plan.widths)]
+        window = self.cut(folder[int(source.integers(len(folder)))], width, source)
         return _mirrored(window) if source.random() < self.plan.flip else window
 
-    def cut(self, scored: ScoredImage, source: np.random.Generator) -> Window:
-        """Cut a random window of an image and resize it to the student's width, as scoring resizes images.
+    def cut(self, scored: ScoredImage, width: int, source: np.random.Generator) -> Window:
+        """Cut a random window of an image and resize it as scoring resizes the image to ``width``.
 
         Raises:
             DataError: Image, score and maps are not of one size.
@@ -175,22 +184,19 @@ class Windows(Dataset[Window]):
             raise DataError(
                 scored.maps, f"is of an image of {maps.image_size}, not {size}", "score the image again"
             )
-        scale = self.plan.width / size[1]
-        spans = [
-            self._span(side, crop, scale, source) for side, crop in zip(size, self.plan.crop, strict=True)
-        ]
-        (rows, height), (columns, width) = spans
+        scale, crop = width / size[1], self.plan.window(width)
+        spans = [self._span(side, most, scale, source) for side, most in zip(size, crop, strict=True)]
+        (rows, height), (columns, length) = spans
         cells = tuple(slice(s.start // self.stride, -(-s.stop // self.stride)) for s in (rows, columns))
         picture = normalise(torch.from_numpy(np.ascontiguousarray(image[rows, columns]))[None])
         semantic = torch.from_numpy(maps.semantic[:, cells[0], cells[1]].astype(np.float32))[None]
         target = torch.from_numpy(np.ascontiguousarray(score[rows, columns]))[None, None]
-        crop = self.plan.crop
         grid = (-(-crop[0] // GRID), -(-crop[1] // GRID))
         return Window(
-            _padded(_resized(picture, (height, width)), crop)[0],
-            _padded(_resized(target, (height, width)), crop)[0, 0],
-            _padded(torch.ones(1, 1, height, width), crop)[0, 0],
-            _padded(_resized(semantic, (-(-height // GRID), -(-width // GRID))), grid)[0],
+            _padded(_resized(picture, (height, length)), crop)[0],
+            _padded(_resized(target, (height, length)), crop)[0, 0],
+            _padded(torch.ones(1, 1, height, length), crop)[0, 0],
+            _padded(_resized(semantic, (-(-height // GRID), -(-length // GRID))), grid)[0],
             scored.key,
         )
 
@@ -284,8 +290,8 @@ class Distilled:
 
     Attributes:
         scorer: The student, in evaluation mode.
-        before: Distances of the teacher's own single pass at the student's width to the teacher on held-out
-            images, as :func:`distance` gives them; empty on processes that do not lead.
+        before: Distances of the student as it started, at its own widths, to the teacher on held-out images, as
+            :func:`distance` gives them; empty on processes that do not lead.
         after: Those of the student.
         history: Records of losses and measurements in order.
     """
@@ -305,8 +311,9 @@ def distil(
     *,
     seed: int,
     world: World,
+    start: Path | None = None,
 ) -> Distilled:
-    """Train a student that scores at one width as the teacher does at its own.
+    """Train a student that scores at its widths as the teacher does at the teacher's.
 
     A training that was killed goes on from its last resume point in ``state``.
 
@@ -319,37 +326,39 @@ def distil(
         state: Folder of resume points.
         seed: Seed of the windows.
         world: Training processes.
+        start: Folder of the scorer that the student starts as; None for the teacher.
 
     Raises:
-        ConfigError: The teacher has no decoder, or the batch does not divide by the processes.
+        ConfigError: The scorer to start from has no decoder, or the batch does not divide by the processes.
         DataError: A folder has too few images, or files do not belong together.
         TrainingError: The loss is not finite.
     """
     if plan.batch % world.size:
         raise ConfigError("batch", f"{plan.batch} does not divide by {world.size} processes", "change one")
-    student = load_scorer(teacher, world.device)
+    begun = start or teacher
+    student = load_scorer(begun, world.device)
     if not isinstance(student, DecoderScorer):
         raise ConfigError(
-            str(teacher), f"'{student.spec.architecture}' has no decoder that could be trained", "use another"
+            str(begun), f"'{student.spec.architecture}' has no decoder that could be trained", "use another"
         )
-    single = replace(options, widths=(plan.width,))
+    own = replace(options, widths=plan.widths)
     learned, kept = split(folders, plan)
     high = high_score([image for folder in learned for image in folder])
     windows = Windows(learned, plan, options.map_stride, seed)
 
-    def load(start: int) -> Iterable[WindowBatch]:
+    def load(first: int) -> Iterable[WindowBatch]:
         sampler = StepSampler(
             sum(map(len, learned)),
             plan.batch,
             plan.steps,
             seed,
-            start=start,
+            start=first,
             rank=world.rank,
             world=world.size,
         )
         return stream(windows, sampler, join, 0, pin=world.device.type == "cuda")
 
-    before = distance(student, single, kept, world.device) if world.leads else {}
+    before = distance(student, own, kept, world.device) if world.leads else {}
     training = Plan(
         name="distillation",
         schedule=PolySchedule(plan.steps, warmup=plan.warmup),
@@ -362,13 +371,14 @@ def distil(
             options=asdict(options),
             seed=seed,
             teacher=hashlib.sha256((teacher / WEIGHTS_FILE).read_bytes()).hexdigest(),
+            start=hashlib.sha256((begun / WEIGHTS_FILE).read_bytes()).hexdigest(),
             images=[[(image.key, image.image.stat().st_size) for image in folder] for folder in folders],
         ),
     )
     history = fit(
-        DistillationObjective(student, world, plan, single, high),
+        DistillationObjective(student, world, plan, own, high),
         load,
-        lambda: distance(student, single, kept, world.device),
+        lambda: distance(student, own, kept, world.device),
         training,
         world=world,
         folder=state,

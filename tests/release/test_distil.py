@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from anomdino.config.params import load_params
 from anomdino.io.images import write_png
 from anomdino.protocol import mark_evaluation_only
-from anomdino.scorer.base import load_scorer
+from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
 from anomdino.synthetic import outlier, scene
 from pipeline import distil
 from pipeline.release import TARGET
@@ -84,6 +84,26 @@ def test_nothing_to_learn_leaves_the_weights_alone(photos):
     before, after = (load_file(folder / WEIGHTS.format("rpl")) for folder in (TARGET, photos / "student"))
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
+
+
+def test_another_model_is_where_the_student_starts_and_two_widths_are_written(photos):
+    assert run(photos, "--to", str(photos / "first")).exit_code == 0
+    more = ["--from", str(photos / "first"), "--work", str(photos / "work2"), "--width", "64", "--lr", "0"]
+    assert run(photos, *more).exit_code == 0
+    first, second = (load_file(photos / name / WEIGHTS.format("rpl")) for name in ("first", "student"))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert load_params(photos / "student/params.yaml").score.widths == [96, 64]
+
+
+def test_a_start_of_another_architecture_is_refused_before_anything_is_scored(photos):
+    demo = build_scorer(ScorerSpec("small", 19, {}))
+    save_scorer(demo, photos / "demo/models/rpl")
+    result = run(photos, "--from", str(photos / "demo"))
+    assert result.exit_code != 0
+    assert "--from" in result.output
+    assert "small" in result.output
+    assert not (photos / "work").exists()
 
 
 @pytest.mark.slow

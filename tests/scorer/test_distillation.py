@@ -89,7 +89,7 @@ def objective(scorer, plan, options, high=1e9):
 def test_a_teacher_of_one_width_has_nearly_nothing_to_learn(tmp_path, width, most):
     scorer, options = network(), ScoringOptions(widths=(width,))
     images = scored_folder(tmp_path, scorer, options, count=2)
-    plan = DistillationPlan(width=width, crop=(width * 3 // 4, width), flip=0)
+    plan = DistillationPlan(widths=(width,), crop=(width * 3 // 4, width), flip=0)
     batch = join([Windows([images], plan, STRIDE, 0)[SampleId(n, 0)] for n in range(4)])
     spread = float(batch.score.std())
     losses = objective(scorer, plan, options)(batch)
@@ -118,7 +118,7 @@ def test_windows_show_the_same_place_in_image_score_and_maps(tmp_path, width):
     UncertaintyMaps(semantic.astype(np.float16), plane, plane, plane.astype(np.float32), (height, full)).save(
         entry.maps
     )
-    plan = DistillationPlan(width=width, crop=(24, 32))
+    plan = DistillationPlan(widths=(width,), crop=(24, 32))
     mirrored = 0
     for number in range(12):
         window = Windows([[entry]], plan, STRIDE, 3)[SampleId(number, 0)]
@@ -139,7 +139,7 @@ def test_windows_show_the_same_place_in_image_score_and_maps(tmp_path, width):
 def test_windows_beyond_the_image_do_not_count(tmp_path):
     scorer, options = network(), ScoringOptions(widths=(64,))
     (entry, _) = scored_folder(tmp_path, scorer, options, count=2, size=(20, 64))
-    plan = DistillationPlan(width=64, crop=(32, 64), flip=0)
+    plan = DistillationPlan(widths=(64,), crop=(32, 64), flip=0)
     window = Windows([[entry]], plan, STRIDE, 0)[SampleId(0, 0)]
     assert window.valid[:20].min() == 1
     assert window.valid[20:].max() == 0
@@ -202,7 +202,7 @@ def test_cells_are_read_in_their_middles():
 def test_every_weight_learns_and_statistics_stay(tmp_path):
     scorer, options = network(), ScoringOptions(widths=(48, 96))
     images = scored_folder(tmp_path, scorer, options, count=2)
-    plan = DistillationPlan(width=96, crop=(72, 96))
+    plan = DistillationPlan(widths=(96,), crop=(72, 96))
     loss = objective(scorer, plan, options)
     buffers = {name: buffer.clone() for name, buffer in scorer.named_buffers()}
     loss(join([Windows([images], plan, STRIDE, 0)[SampleId(0, 0)]]))["loss"].backward()
@@ -218,15 +218,15 @@ def test_every_weight_learns_and_statistics_stay(tmp_path):
     assert grouped == len(list(scorer.parameters()))
 
 
-def learn(tmp_path, name="state", **changes):
+def learn(tmp_path, name="state", start=None, **changes):
     options = ScoringOptions(widths=(48, 96))
     folder = tmp_path / "teacher"
     if not folder.exists():
         save_scorer(network(), folder)
     images = scored_folder(tmp_path, load_scorer(folder), options)
-    settings = {"width": 96, "crop": (72, 96), "steps": 40, "batch": 2, "lr": 1e-3, "warmup": 2} | changes
+    settings = {"widths": (96,), "crop": (72, 96), "steps": 40, "batch": 2, "lr": 1e-3, "warmup": 2} | changes
     plan = DistillationPlan(**settings)
-    return distil(folder, options, [images], plan, tmp_path / name, seed=1, world=ALONE)
+    return distil(folder, options, [images], plan, tmp_path / name, seed=1, world=ALONE, start=start)
 
 
 def test_a_student_comes_nearer_and_the_same_seed_gives_the_same_one(tmp_path):
@@ -242,6 +242,23 @@ def test_a_student_comes_nearer_and_the_same_seed_gives_the_same_one(tmp_path):
 def test_a_student_learns_the_class_probabilities_too(tmp_path):
     student = learn(tmp_path, rest_factor=1.0, closed_weight=300.0)
     assert student.after["distance_closed"] < 0.9 * student.before["distance_closed"]
+
+
+def test_a_student_of_two_widths_is_measured_at_both_and_may_start_as_another_scorer(tmp_path):
+    save_scorer(network(1), tmp_path / "other")
+    start = tmp_path / "other"
+    changes = {"widths": (48, 96), "lr": 0.0, "steps": 2}
+    unmoved = learn(tmp_path, **changes)
+    assert unmoved.before["distance_score"] < 1e-6  # the teacher at the teacher's widths
+    moved = learn(tmp_path, "moved", start=start, **changes)
+    for name, tensor in load_scorer(start).state_dict().items():
+        assert torch.equal(tensor, moved.scorer.state_dict()[name]), name
+    images = scored_folder(tmp_path, load_scorer(tmp_path / "teacher"), ScoringOptions(widths=(48, 96)))
+    kept = split([images], DistillationPlan())[1]
+    alone = distance(load_scorer(start), ScoringOptions(widths=(48, 96)), kept, ALONE.device)
+    assert moved.before == pytest.approx(alone)
+    again = learn(tmp_path, "moved", **changes)  # a resume point of another start is not taken up
+    assert torch.equal(next(again.scorer.parameters()), next(load_scorer(tmp_path / "teacher").parameters()))
 
 
 def test_a_killed_training_goes_on_to_the_same_student(tmp_path, monkeypatch):
@@ -270,6 +287,21 @@ CUT = Windows.cut
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path):
     with pytest.raises(TrainingError, match=r"distillation step \d+.*images i\d, i\d"):
         learn(tmp_path, lr=1e30, clip=0, precision="float32")
+
+
+def test_widths_take_turns_step_by_step_and_a_small_one_has_smaller_windows(tmp_path):
+    columns = np.broadcast_to(np.arange(120, dtype=np.float32), (90, 120))
+    entry = scored_folder(tmp_path, network(), ScoringOptions(widths=(120,)), count=1, size=(90, 120))[0]
+    write_score(entry.score, np.ascontiguousarray(columns))
+    plan = DistillationPlan(widths=(40, 120, 60), crop=(36, 48), batch=2)
+    windows = Windows([[entry]], plan, STRIDE, 0)
+    for number in range(12):
+        width = (40, 120, 60)[number // 2 % 3]
+        window = windows[SampleId(number, 0)]
+        size = (30, 40) if width == 40 else (36, 48)
+        assert tuple(window.image.shape[1:]) == tuple(window.score.shape) == size
+        step = np.abs(np.diff(window.score.numpy()[:, 4:-4], axis=1)).mean()
+        assert step == pytest.approx(120 / width, rel=0.05)
 
 
 def test_images_are_kept_back_in_every_folder():
@@ -320,7 +352,7 @@ def test_results_of_another_image_are_refused(tmp_path):
     scorer, options = network(), ScoringOptions(widths=(64,))
     small = scored_folder(tmp_path / "a", scorer, options, count=2)[0]
     large = scored_folder(tmp_path / "b", scorer, options, count=2, size=(56, 64))[0]
-    plan = DistillationPlan(width=64, crop=(32, 32))
+    plan = DistillationPlan(widths=(64,), crop=(32, 32))
     for wrong in (
         ScoredImage("x", small.image, large.score, small.maps),
         ScoredImage("x", small.image, small.score, large.maps),
