@@ -111,6 +111,14 @@ def list_items(files: TrainingFiles) -> list[Item]:
     return items
 
 
+def by_folder_of(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """Sort items by the folder in their key: "" for those in none, "a" for "a/1", "a/b" for "a/b/1"."""
+    kinds: dict[str, list[Item]] = {}
+    for item in items:
+        kinds.setdefault(item.key.rpartition("/")[0], []).append(item)
+    return kinds
+
+
 def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Split items into training and held-out ones, all images of a source on the same side.
 

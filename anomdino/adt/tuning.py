@@ -11,13 +11,17 @@ worse:
    least, the nearest to k = 1, b = 0, is taken: on few held-out images the best value is partly luck, and images of
    another kind than the training's are better served by the plain score than by a change that gained nothing.
 
+Where images are of several *kinds*, composed ones and photos, say, each kind is measured for itself: a pair must be
+admissible in all of them, and the value is the mean over kinds. Pooled, the kind with the hardest background decides
+alone, and what it gains the others may lose.
+
 Components are measured as SegmentMeIfYouCan does, each rule at its threshold of best pixel F1; components count
 from the share of the image on that AnomalyTrack counts them from (500 and 100 of 1280 x 720 pixels).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -155,18 +159,65 @@ def search(
         bs: Values of b.
         seed: Seed of the choice of pixels.
     """
+    kinds = {"": items}
+    return search_kinds(kinds, model, objective=objective, tolerance=tolerance, ks=ks, bs=bs, seed=seed)[""]
+
+
+def search_kinds(
+    kinds: Mapping[str, Sequence[Item]],
+    model: AdtModel,
+    *,
+    objective: Objective = "overall",
+    tolerance: float = TOLERANCE,
+    ks: Sequence[float] = K_GRID,
+    bs: Sequence[float] = B_GRID,
+    seed: int = 0,
+) -> dict[str, Tuning]:
+    """As :func:`search`, for images of several kinds: one pair is chosen for all, measured in each kind for itself.
+
+    Args:
+        kinds: Held-out images by kind.
+        model: As there, like all the rest.
+        objective: Its mean over kinds is maximised.
+        tolerance: As there.
+        ks: As there.
+        bs: As there.
+        seed: As there.
+
+    Returns:
+        By kind, what was measured; k and b of every choice are the same.
+
+    Raises:
+        DataError: The images of a kind have no anomalous pixel, or no other.
+    """
     if objective not in get_args(Objective):
         raise ConfigError("objective", f"is '{objective}'", f"use one of {', '.join(get_args(Objective))}")
     raw_rule = replace(model.rule, output="raw")
     rules = [raw_rule, *(replace(model.rule, output="fused", k=k, b=b) for k, b in product(ks, bs))]
-    raw, *curve = _pixel_points(items, model, rules, seed)
+    points = {}
+    for kind, items in kinds.items():
+        try:
+            points[kind] = _pixel_points(items, model, rules, seed)
+        except DataError as error:
+            where = f"images in {kind}" if kind else error.what
+            raise DataError(where, error.cause, error.cure) from error
     if objective == "overall":
-        asked = [index for index, point in enumerate(curve) if point.holds(raw, tolerance)]
-        raw, *found = _with_components(items, model, [raw, *(curve[index] for index in asked)])
-        for index, point in zip(asked, found, strict=True):
-            curve[index] = point
-    choice = choose(raw, curve, objective, tolerance)
-    return Tuning(choice, raw, tuple(curve), objective, tolerance, len(items))
+        asked = [0, *(i for i in range(1, len(rules)) if _admissible(points.values(), i, tolerance))]
+        for kind, measured in points.items():
+            found = _with_components(kinds[kind], model, [measured[index] for index in asked])
+            for index, point in zip(asked, found, strict=True):
+                measured[index] = point
+    raws, curves = ([p[0] for p in points.values()], [p[1:] for p in points.values()])
+    chosen = choose_for_kinds(raws, curves, objective, tolerance)
+    return {
+        kind: Tuning(curve[chosen], raw, tuple(curve), objective, tolerance, len(items))
+        for (kind, items), raw, curve in zip(kinds.items(), raws, curves, strict=True)
+    }
+
+
+def _admissible(kinds: Iterable[Sequence[Point]], index: int, tolerance: float) -> bool:
+    """Whether a pair is no worse than the plain score, which comes first, in any kind."""
+    return all(points[index].holds(points[0], tolerance) for points in kinds)
 
 
 def choose(raw: Point, curve: Sequence[Point], objective: Objective, tolerance: float) -> Point:
@@ -180,14 +231,35 @@ def choose(raw: Point, curve: Sequence[Point], objective: Objective, tolerance: 
         tolerance: How far below the best a point may lie. Of all that lie so near, the one with the smallest
             |1 - k| + |b| is taken.
     """
-    candidates = list(curve)
+    return curve[choose_for_kinds([raw], [curve], objective, tolerance)]
+
+
+def choose_for_kinds(
+    raws: Sequence[Point], curves: Sequence[Sequence[Point]], objective: Objective, tolerance: float
+) -> int:
+    """As :func:`choose`, over several kinds of images: the place in the curves of the pair that suits all.
+
+    Args:
+        raws: Measures of the plain score, one a kind.
+        curves: Measures of every k and b, the same pairs in the same order for every kind.
+        objective: Its mean over kinds is maximised, among pairs that are admissible in every kind.
+        tolerance: As there.
+    """
+    pairs = list(zip(*curves, strict=True))
+    candidates = list(range(len(pairs)))
+
+    def value(index: int) -> float:
+        return float(np.mean([point.value(objective) for point in pairs[index]]))
+
     if objective == "overall":
-        candidates = [p for p in curve if p.component_f1 is not None and p.holds(raw, tolerance)]
+        kinds = [[raw, *curve] for raw, curve in zip(raws, curves, strict=True)]
+        measured = [i for i in candidates if all(point.component_f1 is not None for point in pairs[i])]
+        candidates = [i for i in measured if _admissible(kinds, i + 1, tolerance)]
         if not candidates:
-            candidates, objective = list(curve), "both"
-    best = max(point.value(objective) for point in candidates)
-    near = [point for point in candidates if point.value(objective) >= best - tolerance]
-    return min(near, key=lambda p: (round(1 - p.k + p.b, 9), -p.value(objective)))
+            candidates, objective = list(range(len(pairs))), "both"
+    best = max(value(index) for index in candidates)
+    near = [index for index in candidates if value(index) >= best - tolerance]
+    return min(near, key=lambda i: (round(1 - pairs[i][0].k + pairs[i][0].b, 9), -value(i)))
 
 
 def search_floor(
@@ -290,18 +362,27 @@ def tune_trained(
     return tuned
 
 
-def apply_choice(model: AdtModel, tuning: Tuning) -> AdtModel:
-    """Give the model with the chosen k and b in its rule, and the choice in its provenance."""
-    rule = replace(model.rule, k=tuning.choice.k, b=tuning.choice.b)
+def apply_choice(model: AdtModel, tuning: Tuning | Mapping[str, Tuning]) -> AdtModel:
+    """Give the model with the chosen k and b in its rule, and the choice (of every kind) in its provenance."""
+    one = tuning if isinstance(tuning, Tuning) else next(iter(tuning.values()))
+    rule = replace(model.rule, k=one.choice.k, b=one.choice.b)
     return replace(model, rule=rule, provenance=model.provenance | {"tuning": _summary(tuning)})
 
 
-def write_tuning(tuning: Tuning, path: Path) -> None:
-    """Write choice and curve as JSON."""
-    atomic_write_json(path, _summary(tuning) | {"curve": [asdict(point) for point in tuning.curve]})
+def write_tuning(tuning: Tuning | Mapping[str, Tuning], path: Path) -> None:
+    """Write choice and curve as JSON; of several kinds, one such object each under ``kinds``."""
+    atomic_write_json(path, _with_curve(tuning))
 
 
-def _summary(tuning: Tuning) -> dict[str, object]:
+def _with_curve(tuning: Tuning | Mapping[str, Tuning]) -> dict[str, object]:
+    if isinstance(tuning, Tuning):
+        return _summary(tuning) | {"curve": [asdict(point) for point in tuning.curve]}
+    return {"kinds": {kind: _with_curve(one) for kind, one in tuning.items()}}
+
+
+def _summary(tuning: Tuning | Mapping[str, Tuning]) -> dict[str, object]:
+    if not isinstance(tuning, Tuning):
+        return {"kinds": {kind: _summary(one) for kind, one in tuning.items()}}
     return {
         "objective": tuning.objective,
         "tolerance": tuning.tolerance,

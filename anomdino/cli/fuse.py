@@ -191,17 +191,24 @@ def tune(
     held_out: Annotated[
         bool, typer.Option("--held-out/--all", help="Only the images that the model's training held out.")
     ] = True,
+    by_folder: Annotated[
+        bool,
+        typer.Option(
+            "--by-folder/--pooled",
+            help="Images in different folders below --scores are of different kinds: no kind may get worse than raw.",
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Search the fused score's k and b on labelled images of the training domain, never evaluation data."""
-    from anomdino.adt.dataset import TrainingFiles, hold_out, list_items
+    from anomdino.adt.dataset import TrainingFiles, by_folder_of, hold_out, list_items
     from anomdino.adt.store import save_adt
     from anomdino.adt.tuning import (
         apply_choice,
         apply_floor,
         fit_evidence,
-        search,
         search_floor,
+        search_kinds,
         write_tuning,
     )
     from anomdino.errors import CheckpointError
@@ -220,14 +227,18 @@ def tune(
     if floor:
         floors = search_floor(items, loaded, tolerance=tolerance)
         loaded = apply_floor(loaded, floors)
-    tuning = search(items, loaded, objective=objective.value, tolerance=tolerance)
+    kinds = by_folder_of(items) if by_folder else {"": items}
+    tunings = search_kinds(kinds, loaded, objective=objective.value, tolerance=tolerance)
+    tuning = tunings if by_folder else tunings[""]
     save_adt(apply_choice(loaded, tuning), out)
     write_tuning(tuning, out / "tuning.json")
-    best, raw = tuning.choice, tuning.raw
-    typer.echo(
-        f"tune: {tuning.images} images, k {best.k:g}, b {best.b:g}: AP {best.ap:.4f} (raw {raw.ap:.4f}), "
-        f"FPR95 {best.fpr95:.4f} (raw {raw.fpr95:.4f}), best pixel F1 {best.f1:.4f} (raw {raw.f1:.4f}), in {out}"
-    )
+    for kind, found in tunings.items():
+        best, raw = found.choice, found.raw
+        typer.echo(
+            f"tune: {found.images} images{f' in {kind}' if kind else ''}, k {best.k:g}, b {best.b:g}: "
+            f"AP {best.ap:.4f} (raw {raw.ap:.4f}), FPR95 {best.fpr95:.4f} (raw {raw.fpr95:.4f}), "
+            f"best pixel F1 {best.f1:.4f} (raw {raw.f1:.4f}), in {out}"
+        )
     if evidence:
         weights = ", ".join(f"{value:.3g}" for value in loaded.provenance["box_evidence"]["weights"])
         typer.echo(f"tune: boxes weighed by {weights}; kept from a confidence of {loaded.rule.box_score:g}")

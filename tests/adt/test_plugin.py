@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from anomdino.adt.plugin import fuse_folder, list_maps, oriented, read_map, refi
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.tuning import fit_evidence, search, search_floor
 from anomdino.errors import AnomdinoError, DataError, ProtocolError
-from anomdino.io.boxes import Boxes, read_box_results
+from anomdino.io.boxes import Boxes, read_box_results, write_box_results
 from anomdino.io.images import read_label, write_png
 from anomdino.io.scores import read_score, write_score
 from anomdino.protocol import mark_evaluation_only
@@ -168,6 +169,32 @@ def test_tune_writes_choice_and_curve(model, make_set, tmp_path, app):
     assert load_adt(tmp_path / "new").rule.k == stored["choice"]["k"]
     with pytest.raises(AnomdinoError, match="held out"):
         run(app, "tune", *arguments, "--model", tmp_path / "adt", "-o", tmp_path / "new")
+
+
+def test_tune_by_folder_has_a_curve_of_every_kind(model, make_set, tmp_path, app):
+    save_adt(model, tmp_path / "adt")
+    boxes, sizes = {}, {}
+    for kind, images in (("composed", 5), ("photos", 4)):
+        files = make_set(kind, images=images)
+        for part, folder in (("scores", files.scores), ("labels", files.labels)):
+            shutil.copytree(folder, tmp_path / part / kind)
+        keys = [path.stem for path in sorted(files.labels.glob("*.png"))]
+        for key, found in read_box_results(files.boxes, keys).items():
+            boxes[f"{kind}/{key}"], sizes[f"{kind}/{key}"] = found, (64, 96)
+    write_box_results(tmp_path / "boxes.json", boxes, sizes)
+    out = run(
+        app, "tune", "--scores", tmp_path / "scores", "--labels", tmp_path / "labels", "--all", "--by-folder",
+        "--boxes", tmp_path / "boxes.json", "--model", tmp_path / "adt", "-o", tmp_path / "new",
+    )  # fmt: skip
+    assert "5 images in composed" in out
+    assert "4 images in photos" in out
+    stored = json.loads((tmp_path / "new" / "tuning.json").read_text())["kinds"]
+    tuned = load_adt(tmp_path / "new")
+    assert list(stored) == ["composed", "photos"]
+    for kind in stored.values():
+        assert len(kind["curve"]) == 48
+        assert (kind["choice"]["k"], kind["choice"]["b"]) == (tuned.rule.k, tuned.rule.b)
+    assert set(tuned.provenance["tuning"]["kinds"]) == {"composed", "photos"}
 
 
 def test_tune_fits_boxes_floor_and_rule_in_this_order(model, make_set, tmp_path, app):

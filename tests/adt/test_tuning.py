@@ -19,11 +19,14 @@ from anomdino.adt.tuning import (
     Point,
     apply_floor,
     choose,
+    choose_for_kinds,
     search,
     search_floor,
+    search_kinds,
     tune_trained,
 )
-from anomdino.errors import ConfigError
+from anomdino.errors import ConfigError, DataError
+from anomdino.io.images import write_png
 
 PLAN = TrainingPlan(
     crops=CropRules(crop=48), rule=FusionRule(k=0.6, b=0.1), epochs=4, batch=4, lr=1e-2, slope_lr=10.0
@@ -49,6 +52,50 @@ def test_among_equals_the_one_that_changes_least_is_taken():
     assert choose(RAW, curve, "overall", 0.01) == curve[1]
     assert choose(RAW, curve, "overall", 0.02) == curve[2]
     assert choose(RAW, curve, "overall", 0.0) == curve[0]
+
+
+def test_a_pair_has_to_suit_every_kind_of_images():
+    """Pooled or alone, each kind would take the pair that spoils the other."""
+    composed = [point(1.0, 0.0, f1=0.2), point(0.8, 0.0, f1=0.3), point(0.6, 0.0, f1=0.5), point(0.4, 0.0)]
+    photos = [point(1.0, 0.0, f1=0.2), point(0.8, 0.0, f1=0.3), point(0.6, 0.0, missed=11), point(0.4, 0.0)]
+    photos[3] = point(0.4, 0.0, f1=0.9)
+    composed[3] = point(0.4, 0.0, f1=0.9, fpr95=0.22)
+    assert choose(RAW, composed, "overall", 0.01).k == 0.6
+    assert choose(RAW, photos, "overall", 0.01).k == 0.4
+    assert choose_for_kinds([RAW, RAW], [composed, photos], "overall", 0.01) == 1
+    photos[1] = replace(photos[1], ap=0.4)
+    assert choose_for_kinds([RAW, RAW], [composed, photos], "overall", 0.01) == 0
+
+
+def test_of_admissible_pairs_the_mean_over_kinds_decides():
+    first = [point(0.8, 0.0, f1=0.30), point(0.6, 0.0, f1=0.60), point(0.4, 0.0, f1=0.20)]
+    second = [point(0.8, 0.0, f1=0.30), point(0.6, 0.0, f1=0.10), point(0.4, 0.0, f1=0.45)]
+    assert choose_for_kinds([RAW, RAW], [first, second], "overall", 0.0) == 1  # means 0.30, 0.35, 0.325
+    assert choose_for_kinds([RAW, RAW], [first, second], "overall", 0.06) == 0
+
+
+def test_kinds_are_measured_apart_by_what_measures_them_alone(make_set, model):
+    kinds = {
+        "a": list_items(make_set("a", images=4)),
+        "b": list_items(make_set("b", images=5, size=(48, 64))),
+    }
+    found = search_kinds(kinds, model, ks=[0.6, 1.0], bs=[0.0, 0.3])
+    assert len({(tuning.choice.k, tuning.choice.b) for tuning in found.values()}) == 1
+    for kind, items in kinds.items():
+        alone = search(items, model, ks=[0.6, 1.0], bs=[0.0, 0.3])
+        assert found[kind].raw == alone.raw
+        for together, apart in zip(found[kind].curve, alone.curve, strict=True):
+            if together.component_f1 is None:  # out in the other kind
+                apart = replace(apart, component_f1=None, missed=None, false=None)
+            assert together == apart
+
+
+def test_images_without_an_anomaly_cannot_tune(make_set, model):
+    files = make_set(images=3)
+    for label in files.labels.glob("*.png"):
+        write_png(label, np.zeros((64, 96), np.uint8))
+    with pytest.raises(DataError, match="images in empty: there is no anomalous pixel"):
+        search_kinds({"empty": list_items(files)}, model, ks=[1.0], bs=[0.0])
 
 
 def test_where_nothing_gains_the_plain_order_stays():
