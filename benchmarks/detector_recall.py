@@ -1,11 +1,12 @@
 """How many anomalies lie inside boxes, as a function of the score threshold and of the boxes an image.
 
-Usage: python benchmarks/detector_recall.py [--benchmarks NAME ...] [--budgets 1 2 3 5 8]
+Usage: python benchmarks/detector_recall.py [--benchmarks NAME ...] [--budgets 1 2 3 5 8] [--weighed ADT]
 
 Run it in a project folder after `dvc repro detect`: it reads the benchmarks of params.yaml and data/boxes. Percent of the
 anomalous pixels inside kept boxes, and of the anomaly components (8-connected, every size) more than half inside their
 union. The first table keeps a mean number of boxes an image by one threshold for the whole set; the second lists
-thresholds. "best" keeps all boxes: the ceiling.
+thresholds. "best" keeps all boxes: the ceiling. With `--weighed data/models/adt` the
+boxes are ranked as ADT-Net ranks them, by confidences that the scores in and around them weigh (`adt.box_evidence`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from anomdino.adt.evidence import weighed
+from anomdino.adt.store import load_adt
 from anomdino.benchmarks import Benchmark, open_set
 from anomdino.config.params import load_params
 from anomdino.detector.quality import THRESHOLDS, Coverage, threshold_at_budget
 from anomdino.io.boxes import Boxes, read_box_results
+from anomdino.io.scores import read_score
 
-BOXES = Path("data/boxes")
+DATA = Path("data")
+BOXES = DATA / "boxes"
 
 
 def main() -> None:
@@ -29,11 +34,14 @@ def main() -> None:
     )
     parser.add_argument("--benchmarks", nargs="+")
     parser.add_argument("--budgets", nargs="+", type=float, default=[1, 2, 3, 5, 8])
+    parser.add_argument("--weighed", type=Path, metavar="ADT", help="folder of a trained ADT-Net")
     arguments = parser.parse_args()
     sets = load_params(Path("params.yaml")).benchmark.sets
     for name in arguments.benchmarks or sets:
         benchmark = open_set(name, sets[name])
         boxes = read_box_results(BOXES / f"{name}.json", [sample.key for sample in benchmark.samples])
+        if arguments.weighed:
+            boxes = weighed_boxes(benchmark, boxes, arguments.weighed)
         budgets = {budget: threshold_at_budget(boxes.values(), budget) for budget in arguments.budgets}
         thresholds = sorted({*budgets.values(), *THRESHOLDS})
         coverage = cover(benchmark, boxes, thresholds)
@@ -58,6 +66,17 @@ def cover(benchmark: Benchmark, boxes: Mapping[str, Boxes], thresholds: list[flo
     for sample in benchmark.samples:
         coverage.add(boxes[sample.key], benchmark.read_label(sample))
     return coverage
+
+
+def weighed_boxes(benchmark: Benchmark, boxes: Mapping[str, Boxes], adt: Path) -> dict[str, Boxes]:
+    """Weigh the confidences by the scores, as ADT-Net does with the detector's boxes."""
+    net = load_adt(adt).net
+    found = {}
+    for sample in benchmark.samples:
+        score = read_score(DATA / "scores" / benchmark.name / "score" / f"{sample.key}.npz")
+        height, width = score.shape
+        found[sample.key] = weighed(boxes[sample.key].clipped((height, width)), score, net)
+    return found
 
 
 def _percent(row: Mapping[str, float | None], name: str) -> str:

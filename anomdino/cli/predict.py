@@ -43,6 +43,13 @@ def predict(
         int | None,
         typer.Option(min=0, help="Remove mask components with fewer pixels; default: the model's."),
     ] = None,
+    width: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=16,
+            help="Score at this width, not at the model's; again for a mean of several. Fewer are faster.",
+        ),
+    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
     strict: Annotated[bool, typer.Option(help="Stop at the first photo that cannot be read.")] = False,
 ) -> None:
@@ -54,8 +61,11 @@ def predict(
 
     photos = collect(inputs)
     folder, params_file = find_models(models, params)
-    chosen = resolve_device(device)
-    cascade = Cascade.load(folder, load_params(params_file, only=("score", "detect")), chosen, boxes=boxes)
+    chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect"))
+    if width:
+        score = settings.score.model_copy(update={"widths": width})
+        settings = settings.model_copy(update={"score": score})
+    cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component)
     writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay, thresholds=thresholds)
     summary = predict_all(cascade, photos, writer, max_pixels=max_pixels, strict=strict)

@@ -65,6 +65,21 @@ def test_a_folder_keeps_its_tree(models, photos, tmp_path):
     assert summary["skipped"] == []
 
 
+def test_widths_asked_for_take_the_place_of_the_models(models, photos, tmp_path):
+    one, beside = photos / "a" / "one.png", tmp_path / "params.yaml"
+    beside.write_text("score: {widths: [32, 48]}\n")
+    asked = ["predict", one, "--models", models, "--no-boxes", "--device", "cpu", "--output", "raw"]
+    assert run(*asked, "-o", tmp_path / "file", "--params", beside).exit_code == 0
+    assert run(*asked, "-o", tmp_path / "asked", "--width", 32, "--width", 48).exit_code == 0
+    assert run(*asked, "-o", tmp_path / "own").exit_code == 0
+    file, option, own = (read_score(tmp_path / name / "score/one.npz") for name in ("file", "asked", "own"))
+    np.testing.assert_array_equal(option, file)
+    assert np.abs(option - own).max() > 1e-3
+    refused = run(*asked, "-o", tmp_path / "none", "--width", 0)
+    assert refused.exit_code != 0
+    assert not (tmp_path / "none").exists()
+
+
 def test_thresholds_are_written_where_they_are_asked_for(models, photos, tmp_path):
     out, one = tmp_path / "out", photos / "a" / "one.png"
     asked = ["predict", one, "-o", out, "--models", models, "--no-boxes", "--thresholds", "--device", "cpu"]
