@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from anomdino.scorer.distillation import DistillationPlan, Distilled, ScoredImage
     from anomdino.scorer.distributed import World
 
+SCORING = timedelta(hours=12)
+"""How long the other processes wait while the first one scores the images."""
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -87,7 +90,7 @@ def main(
         )
         begun = check_start(of / "models" / "rpl", start / "models" / "rpl") if start else None
         seed_everything(params.seed)
-        with joined_processes(resolve_device(params.device)) as world:
+        with joined_processes(resolve_device(params.device), SCORING) as world:
             done = distilled(params, of / "models" / "rpl", images, plan, work, world, begun)
             if world.leads:
                 write_model(of, to, params, plan, done, share)
@@ -151,8 +154,9 @@ def distilled(
     work: Path,
     world: World,
     start: Path | None = None,
+    state: Path | None = None,
 ) -> Distilled:
-    """Score the folders by the teacher and train the student."""
+    """Score the folders by the teacher and train the student; its resume points lie in ``state`` (``work``/state)."""
     from anomdino.scorer.distillation import distil
     from anomdino.scorer.setup import scoring_options
 
@@ -162,7 +166,9 @@ def distilled(
     world.wait()
     scored = [list_scored(folder, work) for folder in folders]
     options = scoring_options(params.score)
-    return distil(teacher, options, scored, plan, work / "state", seed=params.seed, world=world, start=start)
+    return distil(
+        teacher, options, scored, plan, state or work / "state", seed=params.seed, world=world, start=start
+    )
 
 
 def score_folder(params: Params, teacher: Path, folder: Path, work: Path, world: World) -> None:

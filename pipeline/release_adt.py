@@ -62,12 +62,17 @@ def main(
 
 def held_out_objects(params: Params, outliers: Path, out: Path) -> Path:
     """Link the objects that the scorer's training held out."""
+    return linked_objects(params, outliers, out, held_out=True)
+
+
+def linked_objects(params: Params, outliers: Path, out: Path, *, held_out: bool) -> Path:
+    """Link the objects that the scorer's training held out, or the others."""
     from anomdino.scorer.dataset import ImagePairs, split_outliers
 
     pairs = ImagePairs(outliers, "masks")
-    _, held = split_outliers(pairs, params.rpl.residual.outlier_holdout, params.seed)
+    learned, held = split_outliers(pairs, params.rpl.residual.outlier_holdout, params.seed)
     shutil.rmtree(out, ignore_errors=True)
-    for index in held:
+    for index in held if held_out else learned:
         key, image, mask = pairs.files[index]
         for folder, source in (("images", image), ("masks", mask)):
             link = out / folder / f"{key}{source.suffix}"

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -68,9 +69,17 @@ class World:
         return DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
 
 
+PATIENCE = timedelta(minutes=30)
+
+
 @contextmanager
-def joined_processes(device: torch.device) -> Iterator[World]:
-    """Join the processes that torchrun started (gloo on a CPU, nccl on GPUs); alone without torchrun."""
+def joined_processes(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[World]:
+    """Join the processes that torchrun started (gloo on a CPU, nccl on GPUs); alone without torchrun.
+
+    Args:
+        device: Where each process trains.
+        patience: How long a process waits for the others before it gives up.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(0, 1, device)
@@ -78,7 +87,7 @@ def joined_processes(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:

@@ -1,0 +1,112 @@
+"""Distilling the released scorer anew, from scenes and objects to the model that `predict` loads, at tiny size."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from anomdino.config.params import load_params
+from anomdino.io.images import write_png
+from anomdino.io.listing import list_images
+from anomdino.protocol import mark_evaluation_only
+from anomdino.scorer.base import load_scorer
+from anomdino.scorer.dataset import ImagePairs, split_outliers
+from anomdino.synthetic import outlier
+from pipeline import release_distil
+from pipeline.distil import distilled
+from pipeline.release import TARGET
+from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+
+WEIGHTS = "models/{}/model.safetensors"
+
+
+@pytest.fixture
+def tiny(sources, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 60)
+    tiny_release(sources / "light", widths=[64, 96])
+    return sources
+
+
+def run(folder, *more):
+    names = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
+    given = [text for name, part in names.items() for text in (name, str(folder / part))]
+    sizes = ["--count", "8", "--photos", "4", "--width", "80", "--crop", "48", "64"]
+    return CliRunner().invoke(release_distil.app, [*given, *sizes, "--steps", "2", "2", *more])
+
+
+@pytest.mark.slow
+def test_two_rounds_end_in_the_place_of_the_released_scorer(tiny, monkeypatch):
+    params = (tiny / "light/params.yaml").read_bytes()
+    students, starts = [], []
+
+    def watched(*given):
+        done = distilled(*given)
+        students.append({name: tensor.clone() for name, tensor in done.scorer.state_dict().items()})
+        starts.append(given[6])
+        return done
+
+    monkeypatch.setattr(release_distil, "distilled", watched)
+    result = run(tiny)
+    assert result.exit_code == 0, result.output
+    light, work = tiny / "light", tiny / "work"
+    before, after = load_file(TARGET / WEIGHTS.format("rpl")), load_file(light / WEIGHTS.format("rpl"))
+    assert {name: tensor.dtype for name, tensor in before.items()} == {n: t.dtype for n, t in after.items()}
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+    load_scorer(light / "models/rpl")
+    assert starts == [None, work / "model1/models/rpl"]
+    half = load_file(work / "model1" / WEIGHTS.format("rpl"))
+    for name, tensor in before.items():
+        if tensor.is_floating_point():
+            mean = (tensor.float() + students[0][name].float()) / 2
+            torch.testing.assert_close(half[name].float(), mean, rtol=2e-3, atol=1e-6, msg=name)
+            assert torch.equal(after[name], students[1][name].half()), name
+    first, second = (load_params(work / f"model{number}" / "params.yaml").score.widths for number in (1, 2))
+    assert (first, second) == ([80], [64, 96])
+    for part in ("detector", "adt"):
+        kept = (light / WEIGHTS.format(part)).read_bytes()
+        assert kept == (TARGET / WEIGHTS.format(part)).read_bytes()
+    assert (light / "params.yaml").read_bytes() == params
+    held_out = {path.name for path in held_out_photos(tiny)}
+    assert held_out
+    assert not held_out & {path.name for path in (work / "photos").rglob("*.png")}
+    assert not held_out & {path.name for path in (work / "objects/images").iterdir()}
+    assert len(list_images(work / "large/offline_dataset")) == 8
+    assert len(list_images(work / "small/offline_dataset")) == 6  # three, each by two cameras
+
+
+def held_out_photos(folder):
+    pairs = ImagePairs(folder / "objects", "masks")
+    holdout = load_params(folder / "light/params.yaml").rpl.residual.outlier_holdout
+    return [pairs.files[index][1] for index in split_outliers(pairs, holdout, 0)[1]]
+
+
+def test_evaluation_photos_and_missing_folders_teach_nothing(tiny):
+    shutil.copytree(tiny / "scenes", tiny / "kept")
+    mark_evaluation_only(tiny / "scenes")
+    shutil.rmtree(tiny / "objects")
+    result = run(tiny)
+    assert result.exit_code != 0
+    assert "evaluation data" in result.output
+    result = run(tiny, "--inlier", str(tiny / "kept"))
+    assert result.exit_code != 0
+    assert "objects" in result.output
+    kept, released = (folder / WEIGHTS.format("rpl") for folder in (tiny / "light", TARGET))
+    assert kept.read_bytes() == released.read_bytes()
+
+
+def test_photos_that_are_wide_enough_are_spread_over_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 50)
+    for index in range(9):
+        image = outlier(index)[0]
+        size = 60 if index != 4 else 40
+        write_png(tmp_path / "images" / f"{index}.png", image[:size, :size])
+    release_distil.link_photos(tmp_path / "images", tmp_path / "out", 3)
+    wide = [key for key in map(str, range(9)) if key in list_images(tmp_path / "out")]
+    assert wide[0] == "0"
+    assert wide[-1] == "8"
+    assert len(wide) == 3
+    with pytest.raises(release_distil.DataError, match="has 0 photos"):
+        monkeypatch.setattr(release_distil, "LEAST_WIDTH", 500)
+        release_distil.link_photos(tmp_path / "images", tmp_path / "out", 3)
