@@ -9,11 +9,12 @@ its parameters with `score.widths: [width]`, detector and ADT-Net as they were, 
 `pipeline.measure --models` read. Several `--width` teach a student that scores by their mean, each of them what the
 teacher's mean is. `--share 0.5` writes the mean of the student's weights and the teacher's; `--from MODEL` begins with
 the scorer of another model, one distilled before, say. A killed training goes on where it stopped when called again.
-`torchrun --nproc-per-node 2 -m pipeline.distil ...` trains with two processes.
+`torchrun --nproc-per-node 2 -m pipeline.distil ...` scores and trains with two processes.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import sys
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from anomdino.scorer.distributed import World
 
 SCORING = timedelta(hours=12)
-"""How long the other processes wait while the first one scores the images."""
+"""How long processes wait for one another while images are composed and scored."""
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -160,9 +161,8 @@ def distilled(
     from anomdino.scorer.distillation import distil
     from anomdino.scorer.setup import scoring_options
 
-    if world.leads:
-        for folder in dict.fromkeys(folders):
-            score_folder(params, teacher, folder, work, world)
+    for folder in dict.fromkeys(folders):
+        score_folder(params, teacher, folder, work, world)
     world.wait()
     scored = [list_scored(folder, work) for folder in folders]
     options = scoring_options(params.score)
@@ -172,16 +172,19 @@ def distilled(
 
 
 def score_folder(params: Params, teacher: Path, folder: Path, work: Path, world: World) -> None:
-    """Write the teacher's scores and maps of a folder; those that are there and valid are kept."""
+    """Write the teacher's scores and maps of a folder, every process its share; those that are valid are kept."""
     from anomdino.scorer.run import Outputs, SetScorer
     from anomdino.scorer.setup import engine_from, run_options
 
     engine, digest = engine_from(params.score, teacher, world.device)
     results = results_of(folder, work)
     outputs = Outputs(results / "scores", results / "maps")
-    SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {folder}").run(
-        list_images(folder)
-    )
+    scorer = SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {folder}")
+    images = list_images(folder)
+    if world.leads:
+        scorer.remove_strangers(images)
+    world.wait()
+    scorer.score(dict(itertools.islice(images.items(), world.rank, None, world.size)))
 
 
 def list_scored(folder: Path, work: Path) -> list[ScoredImage]:

@@ -132,8 +132,22 @@ class SetScorer:
         Raises:
             DataError: An image cannot be read (unless skipped), a score is not finite, or a map does not fit.
         """
+        self.remove_strangers(images)
+        report = self.score(images)
+        if report.skipped:
+            atomic_write_json(self.outputs.maps / SKIPPED_FILE, report.skipped)
+        return report
+
+    def score(self, images: Mapping[str, Path]) -> RunReport:
+        """Score images and write their maps beside those of others, the share of one of several processes, say.
+
+        Args:
+            images: Image files by key; no other process may score one of them.
+
+        Raises:
+            DataError: As :meth:`run`.
+        """
         report = RunReport()
-        self._remove_strangers(images)
         threads = self.options.workers
         with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
             try:
@@ -142,8 +156,6 @@ class SetScorer:
                 readers.shutdown(cancel_futures=True)
                 writers.shutdown(cancel_futures=True)
                 raise
-        if report.skipped:
-            atomic_write_json(self.outputs.maps / SKIPPED_FILE, report.skipped)
         return report
 
     def _run(
@@ -244,7 +256,8 @@ class SetScorer:
             log.warning("%s: a stored result was changed or damaged, it is computed again", key)
         return intact
 
-    def _remove_strangers(self, images: Mapping[str, Path]) -> None:
+    def remove_strangers(self, images: Mapping[str, Path]) -> None:
+        """Remove the results of images that are not among these."""
         notes = self.outputs.maps / DONE_FOLDER
         for folder, suffix in ((self.outputs.scores, ".npz"), (self.outputs.maps, ".npz"), (notes, ".json")):
             for file in sorted(folder.rglob(f"*{suffix}")):

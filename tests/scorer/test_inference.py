@@ -371,6 +371,17 @@ def test_other_parameters_or_images_are_computed_again_and_strangers_removed(pix
     assert key in left
 
 
+def test_shares_of_two_processes_make_what_one_writes(pixel, photos, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    scorer_for(pixel, alone).run(photos)
+    names = list(photos)
+    shares = [{name: photos[name] for name in names[part::2]} for part in (0, 1)]
+    reports = [scorer_for(pixel, shared).score(share) for share in shares]
+    assert [(report.scored, report.reused) for report in reports] == [(3, 0), (3, 0)]
+    assert tree_digest(shared / "score", shared / "maps") == tree_digest(alone / "score", alone / "maps")
+    assert scorer_for(pixel, shared).run(photos).reused == 6
+
+
 def test_digest_covers_options_and_weights_but_not_speed(tmp_path):
     weights = tmp_path / "w"
     weights.write_bytes(b"1")
