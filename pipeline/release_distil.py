@@ -7,7 +7,7 @@ objects are composed as for `pipeline.release_detector`, from objects alone that
 and the objects' own photos join them. The released scorer scores them at its widths; in two rounds of `pipeline.distil`
 first one width learns what their mean says, then, from the mean of both weights, every width does. The released scorer
 is replaced at the very end; `pipeline.recalibrate` and `anomdino tune` fit detector and ADT-Net to it.
-`torchrun --nproc-per-node 2 -m pipeline.release_distil ...` trains with two processes.
+`torchrun --nproc-per-node 2 -m pipeline.release_distil ...` scores and trains with two processes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import typer
 
 from anomdino.config.params import Params, load_params
 from anomdino.errors import AnomdinoError, DataError
+from anomdino.io.atomic import atomic_path
 from anomdino.io.images import image_size
 from anomdino.io.listing import list_images
 from anomdino.memory import keep_freed_memory
@@ -84,7 +85,7 @@ def main(
                 world.wait()
                 start = model / "models" / "rpl"
             if world.leads:
-                shutil.copytree(work / "model2" / "models" / "rpl", to / "models" / "rpl", dirs_exist_ok=True)
+                put(work / "model2" / "models" / "rpl", to / "models" / "rpl")
             world.wait()
     except AnomdinoError as error:
         typer.echo(f"release_distil failed. {error}", err=True)
@@ -126,6 +127,13 @@ def link_photos(images: Path, out: Path, count: int) -> None:
         link = out / f"{key}{path.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path.resolve())
+
+
+def put(student: Path, released: Path) -> None:
+    """Put a scorer's files in the place of the released ones, each whole or not at all."""
+    for file in sorted(student.iterdir()):
+        with atomic_path(released / file.name) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 if __name__ == "__main__":
