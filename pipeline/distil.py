@@ -221,7 +221,7 @@ def write_model(
         if tensor.is_floating_point():
             tensor.copy_(torch.lerp(teacher[name].to(tensor), tensor, share))
     content = params.model_dump(mode="json")
-    content["score"]["widths"] = list(plan.widths)
+    content["score"] |= {"widths": list(plan.widths), "fusion": "mean"}
     changed = check_params(content, str(to))
     shutil.copytree(of / "models", to / "models", ignore=shutil.ignore_patterns("rpl"), dirs_exist_ok=True)
     details = {"trained by": "python -m pipeline.distil", "share": share}

@@ -2,11 +2,11 @@
 
 Usage: python -m pipeline.recalibrate --before SCORER --inlier SCENES --outliers OBJECTS [--to FOLDER]
 
-A scorer that was trained on gives scores of another mean and spread, and what reads them by fixed statistics then takes
-objects for background. SCORER is the one that detector and ADT-Net learned from; the model's own, in its place now,
-scores the same composed images, and the stored statistics move as mean and spread of the scores did. ADT-Net notes for
-which scorer, so that a second run does not move them again. SCENES (`images/`,
-`labels/`) and OBJECTS (`images/`, `masks/`) as for `pipeline.release_adt`.
+A scorer that was trained on, or whose widths are joined in another way, gives scores of another mean and spread, and
+what reads them by fixed statistics then takes objects for background. SCORER is the one that detector and ADT-Net
+learned from; the model's own, in its place now, scores the same composed images, and the stored statistics move as mean
+and spread of the scores did. ADT-Net notes for which scorer, so that a second run does not move them again. SCENES
+(`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) as for `pipeline.release_adt`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(
     try:
         params = load_params(to / "params.yaml")
         seed_everything(params.seed)
-        adt, now = load_adt(models / "adt"), weights_digest(models / "rpl")
+        adt, now = load_adt(models / "adt"), weights_digest(models / "rpl", params)
         if adt.provenance.get("recalibrated_for") == now:
             raise ConfigError("--to", f"{to} is fitted to its scorer already", "nothing is left to do")
         objects = held_out_objects(params, outliers, work / "outliers")
@@ -75,30 +75,40 @@ def main(
     )
 
 
-def weights_digest(scorer: Path) -> str:
-    """Give the SHA-256 of a scorer's weight file, in hexadecimal digits.
+def weights_digest(scorer: Path, params: Params) -> str:
+    """Give the SHA-256 of a scorer's weight file, and of its fusion of widths where it has one, in hexadecimal digits.
 
     Raises:
         CheckpointError: There is none.
     """
     from anomdino.scorer.base import WEIGHTS_FILE
+    from anomdino.scorer.width_fusion import FUSION_FILE
 
     path = scorer / WEIGHTS_FILE
     if not path.is_file():
         raise CheckpointError(path, "does not exist", "name the folder of a trained scorer")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    content = path.read_bytes()
+    if params.score.fusion == "learned":
+        content += (scorer / FUSION_FILE).read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatistics:
-    """Score the composed images and give mean and standard deviation of all their pixels."""
+    """Score the composed images and give mean and standard deviation of all their pixels.
+
+    A scorer without a fusion of widths beside it scores by their mean.
+    """
     from anomdino.adt.dataset import measure_scores
     from anomdino.device import resolve_device
     from anomdino.io.scores import read_score
     from anomdino.scorer.run import Outputs, SetScorer
     from anomdino.scorer.setup import engine_from, run_options
+    from anomdino.scorer.width_fusion import FUSION_FILE
 
     images = list_images(work / "train" / IMAGES)
-    engine, digest = engine_from(params.score, scorer, resolve_device(params.device))
+    fusion = params.score.fusion if (scorer / FUSION_FILE).is_file() else "mean"
+    score = params.score.model_copy(update={"fusion": fusion})
+    engine, digest = engine_from(score, scorer, resolve_device(params.device))
     outputs = Outputs(work / name / "scores", work / name / "maps")
     SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {name}").run(images)
     return measure_scores(read_score(outputs.of(key)[0]) for key in images)

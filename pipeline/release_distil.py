@@ -6,7 +6,8 @@ SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of tra
 objects are composed as for `pipeline.release_detector`, from objects alone that the scorer's training did not hold out,
 and the objects' own photos join them. The released scorer scores them at its widths; in two rounds of `pipeline.distil`
 first one width learns what their mean says, then, from the mean of both weights, every width does. The released scorer
-is replaced at the very end; `pipeline.recalibrate` and `anomdino tune` fit detector and ADT-Net to it.
+is replaced at the very end; `pipeline.release_fusion`, where its widths were joined by a network, `pipeline.recalibrate`
+and `anomdino tune` fit the rest to it.
 `torchrun --nproc-per-node 2 -m pipeline.release_distil ...` scores and trains with two processes.
 """
 
@@ -21,9 +22,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from anomdino.config.params import Params, load_params
+from anomdino.config.params import Params, load_params, render_params
 from anomdino.errors import AnomdinoError, DataError
-from anomdino.io.atomic import atomic_path
+from anomdino.io.atomic import atomic_path, atomic_write_text
 from anomdino.io.images import image_size
 from anomdino.io.listing import list_images
 from anomdino.memory import keep_freed_memory
@@ -86,6 +87,8 @@ def main(
                 start = model / "models" / "rpl"
             if world.leads:
                 put(work / "model2" / "models" / "rpl", to / "models" / "rpl")
+                if params.score.fusion == "learned":  # a network for the scorer before
+                    put_parameters(params, to)
             world.wait()
     except AnomdinoError as error:
         typer.echo(f"release_distil failed. {error}", err=True)
@@ -134,6 +137,12 @@ def put(student: Path, released: Path) -> None:
     for file in sorted(student.iterdir()):
         with atomic_path(released / file.name) as temporary:
             shutil.copyfile(file, temporary)
+
+
+def put_parameters(params: Params, to: Path) -> None:
+    """Make a model join the scores of its widths by their mean."""
+    score = params.score.model_copy(update={"fusion": "mean"})
+    atomic_write_text(to / "params.yaml", render_params(params.model_copy(update={"score": score})))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def predict(
     folder, params_file = find_models(models, params)
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect"))
     if width:
-        score = settings.score.model_copy(update={"widths": width})
+        score = settings.score.model_copy(update={"widths": width, "fusion": "mean"})
         settings = settings.model_copy(update={"score": score})
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component)

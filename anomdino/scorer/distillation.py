@@ -226,6 +226,8 @@ class DistillationObjective(Objective[WindowBatch]):
         high: The teacher's score above which a pixel counts ``plan.emphasis`` times.
     """
 
+    scorer: DecoderScorer
+
     def __init__(
         self,
         scorer: DecoderScorer,
@@ -341,7 +343,7 @@ def distil(
         raise ConfigError(
             str(begun), f"'{student.spec.architecture}' has no decoder that could be trained", "use another"
         )
-    own = replace(options, widths=plan.widths)
+    own = replace(options, widths=plan.widths, fusion="mean")
     learned, kept = split(folders, plan)
     high = high_score([image for folder in learned for image in folder])
     windows = Windows(learned, plan, options.map_stride, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomdino.errors import BackendMissing
+from anomdino.errors import BackendMissing, ConfigError
 from anomdino.scorer.base import (
     Scorer,
     ScorerOutput,
@@ -30,6 +30,7 @@ from anomdino.scorer.scored import Part, PendingScores, Scored, pooled
 from anomdino.scorer.tiling import Tile, blend_weights, tiles
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38
+from anomdino.scorer.width_fusion import WidthFusion
 from anomdino.scorer.winograd import use_winograd
 from anomdino.uncertainty import uncertainty_maps
 
@@ -57,9 +58,11 @@ class ScoringEngine:
         options: How images are scored.
         device: Where the network runs.
         consume: Change the scorer itself instead of a copy, which saves the memory of one.
+        fusion: The network that joins the scores of all widths, for the option ``fusion: learned``.
 
     Raises:
         BackendMissing: fp16 was asked for on a CPU.
+        ConfigError: The options ask for a learned fusion that is not given, or belongs to other widths.
     """
 
     def __init__(
@@ -68,9 +71,11 @@ class ScoringEngine:
         options: ScoringOptions | None = None,
         device: torch.device | str = "cpu",
         consume: bool = False,
+        fusion: WidthFusion | None = None,
     ) -> None:
         self.options = options or ScoringOptions()
         self.device = torch.device(device)
+        self.fusion = _fusion(self.options, fusion, self.device)
         self.dtype = self._dtype()
         self.network = prepared(scorer if consume else copy.deepcopy(scorer), self.device, self.dtype)
         self._whole: Callable[[Tensor, int], Fields] = self._network_and_fields
@@ -157,23 +162,26 @@ class ScoringEngine:
         inputs = self.inputs(images)
         grid = (-(-height // self.options.map_stride), -(-width // self.options.map_stride))
         widths = self.options.widths or (width,)
-        score: Tensor | None = None
-        maps: Tensor | None = None
-        for target in widths:
-            fields = self._at_width(inputs, target)
-            resized = _resize(fields.score[:, None], (height, width))[:, 0]
-            small = _resize(fields.maps, grid)
-            score = resized if score is None else score + resized
-            maps = small if maps is None else maps + small
-        assert score is not None
-        assert maps is not None
-        score, maps = score / len(widths), maps / len(widths)
+        fields = [self._at_width(inputs, target) for target in widths]
+        score = self._fused([field.score for field in fields], (height, width))
+        maps = _mean(_resize(field.maps, grid) for field in fields)
         pooled_score = pooled(score[:, None], self.options.map_stride)[:, 0]
         scores, halves, small = (
             tensor.to("cpu", non_blocking=True) for tensor in (score, maps.half(), pooled_score)
         )
         arrived = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
         return PendingScores([Part(scores, halves, small, (height, width), tuple(names), arrived)])
+
+    @torch.inference_mode()
+    def score_widths(self, image: npt.NDArray[np.uint8]) -> list[Tensor]:
+        """Score one image, uint8 (H, W, 3) RGB, at every width: float (1, h, w), each at its own size, not fused."""
+        inputs = self.inputs([image])
+        return [self._at_width(inputs, target).score for target in self.options.widths or (image.shape[1],)]
+
+    def _fused(self, scores: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        if self.fusion is not None:
+            return self.fusion([score.float() for score in scores], size)  # type: ignore[no-any-return]
+        return _mean(_resize(score[:, None], size)[:, 0] for score in scores)
 
     def _at_width(self, inputs: Tensor, target: int) -> Fields:
         height, width = inputs.shape[-2:]
@@ -253,6 +261,27 @@ def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Mod
     use_winograd(network)
     use_taps(network)
     return network
+
+
+def _fusion(options: ScoringOptions, fusion: WidthFusion | None, device: torch.device) -> WidthFusion | None:
+    if options.fusion == "mean":
+        return None
+    if fusion is None or fusion.widths != options.widths:
+        belongs = "none is given" if fusion is None else f"the one given is for {fusion.widths}"
+        raise ConfigError(
+            "score.fusion",
+            f"is learned at the widths {options.widths}, but {belongs}",
+            "use score.fusion: mean",
+        )
+    return fusion.to(device).eval()
+
+
+def _mean(maps: Iterable[Tensor]) -> Tensor:
+    total, count = None, 0
+    for one in maps:
+        total, count = one if total is None else total + one, count + 1
+    assert total is not None
+    return total / count
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -30,7 +30,9 @@ class Objective(nn.Module, ABC, Generic[B]):
         world: Training processes; losses are means over the pixels of all.
     """
 
-    def __init__(self, scorer: DecoderScorer, world: World) -> None:
+    scorer: nn.Module
+
+    def __init__(self, scorer: nn.Module, world: World) -> None:
         super().__init__()
         self.scorer = scorer
         self.world = world
@@ -62,6 +64,8 @@ class ClosedSetObjective(Objective[Batch]):
         config: Learning rates and the loss's resolution.
         class_weights: (C,) or ``None``.
     """
+
+    scorer: DecoderScorer
 
     def __init__(
         self, scorer: DecoderScorer, world: World, config: ClosedSetConfig, class_weights: Tensor | None
@@ -101,6 +105,8 @@ class ResidualObjective(Objective[Batch]):
         config: Weights, learning rates and CoroCL's parameters.
         seed: Seed of CoroCL's permutations.
     """
+
+    scorer: DecoderScorer
 
     def __init__(self, scorer: DecoderScorer, world: World, config: ResidualConfig, seed: int) -> None:
         super().__init__(scorer, world)

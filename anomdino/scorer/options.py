@@ -19,7 +19,9 @@ class ScoringOptions:
         kind: Which score (see :func:`anomdino.scorer.base.anomaly_score`).
         logits: Logits that are scored.
         blur: Smooth by RPL's Gaussian; ``None``: for energy and entropy alone, as RPL does.
-        widths: Widths in pixels at which an image is scored; the scores are averaged. Empty: its own width.
+        widths: Widths in pixels at which an image is scored. Empty: its own width.
+        fusion: How the scores of the widths are joined: by their mean, or by a trained network
+            (:mod:`anomdino.scorer.width_fusion`).
         semantic: Kind of U_S.
         distance: Kind of U_D.
         map_stride: Uncertainty maps are area-pooled by this factor.
@@ -35,6 +37,7 @@ class ScoringOptions:
     logits: LogitsKind = "residual"
     blur: bool | None = None
     widths: tuple[int, ...] = ()
+    fusion: Literal["mean", "learned"] = "mean"
     semantic: SemanticKind = "probabilities"
     distance: DistanceKind = "margin1"
     map_stride: int = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.run import RunOptions, content_digest
+from anomdino.scorer.width_fusion import FUSION_FILE, load_fusion
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ def scoring_options(config: ScoreConfig) -> ScoringOptions:
         logits=config.logits,
         blur=BLUR[config.blur],
         widths=tuple(config.widths),
+        fusion=config.fusion,
         semantic=config.semantic,
         distance=config.distance,
         map_stride=config.map_stride,
@@ -70,8 +73,13 @@ def engine_from(
     options = scoring_options(config)
     if config.source != "transformers":
         scorer = load_scorer(trained)
-        digest = content_digest(options, Path(trained) / WEIGHTS_FILE, config.source)
-        return ScoringEngine(scorer, options, device, consume=True), digest
+        if config.fusion == "mean":
+            digest = content_digest(options, Path(trained) / WEIGHTS_FILE, config.source)
+            return ScoringEngine(scorer, options, device, consume=True), digest
+        fusion = load_fusion(trained, config.widths)
+        extra = hashlib.sha256((Path(trained) / FUSION_FILE).read_bytes()).hexdigest()
+        digest = content_digest(options, Path(trained) / WEIGHTS_FILE, config.source, extra)
+        return ScoringEngine(scorer, options, device, consume=True, fusion=fusion), digest
     if not config.transformers:
         raise ConfigError("score.transformers", "is empty", "give a local folder or a hub name")
     from anomdino.scorer.transformers_scorer import load_transformers

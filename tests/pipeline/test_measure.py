@@ -71,7 +71,10 @@ def test_the_released_model_is_measured_and_reported(tmp_path, monkeypatch):
         write_png(tmp_path / f"set/labels/{key}.png", label)
     result = CliRunner().invoke(
         app,
-        ["--benchmark", "mine=set", "--work", "out", "--set", "score.widths=[160]", "--set", "device=cpu"],
+        [
+            *("--benchmark", "mine=set", "--work", "out", "--set", "score.widths=[160]"),
+            *("--set", "score.fusion=mean", "--set", "device=cpu"),
+        ],
     )
     assert result.exit_code == 0, result.output
     block = json.loads((tmp_path / "out/metrics.json").read_text())["mine"]

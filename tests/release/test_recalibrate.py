@@ -4,12 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from anomdino.adt.store import load_adt
+from anomdino.config.params import render_params
 from anomdino.detector.weights import score_statistics
 from anomdino.io.scores import read_score
+from anomdino.scorer.width_fusion import FUSION_FILE, WidthFusion, save_fusion
 from pipeline import recalibrate
 from pipeline.release import TARGET
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
@@ -89,6 +92,26 @@ def test_the_same_scorer_changes_nothing(sources):  # noqa: F811
     result = run(sources)
     assert result.exit_code == 0, result.output
     assert score_statistics(sources / "light/models/detector") == before
+
+
+def test_widths_joined_by_a_network_count_as_another_scorer(sources):  # noqa: F811
+    pytest.importorskip("mmdet")
+    target, scorer = sources / "light", sources / "light/models/rpl"
+    params = tiny_release(target, widths=(64, 96))
+    shutil.copytree(scorer, sources / "before", ignore=shutil.ignore_patterns(FUSION_FILE))
+    fusion = WidthFusion((64, 96), mean=-7.0, std=2.0)
+    torch.nn.init.constant_(fusion.head.bias[-1:], 0.75)  # the mean of the widths, 0.75 x 2 higher
+    save_fusion(fusion, scorer)
+    learned = params.model_copy(update={"score": params.score.model_copy(update={"fusion": "learned"})})
+    (target / "params.yaml").write_text(render_params(learned))
+    before = load_adt(target / "models/adt").net.statistics
+    assert run(sources).exit_code == 0
+    after = load_adt(target / "models/adt").net.statistics
+    assert after.mean == pytest.approx(before.mean + 1.5, abs=2e-3)
+    assert after.std == pytest.approx(before.std, rel=1e-3)
+    again = run(sources)
+    assert again.exit_code != 0
+    assert "nothing is left to do" in again.output
 
 
 def test_a_scorer_that_is_not_there_is_named_and_nothing_changes(sources):  # noqa: F811

@@ -96,6 +96,13 @@ def test_evaluation_photos_and_missing_folders_teach_nothing(tiny):
     assert kept.read_bytes() == released.read_bytes()
 
 
+def test_a_new_scorer_joins_its_widths_by_their_mean_again(tiny):
+    params = load_params(tiny / "light/params.yaml")
+    score = params.score.model_copy(update={"fusion": "learned"})
+    release_distil.put_parameters(params.model_copy(update={"score": score}), tiny / "light")
+    assert load_params(tiny / "light/params.yaml") == params
+
+
 def test_photos_that_are_wide_enough_are_spread_over_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(release_distil, "LEAST_WIDTH", 50)
     for index in range(9):

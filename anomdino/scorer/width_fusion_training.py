@@ -1,0 +1,349 @@
+"""Training of the learned fusion of widths: from the scores at every width and labels, by a cross-entropy.
+
+The scorer stays as it is. What it gives at each width for a labelled image is stored once on the network's grid
+(:func:`write_grid`); the training reads crops of these files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_path
+from anomdino.scorer.dataset import SampleId, StepSampler, stream
+from anomdino.scorer.distributed import World
+from anomdino.scorer.inference import ScoringEngine
+from anomdino.scorer.objectives import Objective
+from anomdino.scorer.schedule import PolySchedule
+from anomdino.scorer.training import Plan, Record, fingerprint, fit
+from anomdino.scorer.width_fusion import WidthFusion, at_grid
+from anomdino.seeding import rng
+
+VOID = 2
+"""Labels from here on count for nothing."""
+
+
+@dataclass(frozen=True)
+class FusionPlan:
+    """How the fusion learns.
+
+    Attributes:
+        steps: Steps of the training.
+        batch: Crops a step.
+        crop: Rows and columns of a crop, in cells of the grid.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Of all weights.
+        warmup: Steps of a linear rise.
+        clip: Largest gradient norm.
+        flip: Probability that a crop is mirrored.
+        held_out: Every so many-th image of a folder is kept to measure the fusion.
+        checkpoint_every: Steps between resume points.
+    """
+
+    steps: int = 2000
+    batch: int = 4
+    crop: int = 320
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    warmup: int = 30
+    clip: float = 1.0
+    flip: float = 0.5
+    held_out: int = 20
+    checkpoint_every: int = 500
+
+
+@dataclass(frozen=True)
+class LabelledGrid:
+    """A labelled image: its key, and its file of :func:`write_grid`."""
+
+    key: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Share:
+    """Images of one kind.
+
+    Attributes:
+        images: The images.
+        weight: Weight of their loss: small objects hold few pixels, and their loss is small.
+        draws: How often they are drawn from, relative to the other kinds.
+    """
+
+    images: Sequence[LabelledGrid]
+    weight: float = 1.0
+    draws: int = 1
+
+
+class Crop(NamedTuple):
+    """A crop: scores float32 (widths, h, w), label uint8 (h, w; void beyond the image), weight of its loss, key."""
+
+    scores: Tensor
+    label: Tensor
+    weight: float
+    key: str
+
+
+class CropBatch(NamedTuple):
+    """Crops of one step, stacked."""
+
+    scores: Tensor
+    labels: Tensor
+    weights: Tensor
+    keys: list[str]
+
+    def to(self, device: torch.device) -> CropBatch:
+        """Move every tensor to a device."""
+        tensors = (part.to(device, non_blocking=True) for part in (self.scores, self.labels, self.weights))
+        scores, labels, weights = tensors
+        return CropBatch(scores, labels, weights, self.keys)
+
+
+def write_grid(
+    path: Path, engine: ScoringEngine, image: npt.NDArray[np.uint8], label: npt.NDArray[np.uint8], digest: str
+) -> None:
+    """Score an image at every width of the engine and store the scores with the label on the fusion's grid.
+
+    Args:
+        path: Final ``.npz`` file: ``scores`` float16 (widths, h, 640), ``label`` uint8 (h, 640; 0, 1, void from 2 on),
+            ``digest``.
+        engine: The scorer.
+        image: uint8 (H, W, 3), RGB.
+        label: uint8 (H, W).
+        digest: What the scores depend on besides the image.
+
+    Raises:
+        DataError: Image and label are not of one size.
+    """
+    size = (image.shape[0], image.shape[1])
+    if label.shape != size:
+        raise DataError(path.name, f"has a label of {label.shape} for an image of {size}", "make them equal")
+    grid = at_grid(engine.score_widths(image), size)[0].half().cpu().numpy()
+    small = cv2.resize(label, (grid.shape[2], grid.shape[1]), interpolation=cv2.INTER_NEAREST)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, scores=grid, label=small, digest=np.array(digest))
+
+
+def is_written(path: Path, digest: str) -> bool:
+    """Tell whether :func:`write_grid` has written a file with this digest."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return str(stored["digest"]) == digest
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def read_grid(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Read scores, float32 (widths, h, 640), and label, uint8 (h, 640), of a file of :func:`write_grid`."""
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["scores"].astype(np.float32), stored["label"]
+
+
+class Crops(Dataset[Crop]):
+    """Random crops; one depends on the seed and on its number alone.
+
+    Args:
+        shares: Images by kind.
+        plan: Size and mirroring.
+        seed: Seed of all crops.
+    """
+
+    def __init__(self, shares: Sequence[Share], plan: FusionPlan, seed: int) -> None:
+        self.turns = [share for share in shares for _ in range(share.draws)]
+        self.plan, self.seed = plan, seed
+
+    def __getitem__(self, sample: SampleId) -> Crop:
+        """Cut the crop of a number; kinds take turns."""
+        source = rng(self.seed, "width fusion", sample.number)
+        share = self.turns[sample.number % len(self.turns)]
+        image = share.images[int(source.integers(len(share.images)))]
+        scores, label = read_grid(image.file)
+        corner = [int(source.integers(max(1, side - self.plan.crop + 1))) for side in label.shape]
+        rows, columns = (slice(start, start + self.plan.crop) for start in corner)
+        scores, label = scores[:, rows, columns], label[rows, columns]
+        if source.random() < self.plan.flip:
+            scores, label = scores[..., ::-1], label[:, ::-1]
+        missing = [(0, self.plan.crop - side) for side in label.shape]
+        scores = np.pad(scores, [(0, 0), *missing], mode="edge")
+        label = np.pad(label, missing, constant_values=255)
+        return Crop(torch.from_numpy(scores), torch.from_numpy(label), share.weight, image.key)
+
+
+def join(crops: list[Crop]) -> CropBatch:
+    """Stack crops."""
+    scores, labels, weights, keys = zip(*crops, strict=True)
+    return CropBatch(torch.stack(scores), torch.stack(labels), torch.tensor(weights), list(keys))
+
+
+class Calibrated(nn.Module):
+    """The fusion with the slope and the offset by which its score becomes a logit; they serve training alone."""
+
+    def __init__(self, fusion: WidthFusion) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.slope = nn.Parameter(torch.tensor(1.5))
+        self.offset = nn.Parameter(torch.tensor(-3.0))
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """Give the logit of every cell, float32 (B, h, 640), of scores on the grid (B, widths, h, 640)."""
+        fused = self.fusion(grid.unbind(1), grid.shape[-2:])
+        return self.slope * self.fusion.standardised(fused) + self.offset
+
+
+class WidthFusionObjective(Objective[CropBatch]):
+    """Mean binary cross-entropy of a crop's cells that are not void, times the weight of its kind.
+
+    Args:
+        network: The fusion.
+        world: Training processes.
+        plan: Rates.
+    """
+
+    scorer: Calibrated
+
+    def __init__(self, network: Calibrated, world: World, plan: FusionPlan) -> None:
+        super().__init__(network, world)
+        self.plan = plan
+
+    def start_step(self) -> None:
+        """Train every weight."""
+        self.scorer.train()
+
+    def optimiser(self) -> optim.Optimizer:
+        """AdamW over all weights."""
+        group = {"params": list(self.scorer.parameters()), "base_lr": self.plan.lr, "factor": 1.0}
+        return optim.AdamW([group], self.plan.lr, weight_decay=self.plan.weight_decay)
+
+    def forward(self, batch: CropBatch, **hints: Any) -> dict[str, Tensor]:
+        """Give ``loss``."""
+        losses = cross_entropy(self.scorer(batch.scores), batch.labels)
+        return {"loss": (losses * batch.weights).mean()}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Give the mean binary cross-entropy over the cells that are not void of each image: (B,); 0 where all are void.
+
+    Args:
+        logits: float32 (B, h, w).
+        labels: uint8 (B, h, w).
+    """
+    known = labels < VOID
+    losses = F.binary_cross_entropy_with_logits(logits, (labels == 1).float(), reduction="none")
+    return (losses * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Result of :func:`train_fusion`.
+
+    Attributes:
+        network: The fusion, in evaluation mode.
+        before: Cross-entropy of kept images, kind by kind, of the mean of the widths with the slope and the offset that
+            training began with.
+        after: That of the fusion.
+        history: Records of losses in order.
+    """
+
+    network: WidthFusion
+    before: list[float]
+    after: list[float]
+    history: list[Record]
+
+
+def train_fusion(
+    shares: Sequence[Share], widths: Sequence[int], plan: FusionPlan, state: Path, *, seed: int, world: World
+) -> Fused:
+    """Train the fusion of the scores at some widths; a training that was killed goes on from ``state``.
+
+    Args:
+        shares: Labelled images of the training domain by kind, never evaluation data
+            (:func:`anomdino.protocol.refuse_evaluation_data` is the caller's to ask).
+        widths: The widths of the stored scores.
+        plan: How it learns.
+        state: Folder of resume points.
+        seed: Seed of weights and crops.
+        world: Training processes.
+
+    Raises:
+        DataError: A kind has fewer than two images.
+        TrainingError: The loss is not finite.
+    """
+    kept = [replace(share, images=share.images[:: plan.held_out]) for share in shares]
+    learned = [
+        replace(share, images=[image for image in share.images if image not in back.images])
+        for share, back in zip(shares, kept, strict=True)
+    ]
+    if not all(share.images for share in learned):
+        raise DataError("labelled images", "are fewer than two of a kind", "give more")
+    torch.manual_seed(seed)
+    network = Calibrated(WidthFusion(widths, *statistics(learned))).to(world.device)
+    crops = Crops(learned, plan, seed)
+
+    def load(first: int) -> Iterable[CropBatch]:
+        count = sum(len(share.images) for share in learned)
+        sampler = StepSampler(
+            count, plan.batch, plan.steps, seed, start=first, rank=world.rank, world=world.size
+        )
+        return stream(crops, sampler, join, 0)
+
+    def measured() -> Mapping[str, float]:
+        return {f"kind {index}": value for index, value in enumerate(losses_of(network, kept, world.device))}
+
+    before = losses_of(network, kept, world.device)
+    training = Plan(
+        name="width fusion",
+        schedule=PolySchedule(plan.steps, warmup=plan.warmup),
+        clip=plan.clip,
+        checkpoint_every=plan.checkpoint_every,
+        fingerprint=fingerprint(
+            plan=asdict(replace(plan, checkpoint_every=0)),
+            seed=seed,
+            widths=list(widths),
+            images=[[share.weight, share.draws, *map(_content, share.images)] for share in shares],
+        ),
+    )
+    objective = WidthFusionObjective(network, world, plan)
+    history = fit(objective, load, measured, training, world=world, folder=state)
+    after = losses_of(network, kept, world.device)
+    return Fused(network.fusion.eval().requires_grad_(False), before, after, history)
+
+
+def statistics(shares: Sequence[Share]) -> tuple[float, float]:
+    """Give mean and standard deviation of all stored scores."""
+    count, total, squares = 0, 0.0, 0.0
+    for image in (image for share in shares for image in share.images):
+        scores = read_grid(image.file)[0].astype(np.float64)
+        count, total, squares = count + scores.size, total + scores.sum(), squares + np.square(scores).sum()
+    mean = total / count
+    return mean, float(np.sqrt(max(1e-12, squares / count - mean**2)))
+
+
+@torch.inference_mode()
+def losses_of(network: Calibrated, shares: Sequence[Share], device: torch.device) -> list[float]:
+    """Give the mean cross-entropy of whole images, kind by kind."""
+    network.eval()
+    means = []
+    for share in shares:
+        losses = []
+        for image in share.images:
+            scores, label = (torch.from_numpy(part)[None].to(device) for part in read_grid(image.file))
+            losses.append(float(cross_entropy(network(scores), label)))
+        means.append(float(np.mean(losses)))
+    return means
+
+
+def _content(image: LabelledGrid) -> str:
+    return hashlib.sha256(image.file.read_bytes()).hexdigest()

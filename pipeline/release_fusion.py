@@ -1,0 +1,152 @@
+"""Train the network that joins the released scorer's scores at several widths, and make the released model use it.
+
+Usage: python -m pipeline.release_fusion --inlier SCENES --outliers OBJECTS [--width 512 --width 800 ...] [--to FOLDER]
+
+SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of training. Images with large and with small
+objects are composed as for `pipeline.release_distil`, and the objects' own photos join them, from objects alone that the
+scorer's training did not hold out. The scorer scores them at every `--width` (the model's own, or 512, 800, 1280 and
+1600); the network learns from these scores and the labels which width to believe where. It is written beside the
+scorer's weights, and the model's parameters say `score.fusion: learned` and the widths. `pipeline.recalibrate` and
+`anomdino tune` fit detector and ADT-Net to it. A killed training goes on where it stopped when called again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from anomdino.config.params import Params, check_params, load_params, render_params
+from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.io.atomic import atomic_write_text
+from anomdino.io.images import read_image, read_label
+from anomdino.io.listing import list_images
+from anomdino.memory import keep_freed_memory
+from anomdino.progress import track
+from anomdino.protocol import refuse_evaluation_data
+from anomdino.seeding import seed_everything
+from pipeline.release import TARGET
+from pipeline.release_adt import IMAGES, LABELS
+from pipeline.release_distil import gathered
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from anomdino.scorer.width_fusion_training import LabelledGrid
+
+WIDTHS = (512, 800, 1280, 1600)
+KINDS = {"large": (3.0, 1), "small": (8.0, 2), "photos": (1.0, 1)}
+"""Weight of the loss and draws of each kind of image."""
+HALF = 127
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
+    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
+        "out/release_fusion"
+    ),
+    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
+    width: Annotated[
+        list[int] | None,
+        typer.Option(min=16, help="Width in pixels at which images are scored; two at least."),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=8, help="Images with large objects; three quarters as many have small ones.")
+    ] = 160,
+    photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 330,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2000,
+    share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the network in the score; the rest is the widths' mean."),
+    ] = 0.5,
+) -> None:
+    """Gather images, score them at every width, train, and write network and parameters."""
+    from anomdino.device import resolve_device
+    from anomdino.scorer.distributed import World
+    from anomdino.scorer.width_fusion import save_fusion
+    from anomdino.scorer.width_fusion_training import FusionPlan, Share, train_fusion
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        keep_freed_memory()
+        refuse_evaluation_data(inlier, outliers)
+        given = load_params(to / "params.yaml")
+        params = with_fusion(given, check_widths(width or given.score.widths or list(WIDTHS)))
+        seed_everything(params.seed)
+        world = World(0, 1, resolve_device(params.device))
+        gathered(params, inlier, outliers, work, count, photos, world)
+        grids = {kind: score_grids(params, to / "models" / "rpl", work, kind) for kind in KINDS}
+        shares = [Share(grids[kind], *settings) for kind, settings in KINDS.items()]
+        widths, plan = tuple(params.score.widths), FusionPlan(steps=steps)
+        done = train_fusion(shares, widths, plan, work / "state", seed=params.seed, world=world)
+        done.network.share.fill_(share)
+        details = {
+            "trained by": "python -m pipeline.release_fusion",
+            "loss before": dict(zip(KINDS, done.before, strict=True)),
+            "loss after": dict(zip(KINDS, done.after, strict=True)),
+        }
+        save_fusion(done.network, to / "models" / "rpl", details)
+        atomic_write_text(to / "params.yaml", render_params(params))
+    except AnomdinoError as error:
+        typer.echo(f"release_fusion failed. {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    changes = (
+        f"{kind} {old:.4f} -> {new:.4f}"
+        for kind, old, new in zip(KINDS, done.before, done.after, strict=True)
+    )
+    typer.echo(f"release_fusion: cross-entropy of kept images {', '.join(changes)}; {to}")
+
+
+def check_widths(widths: list[int]) -> list[int]:
+    """Give the widths.
+
+    Raises:
+        ConfigError: There are fewer than two, or one twice.
+    """
+    if len(set(widths)) < 2 or len(set(widths)) < len(widths):
+        raise ConfigError("--width", f"is {widths}", "give two different widths, or more")
+    return widths
+
+
+def with_fusion(params: Params, widths: list[int]) -> Params:
+    """Give parameters that join the scores at these widths by the network."""
+    content = params.model_dump(mode="json")
+    content["score"] |= {"widths": widths, "fusion": "learned"}
+    return check_params(content, "the parameters with a learned fusion")
+
+
+def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[LabelledGrid]:
+    """Score the images of a kind at every width, onto the network's grid; what is there and valid is kept."""
+    from anomdino.device import resolve_device
+    from anomdino.scorer.setup import engine_from
+    from anomdino.scorer.width_fusion_training import LabelledGrid, is_written, write_grid
+
+    score = params.score.model_copy(update={"fusion": "mean"})
+    engine, digest = engine_from(score, scorer, resolve_device(params.device))
+    folder = work / kind if kind == "photos" else work / kind / IMAGES
+    grids = []
+    for key, path in track(list_images(folder).items(), f"score {kind}"):
+        grid = LabelledGrid(key, work / "grids" / kind / f"{key}.npz")
+        if not is_written(grid.file, digest):
+            write_grid(grid.file, engine, read_image(path), label_of(key, work, kind), digest)
+        grids.append(grid)
+    return grids
+
+
+def label_of(key: str, work: Path, kind: str) -> npt.NDArray[np.uint8]:
+    """Read the label of an image, uint8 (H, W): 0, 1, 255 of composed ones, 0 and 1 of photos by their masks."""
+    if kind != "photos":
+        return read_label(work / kind / LABELS / f"{key}.png")
+    mask = read_label(list_images(work / "objects" / "masks")[key])
+    return (mask > HALF).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,77 @@
+"""Training the fusion of widths of a released model, from scenes and objects to a model that scores with it."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from anomdino.config.params import load_params
+from anomdino.io.images import read_image
+from anomdino.io.listing import list_images
+from anomdino.scorer.setup import engine_from
+from anomdino.scorer.width_fusion import FUSION_FILE
+from pipeline import release_distil, release_fusion
+from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+from tests.release.test_release_distil import held_out_photos
+
+SCORER = "light/models/rpl"
+
+
+@pytest.fixture
+def tiny(sources, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 60)
+    tiny_release(sources / "light", widths=[64])
+    return sources
+
+
+def run(folder, *more):
+    names = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
+    given = [text for name, part in names.items() for text in (name, str(folder / part))]
+    sizes = ["--count", "8", "--photos", "4", "--steps", "2", "--width", "48", "--width", "64"]
+    return CliRunner().invoke(release_fusion.app, [*given, *sizes, *more])
+
+
+@pytest.mark.slow
+def test_the_model_scores_with_the_network_that_was_trained(tiny):
+    scorer = (tiny / SCORER / "model.safetensors").read_bytes()
+    result = run(tiny)
+    assert result.exit_code == 0, result.output
+    assert "cross-entropy of kept images large" in result.output
+    score = load_params(tiny / "light/params.yaml").score
+    assert (score.fusion, score.widths) == ("learned", [48, 64])
+    assert (tiny / SCORER / "model.safetensors").read_bytes() == scorer
+    with safe_open(tiny / SCORER / FUSION_FILE, "pt") as file:
+        assert file.get_tensor("share") == 0.5
+        assert not torch.equal(file.get_tensor("head.weight"), torch.zeros(3, 12, 1, 1))
+    photo = next(iter(held_out_photos(tiny)))
+    engine, _ = engine_from(score, tiny / SCORER)
+    plain, _ = engine_from(score.model_copy(update={"fusion": "mean"}), tiny / SCORER)
+    learned, mean = (one.score(read_image(photo)).score for one in (engine, plain))
+    assert abs(learned - mean).max() > 1e-5
+    grids = tiny / "work/grids"
+    assert {kind: len(list((grids / kind).rglob("*.npz"))) for kind in ("large", "small")} == {
+        "large": 8,
+        "small": 6,
+    }
+    held_out = {path.name for path in held_out_photos(tiny)}
+    assert not held_out & {path.name for path in list_images(tiny / "work/photos").values()}
+    times = {path: path.stat().st_mtime_ns for path in grids.rglob("*.npz")}
+    again = run(tiny, "--steps", "3")
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in grids.rglob("*.npz")} == times  # scored once
+
+
+@pytest.mark.parametrize("widths", [["--width", "64"], ["--width", "48"]])
+def test_one_width_and_the_same_twice_are_refused(tiny, widths):
+    names = [
+        "--inlier",
+        str(tiny / "scenes"),
+        "--outliers",
+        str(tiny / "objects"),
+        "--to",
+        str(tiny / "light"),
+    ]
+    more = [] if widths == ["--width", "64"] else ["--width", "48"]
+    result = CliRunner().invoke(release_fusion.app, [*names, *widths, *more])
+    assert result.exit_code != 0
+    assert "give two different widths" in result.output
