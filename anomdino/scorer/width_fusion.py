@@ -75,10 +75,10 @@ class WidthFusion(nn.Module):
         """Give the weights of the widths, which sum to one, and the offset in standard deviations.
 
         Args:
-            grid: float32 (B, widths, h, 640), scores of every width on the grid (:func:`at_grid`).
+            grid: float32 (B, widths, h, w), scores of every width on the grid (:func:`at_grid`), or a part of it.
 
         Returns:
-            float32 (B, widths + 1, ceil(h / 2), 320).
+            float32 (B, widths + 1, ceil(h / 2), ceil(w / 2)).
         """
         levels = self.standardised(grid)
         x = self.stem(
@@ -107,7 +107,10 @@ class WidthFusion(nn.Module):
         Returns:
             float32 (B, H, W).
         """
-        gates = self.gates(at_grid(scores, size))
+        return self.joined(self.gates(at_grid(scores, size)), scores, size)
+
+    def joined(self, gates: Tensor, scores: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Put scores (B, h_w, w_w) together by the gates of :meth:`gates`, whatever grid these are of: (B, H, W)."""
         fused = _enlarged(gates[:, -1:], size)[:, 0]
         for index, score in enumerate(scores):
             share = _enlarged(gates[:, index : index + 1], size)[:, 0]

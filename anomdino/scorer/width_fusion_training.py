@@ -198,8 +198,9 @@ class Calibrated(nn.Module):
         self.offset = nn.Parameter(torch.tensor(-3.0))
 
     def forward(self, grid: Tensor) -> Tensor:
-        """Give the logit of every cell, float32 (B, h, 640), of scores on the grid (B, widths, h, 640)."""
-        fused = self.fusion(grid.unbind(1), grid.shape[-2:])
+        """Give the logit of every cell, float32 (B, h, w), of scores on the grid or a part of it (B, widths, h, w)."""
+        size = (grid.shape[-2], grid.shape[-1])
+        fused = self.fusion.joined(self.fusion.gates(grid), grid.unbind(1), size)
         return self.slope * self.fusion.standardised(fused) + self.offset
 
 

@@ -25,6 +25,7 @@ from anomdino.scorer.width_fusion import (
     save_fusion,
 )
 from anomdino.scorer.width_fusion_training import (
+    Calibrated,
     Crops,
     FusionPlan,
     LabelledGrid,
@@ -269,6 +270,20 @@ def trained(tmp_path, state, steps=24, **changes):
     shares = [Share(stored(tmp_path / "right", 6, 1))]
     plan = FusionPlan(steps=steps, batch=2, crop=40, lr=5e-3, warmup=2, checkpoint_every=10, **changes)
     return train_fusion(shares, WIDTHS, plan, tmp_path / state, seed=0, world=ALONE)
+
+
+def test_training_sees_a_crop_as_scoring_sees_its_place():
+    fusion = random_fusion(share=0.5)
+    grid = torch.randn(1, 2, 320, GRID_WIDTH) * 2 - 7
+    calibrated = Calibrated(fusion)
+    scored = fusion(grid.unbind(1), (320, GRID_WIDTH))  # scores of a whole image, already on the grid
+    whole = calibrated.slope * fusion.standardised(scored) + calibrated.offset
+    torch.testing.assert_close(calibrated(grid), whole)
+    fusion.whole.weight.zero_()  # without what the network knows of the whole image, far places do not matter
+    part, expected = calibrated(grid[..., :320, :480]), calibrated(grid)[..., :320, :480]
+    torch.testing.assert_close(
+        part[..., 150:170, 60:240], expected[..., 150:170, 60:240], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_training_learns_which_width_to_believe(tmp_path):
