@@ -71,7 +71,7 @@ def main(
     from anomdino.device import resolve_device
     from anomdino.scorer.distributed import World
     from anomdino.scorer.width_fusion import save_fusion
-    from anomdino.scorer.width_fusion_training import FusionPlan, Share, train_fusion
+    from anomdino.scorer.width_fusion_training import FusionPlan, Share, match_levels, train_fusion
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -87,6 +87,7 @@ def main(
         widths, plan = tuple(params.score.widths), FusionPlan(steps=steps)
         done = train_fusion(shares, widths, plan, work / "state", seed=params.seed, world=world)
         done.network.share.fill_(share)
+        match_levels(done.network, shares)
         details = {
             "trained by": "python -m pipeline.release_fusion",
             "loss before": dict(zip(KINDS, done.before, strict=True)),

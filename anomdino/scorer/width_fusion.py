@@ -7,7 +7,9 @@ and an offset:
     S = mean + std * (sum_w g_w z_w + o),  z_w = (S_w - mean) / std,  sum_w g_w = 1, g_w >= 0
 
 It reads scores alone, no image, so it cannot learn what pasted objects look like. It starts as the mean of the widths,
-and a `share` below 1 keeps that much of the mean: g = share g' + (1 - share) / widths, o = share o'.
+and a `share` below 1 keeps that much of the mean: g = share g' + (1 - share) / widths, o = share o'. At last S is mapped
+by a rising function, which changes no order, to the distribution that the mean of the widths has: what reads the scores
+by fixed statistics, detector and ADT-Net, finds them where they were.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ GRID_WIDTH = 640
 FUSION_FILE = "fusion.safetensors"
 FORMAT = "anomdino-width-fusion-1"
 CHANNELS = (12, 16, 24, 32, 32)
+KNOTS = 32
+"""Places at which the rising function is stored; it is linear between them and beyond the outermost."""
 CURE = "train it: `python -m pipeline.release_fusion`, or set score.fusion: mean"
 
 
@@ -50,6 +54,7 @@ class WidthFusion(nn.Module):
     mean: Tensor
     std: Tensor
     share: Tensor
+    levels: Tensor
 
     def __init__(
         self, widths: Sequence[int], mean: float = 0.0, std: float = 1.0, share: float = 1.0
@@ -59,6 +64,7 @@ class WidthFusion(nn.Module):
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
         self.register_buffer("share", torch.tensor(float(share)))
+        self.register_buffer("levels", torch.linspace(-1, 1, KNOTS).repeat(2, 1))
         levels = list(itertools.pairwise(CHANNELS))
         self.stem = _convolution(2 * len(self.widths), CHANNELS[0])
         self.down = nn.ModuleList(
@@ -107,7 +113,7 @@ class WidthFusion(nn.Module):
         Returns:
             float32 (B, H, W).
         """
-        return self.joined(self.gates(at_grid(scores, size)), scores, size)
+        return self.mapped(self.joined(self.gates(at_grid(scores, size)), scores, size))
 
     def joined(self, gates: Tensor, scores: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Put scores (B, h_w, w_w) together by the gates of :meth:`gates`, whatever grid these are of: (B, H, W)."""
@@ -116,6 +122,14 @@ class WidthFusion(nn.Module):
             share = _enlarged(gates[:, index : index + 1], size)[:, 0]
             fused = fused + share * self.standardised(_resized(score[:, None], size)[:, 0])
         return self.mean + self.std * fused
+
+    def mapped(self, fused: Tensor) -> Tensor:
+        """Map scores by the rising function through the points of ``levels``, float32 (2, 32): from, to."""
+        old, new = self.levels
+        left = (torch.bucketize(fused.contiguous(), old) - 1).clamp(0, KNOTS - 2)
+        slope = (new[1:] - new[:-1]) / (old[1:] - old[:-1])
+        mapped: Tensor = new[left] + slope[left] * (fused - old[left])
+        return mapped
 
     def standardised(self, scores: Tensor) -> Tensor:
         """Give scores in standard deviations from the mean."""

@@ -29,7 +29,7 @@ from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.schedule import PolySchedule
 from anomdino.scorer.training import Plan, Record, fingerprint, fit
-from anomdino.scorer.width_fusion import WidthFusion, at_grid
+from anomdino.scorer.width_fusion import KNOTS, WidthFusion, at_grid
 from anomdino.seeding import rng
 
 VOID = 2
@@ -320,6 +320,30 @@ def train_fusion(
     history = fit(objective, load, measured, training, world=world, folder=state)
     after = losses_of(network, kept, world.device)
     return Fused(network.fusion.eval().requires_grad_(False), before, after, history)
+
+
+@torch.inference_mode()
+def match_levels(network: WidthFusion, shares: Sequence[Share], stride: int = 7) -> None:
+    """Fit the rising function of the network: the quantiles of its score become those of the mean of the widths.
+
+    Args:
+        network: The trained network; its ``levels`` change.
+        shares: Labelled images by kind; every ``stride``-th cell of each counts.
+        stride: Odd, so that no column is left out.
+    """
+    fused, means = [], []
+    for image in (image for share in shares for image in share.images):
+        grid = torch.from_numpy(read_grid(image.file)[0])[None]
+        size = (grid.shape[-2], grid.shape[-1])
+        fused.append(network.joined(network.gates(grid), grid.unbind(1), size).flatten()[::stride].numpy())
+        means.append(grid.mean(1).flatten()[::stride].numpy())
+    places = (1 - np.cos(np.linspace(0, np.pi, KNOTS))) / 2  # close together at both ends
+    levels = [np.quantile(np.concatenate(part), places) for part in (fused, means)]
+    network.levels.copy_(torch.from_numpy(np.stack([_rising(level) for level in levels])))
+
+
+def _rising(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(np.maximum.accumulate(levels) + 1e-3 * np.arange(len(levels)))
 
 
 def statistics(shares: Sequence[Share]) -> tuple[float, float]:

@@ -33,6 +33,7 @@ from anomdino.scorer.width_fusion_training import (
     cross_entropy,
     is_written,
     join,
+    match_levels,
     read_grid,
     statistics,
     train_fusion,
@@ -264,6 +265,24 @@ def test_statistics_are_those_of_all_stored_scores(tmp_path):
     mean, std = statistics([Share(part) for part in images])
     assert mean == pytest.approx(every.mean(), rel=1e-5)
     assert std == pytest.approx(every.std(), rel=1e-5)
+
+
+def test_matched_levels_keep_the_order_and_give_the_means_distribution(tmp_path):
+    shares = [Share(stored(tmp_path / "a", 3, 0)), Share(stored(tmp_path / "b", 3, 1))]
+    fusion = random_fusion()
+    grids = [torch.from_numpy(read_grid(image.file)[0])[None] for share in shares for image in share.images]
+
+    def fused():
+        return np.concatenate([fusion(grid.unbind(1), (40, GRID_WIDTH)).numpy().ravel() for grid in grids])
+
+    before, mean = fused(), np.concatenate([grid.mean(1).numpy().ravel() for grid in grids])
+    assert abs(before.std() / mean.std() - 1) > 0.1
+    match_levels(fusion, shares)
+    after = fused()
+    order = np.argsort(before, kind="stable")
+    assert (np.diff(after[order]) >= 0).all()
+    chosen = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]
+    np.testing.assert_allclose(np.quantile(after, chosen), np.quantile(mean, chosen), atol=0.15)
 
 
 def trained(tmp_path, state, steps=24, **changes):
