@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 DONE_FOLDER = ".done"
 SPEED_ONLY = {"batch", "compile", "compile_mode"}
+COUNTED_APART = {"fusion"}
+"""A learned fusion counts by its file."""
 SKIPPED_FILE = "skipped.json"
 
 
@@ -92,7 +94,9 @@ def content_digest(options: ScoringOptions, weights: Path | str | None, *extra: 
         weights: The scorer's weight file.
         extra: Further texts, such as the network's name.
     """
-    settings = {name: value for name, value in asdict(options).items() if name not in SPEED_ONLY}
+    settings = {
+        name: value for name, value in asdict(options).items() if name not in SPEED_ONLY | COUNTED_APART
+    }
     digest = hashlib.sha256(json.dumps([settings, *extra], sort_keys=True).encode())
     if weights is not None:
         with Path(weights).open("rb") as stream:
