@@ -84,13 +84,12 @@ def weights_digest(scorer: Path, params: Params) -> str:
     from anomdino.scorer.base import WEIGHTS_FILE
     from anomdino.scorer.width_fusion import FUSION_FILE
 
-    path = scorer / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(path, "does not exist", "name the folder of a trained scorer")
-    content = path.read_bytes()
-    if params.score.fusion == "learned":
-        content += (scorer / FUSION_FILE).read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    for name in (WEIGHTS_FILE, *([FUSION_FILE] if params.score.fusion == "learned" else [])):
+        if not (scorer / name).is_file():
+            raise CheckpointError(scorer / name, "does not exist", "name the folder of a trained scorer")
+        digest.update((scorer / name).read_bytes())
+    return digest.hexdigest()
 
 
 def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatistics:

@@ -6,12 +6,14 @@ SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of tra
 objects are composed as for `pipeline.release_distil`, and the objects' own photos join them, from objects alone that the
 scorer's training did not hold out. The scorer scores them at every `--width` (the model's own, or 512, 800, 1280 and
 1600); the network learns from these scores and the labels which width to believe where. It is written beside the
-scorer's weights, and the model's parameters say `score.fusion: learned` and the widths. `pipeline.recalibrate` and
-`anomdino tune` fit detector and ADT-Net to it. A killed training goes on where it stopped when called again.
+scorer's weights, and the model's parameters say `score.fusion: learned` and the widths. Its scores have
+the distribution of the mean; `anomdino tune` fits ADT-Net's rule to it. A killed training goes on where it stopped when
+called again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -135,18 +137,27 @@ def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[Lab
     grids = []
     for key, path in track(list_images(folder).items(), f"score {kind}"):
         grid = LabelledGrid(key, work / "grids" / kind / f"{key}.npz")
-        if not is_written(grid.file, digest):
-            write_grid(grid.file, engine, read_image(path), label_of(key, work, kind), digest)
+        label = label_file(key, work, kind)
+        content = "-".join(
+            [digest, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, label))]
+        )
+        if not is_written(grid.file, content):
+            write_grid(grid.file, engine, read_image(path), read_kind(label, kind), content)
         grids.append(grid)
     return grids
 
 
-def label_of(key: str, work: Path, kind: str) -> npt.NDArray[np.uint8]:
-    """Read the label of an image, uint8 (H, W): 0, 1, 255 of composed ones, 0 and 1 of photos by their masks."""
+def label_file(key: str, work: Path, kind: str) -> Path:
+    """Give the file of an image's label: that of a composed image, or the mask of a photo's object."""
     if kind != "photos":
-        return read_label(work / kind / LABELS / f"{key}.png")
-    mask = read_label(list_images(work / "objects" / "masks")[key])
-    return (mask > HALF).astype(np.uint8)
+        return work / kind / LABELS / f"{key}.png"
+    return list_images(work / "objects" / "masks")[key]
+
+
+def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
+    """Read a label, uint8 (H, W): 0, 1, 255 of composed images, 0 and 1 of photos by their masks (0 / 255)."""
+    read = read_label(label)
+    return (read > HALF).astype(np.uint8) if kind == "photos" else read
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class ScoreConfig(Block):
     blur: Literal["auto", "on", "off"] = "auto"
     """RPL's 7 x 7 Gaussian; auto: for energy and entropy, as RPL does."""
     widths: list[int] = Field(default_factory=list)
-    """Widths in pixels at which every image is scored; the scores are averaged. Empty: its own width alone."""
+    """Widths in pixels at which every image is scored; `fusion` joins the scores. Empty: its own width alone."""
     fusion: Literal["mean", "learned"] = "mean"
     """How the scores of the widths are joined; learned: by the network `fusion.safetensors` beside the scorer, which
     `python -m pipeline.release_fusion` trains."""

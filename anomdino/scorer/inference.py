@@ -26,7 +26,7 @@ from anomdino.scorer.efficientnet_lite import LightScorer
 from anomdino.scorer.efficientnet_lite_fused import FusedLightScorer
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.options import ScoringOptions
-from anomdino.scorer.scored import Part, PendingScores, Scored, pooled
+from anomdino.scorer.scored import Part, PendingScores, Scored, pooled, resized
 from anomdino.scorer.tiling import Tile, blend_weights, tiles
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38
@@ -164,7 +164,7 @@ class ScoringEngine:
         widths = self.options.widths or (width,)
         fields = [self._at_width(inputs, target) for target in widths]
         score = self._fused([field.score for field in fields], (height, width))
-        maps = _mean(_resize(field.maps, grid) for field in fields)
+        maps = _mean(resized(field.maps, grid) for field in fields)
         pooled_score = pooled(score[:, None], self.options.map_stride)[:, 0]
         scores, halves, small = (
             tensor.to("cpu", non_blocking=True) for tensor in (score, maps.half(), pooled_score)
@@ -174,14 +174,17 @@ class ScoringEngine:
 
     @torch.inference_mode()
     def score_widths(self, image: npt.NDArray[np.uint8]) -> list[Tensor]:
-        """Score one image, uint8 (H, W, 3) RGB, at every width: float (1, h, w), each at its own size, not fused."""
+        """Score one image, uint8 (H, W, 3) RGB, at every width: float (1, h, w), each at its own size, not fused.
+
+        The order is that of the widths; higher is more anomalous.
+        """
         inputs = self.inputs([image])
         return [self._at_width(inputs, target).score for target in self.options.widths or (image.shape[1],)]
 
     def _fused(self, scores: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         if self.fusion is not None:
             return self.fusion([score.float() for score in scores], size)  # type: ignore[no-any-return]
-        return _mean(_resize(score[:, None], size)[:, 0] for score in scores)
+        return _mean(resized(score[:, None], size)[:, 0] for score in scores)
 
     def _at_width(self, inputs: Tensor, target: int) -> Fields:
         height, width = inputs.shape[-2:]
@@ -282,12 +285,6 @@ def _mean(maps: Iterable[Tensor]) -> Tensor:
         total, count = one if total is None else total + one, count + 1
     assert total is not None
     return total / count
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _out_of_memory(error: Exception) -> bool:

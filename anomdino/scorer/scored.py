@@ -65,6 +65,13 @@ class PendingScores:
         return [scored for part in self.parts for scored in _collected(part)]
 
 
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps, float (B, C, h, w), to ``size`` (H, W), bilinearly and without aliasing."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
 def pooled(maps: Tensor, stride: int) -> Tensor:
     """Average (B, C, H, W) over blocks of stride x stride; blocks at the end may be partial."""
     if stride == 1:

@@ -73,12 +73,11 @@ def engine_from(
     options = scoring_options(config)
     if config.source != "transformers":
         scorer = load_scorer(trained)
-        if config.fusion == "mean":
-            digest = content_digest(options, Path(trained) / WEIGHTS_FILE, config.source)
-            return ScoringEngine(scorer, options, device, consume=True), digest
-        fusion = load_fusion(trained, config.widths)
-        extra = hashlib.sha256((Path(trained) / FUSION_FILE).read_bytes()).hexdigest()
-        digest = content_digest(options, Path(trained) / WEIGHTS_FILE, config.source, extra)
+        fusion, extra = None, [str(config.source)]
+        if config.fusion == "learned":
+            fusion = load_fusion(trained, config.widths)
+            extra.append(hashlib.sha256((Path(trained) / FUSION_FILE).read_bytes()).hexdigest())
+        digest = content_digest(options, Path(trained) / WEIGHTS_FILE, *extra)
         return ScoringEngine(scorer, options, device, consume=True, fusion=fusion), digest
     if not config.transformers:
         raise ConfigError("score.transformers", "is empty", "give a local folder or a hub name")

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from anomdino.errors import CheckpointError
 from anomdino.io.atomic import atomic_path
 from anomdino.scorer.base import WEIGHTS_FILE, load_strictly
+from anomdino.scorer.scored import resized
 
 GRID_WIDTH = 640
 """Columns of the grid on which the network sees the scores of every width, whatever the size of the image."""
@@ -120,7 +121,7 @@ class WidthFusion(nn.Module):
         fused = _enlarged(gates[:, -1:], size)[:, 0]
         for index, score in enumerate(scores):
             share = _enlarged(gates[:, index : index + 1], size)[:, 0]
-            fused = fused + share * self.standardised(_resized(score[:, None], size)[:, 0])
+            fused = fused + share * self.standardised(resized(score[:, None], size)[:, 0])
         return self.mean + self.std * fused
 
     def mapped(self, fused: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class WidthFusion(nn.Module):
 def at_grid(scores: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Bring the scores (B, h_w, w_w) of images of ``size`` (H, W) to the network's grid: (B, widths, h, 640)."""
     height = max(1, round(size[0] * GRID_WIDTH / size[1]))
-    return torch.stack([_resized(score[:, None], (height, GRID_WIDTH))[:, 0] for score in scores], dim=1)
+    return torch.stack([resized(score[:, None], (height, GRID_WIDTH))[:, 0] for score in scores], dim=1)
 
 
 def save_fusion(network: WidthFusion, scorer: Path | str, details: Mapping[str, Any] | None = None) -> None:
@@ -195,12 +196,6 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _digest(scorer: Path) -> str:

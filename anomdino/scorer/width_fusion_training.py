@@ -34,6 +34,8 @@ from anomdino.seeding import rng
 
 VOID = 2
 """Labels from here on count for nothing."""
+CELLS = 4_000_000
+"""Cells of all images, about, whose scores the rising function is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def write_grid(
         engine: The scorer.
         image: uint8 (H, W, 3), RGB.
         label: uint8 (H, W).
-        digest: What the scores depend on besides the image.
+        digest: What scores and label depend on: scorer, options, and the contents of image and label.
 
     Raises:
         DataError: Image and label are not of one size.
@@ -323,20 +325,24 @@ def train_fusion(
 
 
 @torch.inference_mode()
-def match_levels(network: WidthFusion, shares: Sequence[Share], stride: int = 7) -> None:
+def match_levels(network: WidthFusion, shares: Sequence[Share]) -> None:
     """Fit the rising function of the network: the quantiles of its score become those of the mean of the widths.
+
+    Some four million cells are looked at, evenly from all images.
 
     Args:
         network: The trained network; its ``levels`` change.
-        shares: Labelled images by kind; every ``stride``-th cell of each counts.
-        stride: Odd, so that no column is left out.
+        shares: Labelled images by kind.
     """
+    images = [image for share in shares for image in share.images]
     fused, means = [], []
-    for image in (image for share in shares for image in share.images):
-        grid = torch.from_numpy(read_grid(image.file)[0])[None]
+    for image in images:
+        grid = torch.from_numpy(read_grid(image.file)[0])[None].to(network.levels.device)
         size = (grid.shape[-2], grid.shape[-1])
-        fused.append(network.joined(network.gates(grid), grid.unbind(1), size).flatten()[::stride].numpy())
-        means.append(grid.mean(1).flatten()[::stride].numpy())
+        step = size[0] * size[1] * len(images) // CELLS | 1  # odd: no column is left out
+        score = network.joined(network.gates(grid), grid.unbind(1), size)
+        fused.append(score.flatten()[::step].cpu().numpy())
+        means.append(grid.mean(1).flatten()[::step].cpu().numpy())
     places = (1 - np.cos(np.linspace(0, np.pi, KNOTS))) / 2  # close together at both ends
     levels = [np.quantile(np.concatenate(part), places) for part in (fused, means)]
     network.levels.copy_(torch.from_numpy(np.stack([_rising(level) for level in levels])))

@@ -6,7 +6,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from anomdino.config.params import load_params
-from anomdino.io.images import read_image
+from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.scorer.setup import engine_from
 from anomdino.scorer.width_fusion import FUSION_FILE
@@ -56,22 +56,24 @@ def test_the_model_scores_with_the_network_that_was_trained(tiny):
     held_out = {path.name for path in held_out_photos(tiny)}
     assert not held_out & {path.name for path in list_images(tiny / "work/photos").values()}
     times = {path: path.stat().st_mtime_ns for path in grids.rglob("*.npz")}
+    mask = sorted((tiny / "objects/masks").glob("*.png"))
+    changed = next(path for path in mask if (grids / "photos" / f"{path.stem}.npz").is_file())
+    write_png(changed, 255 - read_label(changed))
     again = run(tiny, "--steps", "3")
     assert again.exit_code == 0, again.output
-    assert {path: path.stat().st_mtime_ns for path in grids.rglob("*.npz")} == times  # scored once
+    kept = {path for path, time in times.items() if path.stat().st_mtime_ns == time}
+    assert grids / "photos" / f"{changed.stem}.npz" not in kept  # scored again with its new mask
+    assert {path for path in times if path.parent.name == "photos"} - kept == {
+        grids / "photos" / f"{changed.stem}.npz"
+    }
 
 
-@pytest.mark.parametrize("widths", [["--width", "64"], ["--width", "48"]])
+@pytest.mark.parametrize("widths", [["64"], ["48", "48"]])
 def test_one_width_and_the_same_twice_are_refused(tiny, widths):
-    names = [
-        "--inlier",
-        str(tiny / "scenes"),
-        "--outliers",
-        str(tiny / "objects"),
-        "--to",
-        str(tiny / "light"),
-    ]
-    more = [] if widths == ["--width", "64"] else ["--width", "48"]
-    result = CliRunner().invoke(release_fusion.app, [*names, *widths, *more])
+    names = {"--inlier": tiny / "scenes", "--outliers": tiny / "objects", "--to": tiny / "light"}
+    given = [str(text) for pair in names.items() for text in pair]
+    result = CliRunner().invoke(
+        release_fusion.app, given + [text for width in widths for text in ("--width", width)]
+    )
     assert result.exit_code != 0
     assert "give two different widths" in result.output
