@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,9 @@ class ScoreConfig(Block):
     fusion: Literal["mean", "learned"] = "mean"
     """How the scores of the widths are joined; learned: by the network `fusion.safetensors` beside the scorer, which
     `python -m pipeline.release_fusion` trains."""
+    refine: list[Annotated[int, Field(ge=1, le=640)]] = Field(default_factory=list)
+    """Radii, in pixels of an image 1280 wide, at which the score is filtered with the image as guidance, so that it ends
+    where objects end (12 and 36, say). Empty: not at all."""
     semantic: Literal["probabilities", "onehot"] = "probabilities"
     """The semantic map U_S."""
     distance: Literal["margin1", "one_minus_p1", "margin"] = "margin1"

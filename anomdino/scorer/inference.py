@@ -25,6 +25,7 @@ from anomdino.scorer.dilated import use_taps
 from anomdino.scorer.efficientnet_lite import LightScorer
 from anomdino.scorer.efficientnet_lite_fused import FusedLightScorer
 from anomdino.scorer.folding import fold_batch_norms
+from anomdino.scorer.guided import refine
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.scored import Part, PendingScores, Scored, pooled, resized
 from anomdino.scorer.tiling import Tile, blend_weights, tiles
@@ -166,6 +167,7 @@ class ScoringEngine:
         score = self._fused([field.score for field in fields], (height, width))
         maps = _mean(resized(field.maps, grid) for field in fields)
         pooled_score = pooled(score[:, None], self.options.map_stride)[:, 0]
+        score = refine(score, inputs, self.options.refine)
         scores, halves, small = (
             tensor.to("cpu", non_blocking=True) for tensor in (score, maps.half(), pooled_score)
         )

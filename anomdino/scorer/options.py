@@ -22,6 +22,9 @@ class ScoringOptions:
         widths: Widths in pixels at which an image is scored. Empty: its own width.
         fusion: How the scores of the widths are joined: by their mean, or by a trained network
             (:mod:`anomdino.scorer.width_fusion`).
+        refine: Radii in pixels of an image 1280 wide at which the joined score is filtered with the image as guidance
+            (:mod:`anomdino.scorer.guided`); the pooled score among the uncertainty maps stays as it is. Empty: not
+            at all.
         semantic: Kind of U_S.
         distance: Kind of U_D.
         map_stride: Uncertainty maps are area-pooled by this factor.
@@ -38,6 +41,7 @@ class ScoringOptions:
     blur: bool | None = None
     widths: tuple[int, ...] = ()
     fusion: Literal["mean", "learned"] = "mean"
+    refine: tuple[int, ...] = ()
     semantic: SemanticKind = "probabilities"
     distance: DistanceKind = "margin1"
     map_stride: int = 4

@@ -31,6 +31,8 @@ DONE_FOLDER = ".done"
 SPEED_ONLY = {"batch", "compile", "compile_mode"}
 COUNTED_APART = {"fusion"}
 """A learned fusion counts by its file."""
+COUNTED_IF_SET = {"refine"}
+"""Results from before the option existed stay valid."""
 SKIPPED_FILE = "skipped.json"
 
 
@@ -95,7 +97,9 @@ def content_digest(options: ScoringOptions, weights: Path | str | None, *extra: 
         extra: Further texts, such as the network's name.
     """
     settings = {
-        name: value for name, value in asdict(options).items() if name not in SPEED_ONLY | COUNTED_APART
+        name: value
+        for name, value in asdict(options).items()
+        if name not in SPEED_ONLY | COUNTED_APART and (value or name not in COUNTED_IF_SET)
     }
     digest = hashlib.sha256(json.dumps([settings, *extra], sort_keys=True).encode())
     if weights is not None:

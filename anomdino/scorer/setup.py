@@ -31,6 +31,7 @@ def scoring_options(config: ScoreConfig) -> ScoringOptions:
         blur=BLUR[config.blur],
         widths=tuple(config.widths),
         fusion=config.fusion,
+        refine=tuple(config.refine),
         semantic=config.semantic,
         distance=config.distance,
         map_stride=config.map_stride,
