@@ -62,6 +62,7 @@ B_GRID = (0.0, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
 TOLERANCE = 0.01
 PIXELS_PER_IMAGE = 20_000
 FLOOR_GRID = (0.0, 0.5, 0.7, 0.8, 0.83, 0.86, 0.88, 0.9, 0.95)
+SMALLEST = 1e-12
 LEAST_PREDICTED, LEAST_TRUE = 500 / (1280 * 720), 100 / (1280 * 720)
 
 
@@ -401,7 +402,7 @@ def _pixel_points(
         chosen = _some_pixels(label, rng(seed, "adt", "tune", item.key))
         surfaces = _surfaces(item, score, model)
         for histogram, rule in zip(histograms, rules, strict=True):
-            histogram.add(final_score(surfaces, rule).ravel()[chosen], label.ravel()[chosen])
+            histogram.add(_spread(final_score(surfaces, rule).ravel()[chosen], rule), label.ravel()[chosen])
     return [_point(rule, histogram) for rule, histogram in zip(rules, histograms, strict=True)]
 
 
@@ -432,6 +433,22 @@ def _some_pixels(label: npt.NDArray[np.uint8], draw: np.random.Generator) -> npt
     return draw.integers(0, label.size, PIXELS_PER_IMAGE)
 
 
+def _spread(score: npt.NDArray[np.float32], rule: FusionRule) -> npt.NDArray[np.float32]:
+    """Spread scores out that crowd below 1 + b, where the bins of a histogram are wide: their logit, in shares of 1 + b.
+
+    The raw score is as it is.
+    """
+    if rule.output == "raw":
+        return score
+    share = np.clip(score.astype(np.float64) / (1 + rule.b), SMALLEST, 1 - SMALLEST)
+    return (np.log(share) - np.log1p(-share)).astype(np.float32)
+
+
+def _gathered(threshold: float, rule: FusionRule) -> float:
+    """Give the score that :func:`_spread` puts at a threshold."""
+    return threshold if rule.output == "raw" else (1 + rule.b) / (1 + float(np.exp(-threshold)))
+
+
 def _point(rule: FusionRule, histogram: ScoreHistogram) -> Point:
     f1, threshold = histogram.best_f1()
     return Point(
@@ -441,5 +458,5 @@ def _point(rule: FusionRule, histogram: ScoreHistogram) -> Point:
         ap=histogram.average_precision(),
         fpr95=histogram.fpr_at_recall(0.95),
         f1=f1,
-        threshold=threshold,
+        threshold=_gathered(threshold, rule),
     )

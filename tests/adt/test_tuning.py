@@ -11,7 +11,8 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_curve
 
 from anomdino.adt.dataset import CropRules, list_items, read_item
-from anomdino.adt.fusion import FusionRule, fuse
+from anomdino.adt.fusion import AdtModel, FusionRule, fuse
+from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import TrainingPlan, train_adt
 from anomdino.adt.tuning import (
@@ -222,6 +223,20 @@ def test_training_stores_the_floor_that_it_was_asked_to_choose(make_set, tmp_pat
     assert load_adt(tmp_path / "adt").rule == tuned.rule
     assert tuned.rule.mask_floor in {point["floor"] for point in tuned.provenance["mask_floor"]}
     assert tune_trained(model, files, PLAN, tmp_path / "adt", seed=1).rule.mask_floor == 0
+
+
+def test_scores_that_crowd_below_one_are_told_apart(make_set):
+    items = list_items(make_set(images=4))
+    crowded = AdtModel(AdtNet(Architecture(), ScoreStatistics(-22.0, 2.0)).eval(), FusionRule(box_score=1.0))
+    found = search(items, crowded, ks=[1.0], bs=[0.0], tolerance=1.0).curve[
+        0
+    ]  # no box is kept: the raw order
+    pairs = [read_item(item) for item in items]
+    truth = np.concatenate([label[label != 255] for _, label in pairs]) == 1
+    score = np.concatenate([s[label != 255] for s, label in pairs])
+    assert found.ap == pytest.approx(average_precision_score(truth, score), abs=2e-3)
+    best = max(2 * (p := score >= t)[truth].sum() / (p.sum() + truth.sum()) for t in np.unique(score)[::7])
+    assert found.f1 == pytest.approx(best, abs=5e-3)
 
 
 def test_k_one_and_b_zero_is_raw(make_set, model):
