@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RELEASED = "released"
+
 
 class BoxDetector(Protocol):
     """What the cascade asks of a detector."""
@@ -117,7 +119,8 @@ def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
     """Find the trained pipeline to use: the one asked for, else ``data/models`` here, else the released model.
 
     Args:
-        models: Folder with ``rpl``, ``detector`` and ``adt``, or a folder that holds ``models/`` and ``params.yaml``.
+        models: Folder with ``rpl``, ``detector`` and ``adt``, or a folder that holds ``models/`` and ``params.yaml``;
+            ``released``, where no folder is called so, is the released model.
         params: The parameter file that belongs to it.
 
     Returns:
@@ -126,20 +129,23 @@ def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
     Raises:
         CheckpointError: There is no trained pipeline.
     """
-    if models is not None:
+    asked = models is not None and models.as_posix() == RELEASED and not models.exists()
+    if models is not None and not asked:
         inner = models / "models" if (models / "models").is_dir() else models
         beside = [inner.parent / "params.yaml", Path("params.yaml")]
         found = params or next((path for path in beside if path.is_file()), beside[-1])
         return inner, found
     here = Path("data/models")
-    if all((here / part / "config.json").is_file() for part in ("rpl", "adt")):
+    if not asked and all((here / part / "config.json").is_file() for part in ("rpl", "adt")):
         return here, params or Path("params.yaml")
     released = released_folder()
     if released is None:
+        if asked:
+            raise CheckpointError(RELEASED, "is not part of this installation", "name a folder of models")
         raise CheckpointError(
             "data/models",
             "holds no trained pipeline, and this installation has no released model",
             "run `dvc repro`",
         )
-    log.info("no trained pipeline here: using the released model %s", released)
+    log.info("using the released model %s", released)
     return released / "models", params or released / "params.yaml"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+log = logging.getLogger(__name__)
 
 
 class OutputRule(StrEnum):
@@ -25,7 +28,8 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
     models: Annotated[
-        Path | None, typer.Option(help="Trained models; default: data/models, else the released model.")
+        Path | None,
+        typer.Option(help="Folder of trained models, or `released`; default: data/models, else released."),
     ] = None,
     params: Annotated[Path | None, typer.Option(help="Parameter file of the models.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")] = "auto",
@@ -61,7 +65,9 @@ def predict(
 
     photos = collect(inputs)
     folder, params_file = find_models(models, params)
-    chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect"))
+    chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
+    if models is None and folder == Path("data/models") and settings.data.source == "synthetic":
+        log.warning("%s learned drawn scenes; for photos use `--models released`", folder)
     if width:
         score = settings.score.model_copy(update={"widths": width, "fusion": "mean"})
         settings = settings.model_copy(update={"score": score})

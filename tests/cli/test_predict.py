@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from anomdino import prediction
@@ -184,6 +186,27 @@ def test_models_are_found_here_before_the_released_ones(models, tmp_path, monkey
     assert find_models(None, None) == (models / "models", models / "params.yaml")
     shutil.copytree(models / "models", tmp_path / "data" / "models")
     assert find_models(None, None)[0].as_posix() == "data/models"
+    assert find_models(Path("released"), None) == (models / "models", models / "params.yaml")
+    (tmp_path / "released").mkdir()
+    assert find_models(Path("released"), None)[0] == Path("released")
+    (tmp_path / "released").rmdir()
+    monkeypatch.setattr("anomdino.cascade.released_folder", lambda: None)
+    with pytest.raises(CheckpointError, match="not part of this installation"):
+        find_models(Path("released"), None)
+
+
+@pytest.mark.parametrize(("source", "warned"), [("synthetic", True), ("folder", False)])
+def test_models_of_the_demo_say_that_they_are_none_for_photos(
+    models, photos, tmp_path, monkeypatch, source, warned
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models / "models", tmp_path / "data" / "models")
+    content = yaml.safe_load((models / "params.yaml").read_text())
+    content["data"] = {**content.get("data", {}), "source": source}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    result = run("predict", photos / "a", "-o", tmp_path / "out", "--no-boxes")
+    assert result.exit_code == 0
+    assert ("--models released" in result.output) is warned
 
 
 def test_files_and_globs_are_named_below_their_common_folder(photos, monkeypatch):
