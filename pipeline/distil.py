@@ -157,10 +157,14 @@ def distilled(
     start: Path | None = None,
     state: Path | None = None,
 ) -> Distilled:
-    """Score the folders by the teacher and train the student; its resume points lie in ``state`` (``work``/state)."""
+    """Score the folders by the teacher and train the student; its resume points lie in ``state`` (``work``/state).
+
+    What `score.refine` does after a network is not taught: it follows the student as it followed the teacher.
+    """
     from anomdino.scorer.distillation import distil
     from anomdino.scorer.setup import scoring_options
 
+    params = params.model_copy(update={"score": params.score.model_copy(update={"refine": []})})
     for folder in dict.fromkeys(folders):
         score_folder(params, teacher, folder, work, world)
     world.wait()

@@ -5,15 +5,18 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from anomdino.config.params import load_params
-from anomdino.io.images import write_png
+from anomdino.io.images import read_image, write_png
+from anomdino.io.scores import read_score
 from anomdino.protocol import mark_evaluation_only
 from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
+from anomdino.scorer.setup import engine_from
 from anomdino.synthetic import outlier, scene
 from pipeline import distil
 from pipeline.release import TARGET
@@ -77,6 +80,18 @@ def test_weights_are_shared_between_teacher_and_student(photos):
         if tensor.is_floating_point():
             mean = (tensor.float() + student[name].float()) / 2
             torch.testing.assert_close(half[name].float(), mean, rtol=2e-3, atol=1e-6, msg=name)
+
+
+def test_the_filter_after_the_network_is_not_taught(photos):
+    params = load_params(photos / "light/params.yaml")
+    assert params.score.refine  # the released model's
+    assert run(photos).exit_code == 0
+    assert load_params(photos / "student/params.yaml").score.refine == params.score.refine
+    plain = params.score.model_copy(update={"refine": []})
+    engine, _ = engine_from(plain, photos / "light/models/rpl")
+    stored = read_score(distil.results_of(photos / "roads", photos / "work") / "scores" / "0.npz")
+    expected = engine.score(read_image(photos / "roads" / "0.png")).score
+    np.testing.assert_allclose(stored, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_to_learn_leaves_the_weights_alone(photos):
