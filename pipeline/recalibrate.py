@@ -82,13 +82,15 @@ def weights_digest(scorer: Path, params: Params) -> str:
         CheckpointError: There is none.
     """
     from anomdino.scorer.base import WEIGHTS_FILE
-    from anomdino.scorer.width_fusion import FUSION_FILE
+    from anomdino.scorer.width_fusion import fusion_file
 
-    digest = hashlib.sha256()
-    for name in (WEIGHTS_FILE, *([FUSION_FILE] if params.score.fusion == "learned" else [])):
-        if not (scorer / name).is_file():
-            raise CheckpointError(scorer / name, "does not exist", "name the folder of a trained scorer")
-        digest.update((scorer / name).read_bytes())
+    digest, files = hashlib.sha256(), [scorer / WEIGHTS_FILE]
+    if params.score.fusion == "learned":
+        files.append(fusion_file(scorer, params.score.widths))
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(file, "does not exist", "name the folder of a trained scorer")
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -102,10 +104,10 @@ def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatisti
     from anomdino.io.scores import read_score
     from anomdino.scorer.run import Outputs, SetScorer
     from anomdino.scorer.setup import engine_from, run_options
-    from anomdino.scorer.width_fusion import FUSION_FILE
+    from anomdino.scorer.width_fusion import fusion_file
 
     images = list_images(work / "train" / IMAGES)
-    fusion = params.score.fusion if (scorer / FUSION_FILE).is_file() else "mean"
+    fusion = params.score.fusion if fusion_file(scorer, params.score.widths).is_file() else "mean"
     score = params.score.model_copy(update={"fusion": fusion})
     engine, digest = engine_from(score, scorer, resolve_device(params.device))
     outputs = Outputs(work / name / "scores", work / name / "maps")

@@ -133,10 +133,12 @@ def link_photos(images: Path, out: Path, count: int) -> None:
 
 
 def put(student: Path, released: Path) -> None:
-    """Put a scorer's files in the place of the released ones, each whole or not at all."""
+    """Put a scorer's files in the place of the released ones, each whole or not at all; networks for the old one go."""
     for file in sorted(student.iterdir()):
         with atomic_path(released / file.name) as temporary:
             shutil.copyfile(file, temporary)
+    for fusion in released.glob("fusion-*.safetensors"):
+        fusion.unlink()
 
 
 def put_parameters(params: Params, to: Path) -> None:

@@ -68,6 +68,12 @@ def main(
         float,
         typer.Option(min=0, max=1, help="Share of the network in the score; the rest is the widths' mean."),
     ] = 0.5,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            help="Write the network alone: the model's own widths stay, `predict --width` may ask for these."
+        ),
+    ] = False,
 ) -> None:
     """Gather images, score them at every width, train, and write network and parameters."""
     from anomdino.device import resolve_device
@@ -96,7 +102,8 @@ def main(
             "loss after": dict(zip(KINDS, done.after, strict=True)),
         }
         save_fusion(done.network, to / "models" / "rpl", details)
-        atomic_write_text(to / "params.yaml", render_params(params))
+        if not beside:
+            atomic_write_text(to / "params.yaml", render_params(params))
     except AnomdinoError as error:
         typer.echo(f"release_fusion failed. {error}", err=True)
         raise typer.Exit(error.exit_code) from error

@@ -51,7 +51,8 @@ def predict(
         list[int] | None,
         typer.Option(
             min=16,
-            help="Score at this width, not at the model's; again for a mean of several. Fewer are faster.",
+            help="Score at this width, not at the model's; again for several, joined by a network that the model has for "
+            "them, else by their mean. Fewer are faster.",
         ),
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
@@ -62,6 +63,7 @@ def predict(
     from anomdino.config.params import load_params
     from anomdino.device import resolve_device
     from anomdino.prediction import PredictionWriter, collect, predict_all
+    from anomdino.scorer.width_fusion import fusion_file
 
     photos = collect(inputs)
     folder, params_file = find_models(models, params)
@@ -69,7 +71,10 @@ def predict(
     if models is None and folder == Path("data/models") and settings.data.source == "synthetic":
         log.warning("%s learned drawn scenes; for photos use `--models released`", folder)
     if width:
-        score = settings.score.model_copy(update={"widths": width, "fusion": "mean"})
+        ordered = sorted(set(width))
+        learned = settings.score.fusion == "learned" and fusion_file(folder / "rpl", ordered).is_file()
+        fusion = "learned" if learned else "mean"
+        score = settings.score.model_copy(update={"widths": ordered, "fusion": fusion})
         settings = settings.model_copy(update={"score": score})
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component)

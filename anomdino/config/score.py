@@ -29,7 +29,7 @@ class ScoreConfig(Block):
     widths: list[int] = Field(default_factory=list)
     """Widths in pixels at which every image is scored; `fusion` joins the scores. Empty: its own width alone."""
     fusion: Literal["mean", "learned"] = "mean"
-    """How the scores of the widths are joined; learned: by the network `fusion.safetensors` beside the scorer, which
+    """How the scores of the widths are joined; learned: by the network for these widths beside the scorer, which
     `python -m pipeline.release_fusion` trains."""
     refine: list[Annotated[int, Field(ge=1, le=640)]] = Field(default_factory=list)
     """Radii, in pixels of an image 1280 wide, at which the score is filtered with the image as guidance, so that it ends

@@ -13,7 +13,7 @@ from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.run import RunOptions, content_digest
-from anomdino.scorer.width_fusion import FUSION_FILE, load_fusion
+from anomdino.scorer.width_fusion import fusion_file, load_fusion
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def engine_from(
         fusion, extra = None, [str(config.source)]
         if config.fusion == "learned":
             fusion = load_fusion(trained, config.widths)
-            extra.append(hashlib.sha256((Path(trained) / FUSION_FILE).read_bytes()).hexdigest())
+            extra.append(hashlib.sha256(fusion_file(trained, config.widths).read_bytes()).hexdigest())
         digest = content_digest(options, Path(trained) / WEIGHTS_FILE, *extra)
         return ScoringEngine(scorer, options, device, consume=True, fusion=fusion), digest
     if not config.transformers:

@@ -34,7 +34,6 @@ from anomdino.scorer.scored import resized
 
 GRID_WIDTH = 640
 """Columns of the grid on which the network sees the scores of every width, whatever the size of the image."""
-FUSION_FILE = "fusion.safetensors"
 FORMAT = "anomdino-width-fusion-1"
 CHANNELS = (12, 16, 24, 32, 32)
 KNOTS = 32
@@ -143,8 +142,13 @@ def at_grid(scores: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack([resized(score[:, None], (height, GRID_WIDTH))[:, 0] for score in scores], dim=1)
 
 
+def fusion_file(scorer: Path | str, widths: Sequence[int]) -> Path:
+    """Give where the network for these widths, in their order, lies beside a scorer's weights."""
+    return Path(scorer) / f"fusion-{'-'.join(map(str, widths))}.safetensors"
+
+
 def save_fusion(network: WidthFusion, scorer: Path | str, details: Mapping[str, Any] | None = None) -> None:
-    """Write ``fusion.safetensors`` beside the weights of the scorer that it was trained for, whole or not at all.
+    """Write :func:`fusion_file` beside the weights of the scorer that it was trained for, whole or not at all.
 
     Args:
         network: The trained network.
@@ -153,7 +157,7 @@ def save_fusion(network: WidthFusion, scorer: Path | str, details: Mapping[str, 
     """
     content = {"widths": network.widths, "scorer": _digest(Path(scorer)), **(details or {})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_path(Path(scorer) / FUSION_FILE) as temporary:
+    with atomic_path(fusion_file(scorer, network.widths)) as temporary:
         save_file(tensors, temporary, {"format": FORMAT, "content": json.dumps(content)})
         temporary.chmod(0o644)
 
@@ -168,7 +172,7 @@ def load_fusion(scorer: Path | str, widths: Sequence[int]) -> WidthFusion:
     Raises:
         CheckpointError: There is none, it is damaged, or it was trained for other widths or for another scorer.
     """
-    path = Path(scorer) / FUSION_FILE
+    path = fusion_file(scorer, widths)
     if not path.is_file():
         raise CheckpointError(path, "does not exist, and score.fusion is learned", CURE)
     try:

@@ -23,6 +23,7 @@ from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score
 from anomdino.prediction import collect
 from anomdino.scorer.base import ScorerSpec, anomaly_score, build_scorer, load_scorer, save_scorer, to_input
+from anomdino.scorer.width_fusion import WidthFusion, save_fusion
 
 SIZES = {"a/one.png": (40, 64), "a/b/two.png": (33, 47), "three ü.png": (50, 50)}
 
@@ -65,6 +66,35 @@ def test_a_folder_keeps_its_tree(models, photos, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert len(summary["images"]) == 3
     assert summary["skipped"] == []
+
+
+def test_widths_asked_for_are_joined_by_the_network_that_the_model_has_for_them(models, photos, tmp_path):
+    shutil.copytree(models, tmp_path / "model")
+    scorer = tmp_path / "model/models/rpl"
+    for widths in ((48, 64), (32, 48)):
+        fusion = WidthFusion(widths)
+        torch.nn.init.constant_(fusion.head.bias[-1:], 1.25)  # the mean of the widths, 1.25 higher
+        save_fusion(fusion, scorer)
+    asked = [
+        "predict",
+        photos / "a" / "one.png",
+        "--models",
+        tmp_path / "model",
+        "--no-boxes",
+        "--output",
+        "raw",
+    ]
+    means = {}
+    for fusion in ("mean", "learned"):
+        (tmp_path / "model/params.yaml").write_text(f"score: {{widths: [48, 64], fusion: {fusion}}}\n")
+        for widths in ((48, 32), (64, 32)):
+            options = [part for width in widths for part in ("--width", width)]
+            out = tmp_path / f"{fusion}{widths}"
+            result = run(*asked, *options, "-o", out)
+            assert result.exit_code == 0, result.output
+            means[fusion, widths] = read_score(next(out.glob("score/**/*.npz"))).mean()
+    assert means["learned", (48, 32)] - means["mean", (48, 32)] == pytest.approx(1.25, abs=1e-3)
+    assert means["learned", (64, 32)] == means["mean", (64, 32)]  # no network for these
 
 
 def test_widths_asked_for_take_the_place_of_the_models(models, photos, tmp_path):

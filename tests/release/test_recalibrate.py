@@ -12,7 +12,7 @@ from anomdino.adt.store import load_adt
 from anomdino.config.params import render_params
 from anomdino.detector.weights import score_statistics
 from anomdino.io.scores import read_score
-from anomdino.scorer.width_fusion import FUSION_FILE, WidthFusion, save_fusion
+from anomdino.scorer.width_fusion import WidthFusion, save_fusion
 from pipeline import recalibrate
 from pipeline.release import TARGET
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
@@ -98,7 +98,7 @@ def test_widths_joined_by_a_network_count_as_another_scorer(sources):  # noqa: F
     pytest.importorskip("mmdet")
     target, scorer = sources / "light", sources / "light/models/rpl"
     params = tiny_release(target, widths=(64, 96))
-    shutil.copytree(scorer, sources / "before", ignore=shutil.ignore_patterns(FUSION_FILE))
+    shutil.copytree(scorer, sources / "before", ignore=shutil.ignore_patterns("fusion-*"))
     fusion = WidthFusion((64, 96), mean=-7.0, std=2.0)
     torch.nn.init.constant_(fusion.head.bias[-1:], 0.75)  # the mean of the widths, 0.75 x 2 higher
     save_fusion(fusion, scorer)

@@ -103,6 +103,18 @@ def test_a_new_scorer_joins_its_widths_by_their_mean_again(tiny):
     assert load_params(tiny / "light/params.yaml") == params
 
 
+def test_a_new_scorer_takes_the_place_of_the_old_one_and_of_its_networks(tmp_path):
+    for name in ("config.json", "model.safetensors", "fusion-64-96.safetensors", "fusion-96.safetensors"):
+        (tmp_path / "released").mkdir(exist_ok=True)
+        (tmp_path / "released" / name).write_text("old")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "student").mkdir(exist_ok=True)
+        (tmp_path / "student" / name).write_text("new")
+    release_distil.put(tmp_path / "student", tmp_path / "released")
+    left = {path.name: path.read_text() for path in (tmp_path / "released").iterdir()}
+    assert left == {"config.json": "new", "model.safetensors": "new"}
+
+
 def test_photos_that_are_wide_enough_are_spread_over_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(release_distil, "LEAST_WIDTH", 50)
     for index in range(9):

@@ -9,7 +9,7 @@ from anomdino.config.params import load_params
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.scorer.setup import engine_from
-from anomdino.scorer.width_fusion import FUSION_FILE
+from anomdino.scorer.width_fusion import fusion_file, load_fusion
 from pipeline import release_distil, release_fusion
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 from tests.release.test_release_distil import held_out_photos
@@ -40,7 +40,7 @@ def test_the_model_scores_with_the_network_that_was_trained(tiny):
     score = load_params(tiny / "light/params.yaml").score
     assert (score.fusion, score.widths) == ("learned", [48, 64])
     assert (tiny / SCORER / "model.safetensors").read_bytes() == scorer
-    with safe_open(tiny / SCORER / FUSION_FILE, "pt") as file:
+    with safe_open(fusion_file(tiny / SCORER, [48, 64]), "pt") as file:
         assert file.get_tensor("share") == 0.5
         assert not torch.equal(file.get_tensor("head.weight"), torch.zeros(3, 12, 1, 1))
     photo = next(iter(held_out_photos(tiny)))
@@ -66,6 +66,14 @@ def test_the_model_scores_with_the_network_that_was_trained(tiny):
     assert {path for path in times if path.parent.name == "photos"} - kept == {
         grids / "photos" / f"{changed.stem}.npz"
     }
+
+
+@pytest.mark.slow
+def test_beside_leaves_the_models_own_widths(tiny):
+    before = (tiny / "light/params.yaml").read_bytes()
+    assert run(tiny, "--beside").exit_code == 0
+    assert (tiny / "light/params.yaml").read_bytes() == before
+    assert load_fusion(tiny / SCORER, [48, 64]).widths == (48, 64)
 
 
 @pytest.mark.parametrize("widths", [["64"], ["48", "48"]])

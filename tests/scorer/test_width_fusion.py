@@ -1,6 +1,7 @@
 """The learned fusion of widths: against the mean, a slow formulation, its laws, its files, its training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.setup import engine_from
 from anomdino.scorer.width_fusion import (
-    FUSION_FILE,
     GRID_WIDTH,
     WidthFusion,
     at_grid,
+    fusion_file,
     load_fusion,
     save_fusion,
 )
@@ -168,9 +169,12 @@ def test_files_that_do_not_belong_say_so(scorer):
     with pytest.raises(CheckpointError, match="does not exist, and score.fusion is learned"):
         load_fusion(scorer, WIDTHS)
     save_fusion(random_fusion(), scorer)
+    path = fusion_file(scorer, WIDTHS)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_fusion(scorer, (96, 48))
+    shutil.copy(path, fusion_file(scorer, (96, 48)))
     with pytest.raises(CheckpointError, match=r"trained for the widths \(48, 96\), not \(96, 48\)"):
         load_fusion(scorer, (96, 48))
-    path = scorer / FUSION_FILE
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
