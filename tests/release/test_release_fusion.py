@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from anomdino.config.params import load_params
+from anomdino.config.params import load_params, render_params
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.scorer.setup import engine_from
@@ -74,6 +74,12 @@ def test_beside_leaves_the_models_own_widths(tiny):
     assert run(tiny, "--beside").exit_code == 0
     assert (tiny / "light/params.yaml").read_bytes() == before
     assert load_fusion(tiny / SCORER, [48, 64]).widths == (48, 64)
+    times = {path: path.stat().st_mtime_ns for path in (tiny / "work/grids").rglob("*.npz")}
+    params = load_params(tiny / "light/params.yaml")
+    score = params.score.model_copy(update={"refine": [8]})
+    (tiny / "light/params.yaml").write_text(render_params(params.model_copy(update={"score": score})))
+    assert run(tiny, "--beside").exit_code == 0  # the filter comes after the widths: nothing is scored again
+    assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
 @pytest.mark.parametrize("widths", [["64"], ["48", "48"]])
