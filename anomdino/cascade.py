@@ -127,10 +127,12 @@ def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
         Folder of models, and parameter file.
 
     Raises:
-        CheckpointError: There is no trained pipeline.
+        CheckpointError: The folder that was asked for does not exist, or there is no trained pipeline.
     """
     asked = models is not None and models.as_posix() == RELEASED and not models.exists()
     if models is not None and not asked:
+        if not models.is_dir():
+            raise CheckpointError(models, "is no folder", f"name a folder of trained models, or `{RELEASED}`")
         inner = models / "models" if (models / "models").is_dir() else models
         beside = [inner.parent / "params.yaml", Path("params.yaml")]
         found = params or next((path for path in beside if path.is_file()), beside[-1])

@@ -223,6 +223,8 @@ def test_models_are_found_here_before_the_released_ones(models, tmp_path, monkey
     monkeypatch.setattr("anomdino.cascade.released_folder", lambda: None)
     with pytest.raises(CheckpointError, match="not part of this installation"):
         find_models(Path("released"), None)
+    with pytest.raises(CheckpointError, match="relaesed: is no folder"):
+        find_models(Path("relaesed"), None)
 
 
 @pytest.mark.parametrize(("source", "warned"), [("synthetic", True), ("folder", False)])
