@@ -78,6 +78,7 @@ _PACKAGES: dict[str, tuple[str, str, str]] = {
         "training the light scorer",
         "light",
     ),
+    "av": ("av", "videos", "video"),
 }
 
 

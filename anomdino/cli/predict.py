@@ -1,15 +1,18 @@
-"""``anomdino predict``: score map, mask, boxes and overlay for any photos."""
+"""``anomdino predict``: score map, mask, boxes and overlay for any photos and videos."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 log = logging.getLogger(__name__)
+
+SHOWN = 5
 
 
 class OutputRule(StrEnum):
@@ -24,7 +27,8 @@ class OutputRule(StrEnum):
 
 def predict(
     inputs: Annotated[
-        list[str], typer.Argument(help="Photos: files, folders (their tree is kept) or quoted globs.")
+        list[str],
+        typer.Argument(help="Photos and videos: files, folders (their tree is kept) or quoted globs."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
     models: Annotated[
@@ -56,16 +60,33 @@ def predict(
         ),
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
-    strict: Annotated[bool, typer.Option(help="Stop at the first photo that cannot be read.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Stop at the first photo, video or frame that cannot be used.")
+    ] = False,
+    every: Annotated[
+        int, typer.Option(min=1, help="Of a video, look at every so-manieth frame; 1 is all.")
+    ] = 1,
+    start: Annotated[float, typer.Option(min=0, help="Of a video, begin at this second.")] = 0.0,
+    end: Annotated[float | None, typer.Option(min=0, help="Of a video, end before this second.")] = None,
+    frames: Annotated[
+        bool, typer.Option(help="Of a video, write score map and mask of every frame too: many large files.")
+    ] = False,
 ) -> None:
-    """Find anomalies in photos: writes score/, mask/, boxes/ and overlay/ with one file a photo, and summary.json."""
+    """Find anomalies in photos and videos.
+
+    A photo gives a file in score/, mask/, boxes/ and overlay/ each; a video gives overlay/NAME.mp4 and frames/NAME.jsonl,
+    a line a frame. summary.json lists all.
+    """
     from anomdino.cascade import Cascade, find_models
     from anomdino.config.params import load_params
     from anomdino.device import resolve_device
-    from anomdino.prediction import PredictionWriter, collect, predict_all
+    from anomdino.io.video import Selection
+    from anomdino.prediction.inputs import collect
+    from anomdino.prediction.run import predict_all
+    from anomdino.prediction.writing import PredictionWriter
     from anomdino.scorer.width_fusion import fusion_file
 
-    photos = collect(inputs)
+    given, selection = collect(inputs), Selection(every, start, end)
     folder, params_file = find_models(models, params)
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
     if models is None and folder == Path("data/models") and settings.data.source == "synthetic":
@@ -79,10 +100,38 @@ def predict(
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component)
     writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay, thresholds=thresholds)
-    summary = predict_all(cascade, photos, writer, max_pixels=max_pixels, strict=strict)
-    print(
-        f"predict: {summary.done} photos, {summary.with_anomaly} with an anomaly, "
-        f"{summary.skipped} skipped, {summary.rate:.2f} photos/s on {chosen} -> {out}"
+    photos, videos = predict_all(
+        cascade,
+        given,
+        writer,
+        max_pixels=max_pixels,
+        strict=strict,
+        selection=selection,
+        frame_maps=frames,
     )
-    if summary.skipped and not summary.done:
+    skipped = len(photos.skipped) + len(videos.skipped)
+    if given.photos:
+        with_anomaly = sum(1 for line in photos.lines if line["anomaly_share"])
+        rate = len(photos.lines) / max(1e-9, photos.seconds)
+        print(
+            f"predict: {len(photos.lines)} photos, {with_anomaly} with an anomaly, {len(photos.skipped)} skipped, "
+            f"{rate:.2f} photos/s on {chosen} -> {out}"
+        )
+    for line in videos.lines:
+        print(f"predict: {video_line(line)} on {chosen} -> {out}")
+    if skipped and not photos.lines and not videos.lines:
         raise typer.Exit(2)
+
+
+def video_line(line: Mapping[str, Any]) -> str:
+    """Say in a line what was found in a video, with the first stretches of time."""
+    stretches = [
+        f"{first:g}-{last:g}" if last > first else f"{first:g}" for first, last in line["stretches"][:SHOWN]
+    ]
+    more = " ..." if len(line["stretches"]) > SHOWN else ""
+    when = f" (seconds {', '.join(stretches)}{more})" if stretches else ""
+    ended = f", {line['ended']}" if line["ended"] else ""
+    return (
+        f"{line['video']}: {line['frames']} frames of {line['width']} x {line['height']}{ended}, "
+        f"{line['with_anomaly']} with an anomaly{when}, {line['frames_per_second']:.2f} frames/s"
+    )

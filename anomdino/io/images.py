@@ -37,8 +37,8 @@ _AVERAGE_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG) if _HAS_F
 _COLOUR, _GREY = b"\x08\x02", b"\x08\x00"
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"tIME"}
 _MAGIC = {
-    b"<!DOC": "an HTML page (a download page saved under an image's name?)",
-    b"<html": "an HTML page (a download page saved under an image's name?)",
+    b"<!DOC": "an HTML page (a download page saved under its name?)",
+    b"<html": "an HTML page (a download page saved under its name?)",
     b"%PDF": "a PDF document",
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
@@ -231,18 +231,23 @@ class _Opened:
         self.image.close()
 
 
+def known_content(path: Path) -> str:
+    """Say what a file is that often lies under the name of a picture or a video; empty where nothing is known."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    return next((name for magic, name in _MAGIC.items() if start.startswith(magic.lower())), "")
+
+
 def _explained(path: Path, error: Exception) -> DataError:
     if not path.exists():
         return DataError(path, "does not exist", "check the path")
     if path.is_dir():
         return DataError(path, "is a folder, not an image", "")
-    head = path.read_bytes()[:64] if path.stat().st_size else b""
-    if not head:
+    if path.stat().st_size == 0:
         return DataError(path, "is empty (0 bytes)", "copy or download it again")
-    start = head.lstrip().lower()
-    for magic, name in _MAGIC.items():
-        if start.startswith(magic.lower()):
-            return DataError(path, f"is no image but {name}", "get the image itself")
+    known = known_content(path)
+    if known:
+        return DataError(path, f"is no image but {known}", "get the image itself")
     if isinstance(error, UnidentifiedImageError):
         return DataError(path, "is no image in a known format", "use png, jpg, webp, bmp or tiff")
     return DataError(path, f"is truncated or damaged ({error})", "copy or download it again")

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,32 +10,15 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from anomdino import prediction
-from anomdino.adt.fusion import AdtModel, FusionRule
-from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
-from anomdino.adt.store import save_adt
 from anomdino.cascade import find_models
 from anomdino.cli.main import app
-from anomdino.errors import AnomdinoError, CheckpointError, DataError
-from anomdino.io.boxes import Boxes
+from anomdino.errors import AnomdinoError, CheckpointError
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score
-from anomdino.prediction import collect
-from anomdino.scorer.base import ScorerSpec, anomaly_score, build_scorer, load_scorer, save_scorer, to_input
+from anomdino.scorer.base import anomaly_score, load_scorer, to_input
 from anomdino.scorer.width_fusion import WidthFusion, save_fusion
 
 SIZES = {"a/one.png": (40, 64), "a/b/two.png": (33, 47), "three ü.png": (50, 50)}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("trained")
-    save_scorer(build_scorer(ScorerSpec("small")), folder / "models" / "rpl")
-    net = AdtNet(Architecture(), ScoreStatistics(mean=-3.0, std=1.0))
-    save_adt(AdtModel(net, FusionRule(output="fused")), folder / "models" / "adt")
-    (folder / "params.yaml").write_text("score: {}\n")
-    return folder
 
 
 @pytest.fixture
@@ -241,25 +223,6 @@ def test_models_of_the_demo_say_that_they_are_none_for_photos(
     assert ("--models released" in result.output) is warned
 
 
-def test_files_and_globs_are_named_below_their_common_folder(photos, monkeypatch):
-    listed = collect([str(photos / "a" / "*.png"), str(photos / "three ü.png")])
-    assert list(listed) == ["a/one", "three ü"]
-    assert list(collect([str(photos / "**" / "*.png")])) == ["a/b/two", "a/one", "three ü"]
-
-
-@pytest.mark.parametrize("text", ["nothing-here", "no/*.png"])
-def test_inputs_that_match_nothing(text, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="matches nothing"):
-        collect([text])
-
-
-def test_two_photos_with_one_name_are_refused(photos, tmp_path):
-    write_png(tmp_path / "other" / "a" / "one.png", np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(DataError, match="would be written under the name"):
-        collect([str(photos), str(tmp_path / "other")])
-
-
 def test_help_of_every_command():
     for command in [
         "predict",
@@ -320,19 +283,3 @@ def test_show_prints_what_was_measured(tmp_path):
         "report: none",
     ):
         assert words in shown, words
-
-
-@pytest.mark.parametrize("level", [0.2, 0.7, 1.02])
-def test_a_picture_leaves_what_is_usual_in_its_photo_dark(tmp_path, monkeypatch, level):
-    seen = []
-    monkeypatch.setattr(prediction, "draw_overlay", lambda image, heat, span, **_: seen.append(span) or image)
-    score = np.full((20, 30), level, np.float32)
-    score[:5, :5] = 1.03
-    found = SimpleNamespace(score=score, mask=score > 1.02, boxes=Boxes.empty())
-    writer = prediction.PredictionWriter(tmp_path, FusionRule(output="fused", b=0.03))
-    writer._write_overlay("a", np.zeros((20, 30, 3), np.uint8), found)
-    (span,) = seen
-    heat = span.unit(score)
-    assert heat[0, 0] == pytest.approx(1)
-    assert heat[-1, -1] == 0 if level < 0.9 * 1.03 else heat[-1, -1] > 0.5
-    assert (tmp_path / "overlay" / "a.jpg").is_file()

@@ -1,0 +1,295 @@
+"""Reading a video frame by frame and writing one, with a memory that does not grow with its length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.errors import BackendMissing, ConfigError, DataError
+from anomdino.io.atomic import atomic_path
+from anomdino.io.images import MAX_PIXELS, known_content
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+USUAL_RATE = 25.0
+"""Frames a second of a video that does not say."""
+MISSING_SECONDS = 1.0
+"""A video that ends so much before its header says has lost its end; less is the header's rounding, or sound."""
+CLOCK = 90_000
+"""Ticks of a second in written videos; all usual frame rates are whole numbers of them."""
+QUALITY = {"crf": "20", "preset": "veryfast"}
+BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour matrix and range that players take for granted
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video says of itself.
+
+    Attributes:
+        height: Rows of an upright frame.
+        width: Columns of an upright frame.
+        rate: Frames a second in the mean, above 0.
+        frames: Number of frames by the length that its header says, 0 where that is silent.
+    """
+
+    height: int
+    width: int
+    rate: float
+    frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame.
+
+    Attributes:
+        index: Its number, the first is 0.
+        time: Seconds since the first.
+        image: uint8 (H, W, 3), RGB, upright.
+    """
+
+    index: int
+    time: float
+    image: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which frames of a video are asked for: each ``every``-th of those whose time lies in ``[start, end)``.
+
+    Attributes:
+        every: 1 takes all, 2 the first, the third and so on.
+        start: Seconds since the video's first frame.
+        end: Seconds since the video's first frame; ``None`` is its end.
+
+    Raises:
+        ConfigError: ``every`` is below 1, ``start`` below 0, or ``end`` not after ``start``.
+    """
+
+    every: int = 1
+    start: float = 0.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError("every", f"is {self.every}", "1 takes all frames, 2 every second one")
+        if not self.start >= 0:
+            raise ConfigError("start", f"is {self.start}", "give seconds from the beginning, 0 or more")
+        if self.end is not None and not self.end > self.start:
+            raise ConfigError("end", f"is {self.end}, not after the start, {self.start}", "")
+
+    def count(self, info: VideoInfo) -> int | None:
+        """Give how many frames of a video are asked for, by its header; ``None`` where that does not say."""
+        if not info.frames:
+            return None
+        last = info.frames if self.end is None else min(info.frames, math.ceil(self.end * info.rate))
+        return max(0, -(-(last - math.ceil(self.start * info.rate)) // self.every))
+
+
+ALL = Selection()
+
+
+def video_info(path: Path | str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """Look at a video: its first frame is decoded.
+
+    Args:
+        path: A file in any container and codec that FFmpeg reads.
+        max_pixels: Videos with larger frames are refused.
+
+    Raises:
+        DataError: The file is missing, empty, damaged, no video, or its frames are larger than ``max_pixels``.
+        BackendMissing: PyAV is not installed.
+    """
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        _, first = next(_decoded(path, container, stream), (0.0, None))
+        if first is None:
+            raise DataError(path, "has no frame", "copy or record it again")
+        height, width = first.height, first.width
+        if height * width > max_pixels:
+            cause = f"has frames of {width} x {height}, more than {max_pixels} pixels"
+            raise DataError(path, cause, "shrink it, or raise the limit")
+        if _quarter_turns(first) % 2:
+            height, width = width, height
+        frames = round(_length(container, stream) * _rate(stream))
+        return VideoInfo(height, width, _rate(stream), frames)
+
+
+def read_frames(path: Path | str, selection: Selection = ALL) -> Iterator[Frame]:
+    """Decode a video frame by frame.
+
+    Args:
+        path: The video.
+        selection: Which frames are given.
+
+    Raises:
+        DataError: The file cannot be opened, or the stream breaks; the frames before have been given.
+        BackendMissing: PyAV is not installed.
+    """
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        first: int | None = None
+        for index, (time, raw) in enumerate(_decoded(path, container, stream)):
+            if selection.end is not None and time >= selection.end:
+                return
+            if time < selection.start:
+                continue
+            first = index if first is None else first
+            if (index - first) % selection.every == 0:
+                turned = np.rot90(raw.to_ndarray(format="rgb24"), _quarter_turns(raw))
+                yield Frame(index, time, np.ascontiguousarray(turned))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Give a video's container and its stream of pictures."""
+    av = _import_av()
+    if not path.is_file():
+        raise DataError(path, "does not exist", "check the path")
+    if path.stat().st_size == 0:
+        raise DataError(path, "is empty", "copy it again")
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        known = known_content(path)
+        cause = f"is no video but {known}" if known else f"is no video, or damaged ({error.strerror})"
+        raise DataError(path, cause, "get the video itself; other programs must play it, too") from error
+    with container:
+        if not container.streams.video:
+            raise DataError(path, "holds no pictures", "name a video")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _decoded(path: Path, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
+    """Decode frame by frame, each with its seconds since the first.
+
+    Raises:
+        DataError: The stream breaks; most decoders end there without a word, long before the header says.
+    """
+    zero, seconds, count, cause, rate = 0.0, 0.0, 0, "", _rate(stream)
+    try:
+        for raw in container.decode(stream):
+            own = count / rate if raw.time is None else float(raw.time)
+            zero = own if count == 0 else zero
+            seconds, count = own - zero, count + 1
+            yield seconds, raw
+    except _import_av().FFmpegError as error:
+        cause = f" ({error.strerror})"
+    length = _length(container, stream)
+    if cause or length - seconds - 1 / rate > MISSING_SECONDS:
+        place = f"after {count} frames, at second {seconds:.1f}"
+        raise DataError(path, f"breaks off {place} of {length:.1f}{cause}", "copy it again")
+
+
+def _rate(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
+
+
+def _length(container: Any, stream: Any) -> float:
+    """Give the seconds that the header says, 0 where it does not."""
+    if stream.duration and stream.time_base:
+        length = float(stream.duration * stream.time_base)
+    else:
+        length = float(container.duration or 0) / float(_import_av().time_base)
+    if "mp4" in container.format.name:  # a cut MP4 counts frames that it does not show
+        return length
+    return max(length, float(stream.frames) / _rate(stream))
+
+
+def _quarter_turns(raw: Any) -> int:
+    """Give how often a frame must be turned by 90 degrees, against the clock, to be upright."""
+    turns: int = round(raw.rotation / 90) % 4
+    return turns
+
+
+class VideoWriter:
+    """Writes H.264 in an MP4 that browsers and players open; made by :func:`writing_video`.
+
+    Frames have the size of the first; odd sizes gain a row or column, for the codec has no half colours.
+    """
+
+    def __init__(self, container: Any, av: Any, rate: float, path: Path) -> None:
+        self._container, self._av, self._path = container, av, path
+        self._step = max(1, round(CLOCK / rate))
+        self._stream: Any = None
+        self._size = (0, 0)
+        self._last = -1
+
+    def write(self, picture: npt.NDArray[np.uint8], time: float) -> None:
+        """Append a picture.
+
+        Args:
+            picture: uint8 (H, W, 3), RGB, of the first one's size.
+            time: Seconds at which it is shown, later than the one before.
+
+        Raises:
+            DataError: It has another size than the first.
+        """
+        if self._stream is None:
+            self._begin(picture.shape[0], picture.shape[1])
+        if picture.shape[:2] != self._size:
+            raise DataError(self._path, f"got a frame of {picture.shape[:2]} after {self._size}", "")
+        even = np.pad(picture, [(0, side % 2) for side in self._size] + [(0, 0)], mode="edge")
+        frame = self._av.VideoFrame.from_ndarray(even, format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        self._last = max(self._last + 1, round(time * CLOCK))
+        frame.pts, frame.time_base, frame.duration = self._last, Fraction(1, CLOCK), self._step
+        self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        """Write what the encoder still holds."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+
+    def _begin(self, height: int, width: int) -> None:
+        self._size = (height, width)
+        stream = self._container.add_stream("libx264", rate=Fraction(CLOCK, self._step), options=QUALITY)
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        context = stream.codec_context
+        context.time_base = Fraction(1, CLOCK)
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
+        self._stream = stream
+
+
+@contextmanager
+def writing_video(path: Path | str, rate: float) -> Iterator[VideoWriter]:
+    """Write a video that appears at ``path`` when the block ends, whole or not at all; without a frame, none appears.
+
+    Args:
+        path: The file, ``.mp4``.
+        rate: Frames a second, which tells how long the last one is shown.
+
+    Raises:
+        BackendMissing: PyAV is not installed.
+        DiskError: The disk is full or not writable.
+    """
+    av, path = _import_av(), Path(path)
+    with atomic_path(path) as temporary:
+        try:
+            with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+                writer = VideoWriter(container, av, rate, path)
+                yield writer
+                writer.finish()
+        finally:
+            if temporary.exists() and temporary.stat().st_size == 0:
+                temporary.unlink()
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise BackendMissing(
+            "av", "is not installed; videos need it", "pip install 'anomdino[video]'"
+        ) from error
+    return av

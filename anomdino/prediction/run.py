@@ -1,0 +1,66 @@
+"""The cascade over all that a user names, and the summary of it."""
+
+from __future__ import annotations
+
+from anomdino.cascade import Cascade
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.video import ALL, Selection
+from anomdino.prediction.inputs import Inputs
+from anomdino.prediction.photos import Done, predict_photos
+from anomdino.prediction.videos import predict_videos
+from anomdino.prediction.writing import PredictionWriter
+
+
+def predict_all(
+    cascade: Cascade,
+    inputs: Inputs,
+    writer: PredictionWriter,
+    *,
+    max_pixels: int,
+    strict: bool = False,
+    selection: Selection = ALL,
+    frame_maps: bool = False,
+) -> tuple[Done, Done]:
+    """Predict photos, then videos, and write ``summary.json``, also when the user stops it.
+
+    Args:
+        cascade: The loaded networks.
+        inputs: Photos and videos (:func:`anomdino.prediction.inputs.collect`).
+        writer: Where results go.
+        max_pixels: Larger photos, and videos with larger frames, are refused.
+        strict: Stop at the first input that cannot be used; else it is listed with the reason.
+        selection: Which frames of the videos.
+        frame_maps: Write score map and mask of every frame.
+
+    Returns:
+        What was made of the photos and of the videos.
+
+    Raises:
+        AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full.
+        KeyboardInterrupt: The user stopped it; what was finished is there.
+    """
+    photos = predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict)
+    videos = Done()
+    if not photos.interrupted:
+        videos = predict_videos(
+            cascade,
+            inputs.videos,
+            writer,
+            selection=selection,
+            maps=frame_maps,
+            max_pixels=max_pixels,
+            strict=strict,
+        )
+    atomic_write_json(
+        writer.folder / "summary.json",
+        {
+            "output": writer.rule.output,
+            "score_range": [writer.span.low, writer.span.high],
+            "images": photos.lines,
+            "videos": videos.lines,
+            "skipped": photos.skipped + videos.skipped,
+        },
+    )
+    if photos.interrupted or videos.interrupted:
+        raise KeyboardInterrupt
+    return photos, videos

@@ -1,0 +1,193 @@
+"""The cascade over videos, frame by frame, with a memory that does not grow with their length."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.cascade import Cascade, Prediction
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_path
+from anomdino.io.video import (
+    ALL,
+    Frame,
+    Selection,
+    VideoInfo,
+    VideoWriter,
+    read_frames,
+    video_info,
+    writing_video,
+)
+from anomdino.prediction.photos import Done, named, skip
+from anomdino.prediction.writing import PredictionWriter, description
+from anomdino.progress import track
+from anomdino.viz.overlay import ScoreRange, draw_overlay
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted"
+NEW_SHARE = 0.1
+"""Share of a frame in the range of the heat, whose rest is that of the frames before: colours do not flicker."""
+
+
+def predict_videos(
+    cascade: Cascade,
+    videos: Mapping[str, Path],
+    writer: PredictionWriter,
+    *,
+    selection: Selection = ALL,
+    maps: bool = False,
+    max_pixels: int,
+    strict: bool = False,
+) -> Done:
+    """Predict video by video, each into ``frames/KEY.jsonl`` and ``overlay/KEY.mp4``.
+
+    Args:
+        cascade: The loaded networks.
+        videos: Paths by key (:func:`anomdino.prediction.inputs.collect`).
+        writer: Where results go.
+        selection: Which frames.
+        maps: Write score map and mask of every frame too, as ``KEY/NUMBER``.
+        max_pixels: Videos with larger frames are refused.
+        strict: Stop at the first video that cannot be used or ends early, and at a frame that cannot be scored; else
+            these are listed with the reason.
+
+    Raises:
+        AnomdinoError: With ``strict``, what is wrong with a video; always, when the disk is full or PyAV missing.
+    """
+    started, done = time.perf_counter(), Done()
+    for key, path in videos.items():
+        try:
+            info = video_info(path, max_pixels)
+            done.lines.append(_VideoRun(cascade, writer, key, path, maps, strict).run(selection, info))
+        except DataError as error:
+            if strict:
+                raise named(error, path) from error
+            skip(done, "video", key, path, error)
+        if done.lines and done.lines[-1]["ended"] == INTERRUPTED:
+            done.interrupted = True
+            break
+    done.seconds = time.perf_counter() - started
+    return done
+
+
+class Stretches:
+    """The stretches of consecutive frames with an anomaly.
+
+    Attributes:
+        found: First and last time of each, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[list[float]] = []
+        self._inside = False
+
+    def add(self, seconds: float, anomalous: bool) -> None:
+        """Add a frame; frames come in the order of their times."""
+        if anomalous and self._inside:
+            self.found[-1][1] = round(seconds, 3)
+        elif anomalous:
+            self.found.append([round(seconds, 3), round(seconds, 3)])
+        self._inside = anomalous
+
+
+class _VideoRun:
+    """One video on its way."""
+
+    def __init__(
+        self, cascade: Cascade, writer: PredictionWriter, key: str, path: Path, maps: bool, strict: bool
+    ) -> None:
+        self.cascade, self.writer, self.key, self.path = cascade, writer, key, path
+        self.maps, self.strict = maps, strict
+        self.stretches = Stretches()
+        self.frames = self.with_anomaly = self.skipped = 0
+        self.span: ScoreRange | None = None
+
+    def run(self, selection: Selection, info: VideoInfo) -> dict[str, Any]:
+        """Predict the frames, write the files, and give the video's line of the summary."""
+        started, folder, ended = time.perf_counter(), self.writer.folder, ""
+        with ExitStack() as files:
+            lines = files.enter_context(atomic_path(folder / "frames" / f"{self.key}.jsonl"))
+            table = files.enter_context(lines.open("w", encoding="utf-8"))
+            film = None
+            if self.writer.overlay:
+                target = folder / "overlay" / f"{self.key}.mp4"
+                film = files.enter_context(writing_video(target, info.rate / selection.every))
+            frames = read_frames(self.path, selection)
+            try:
+                for frame in track(frames, self.path.name, selection.count(info), unit="frame"):
+                    line = self.predict(frame, film)
+                    table.write(json.dumps(line, allow_nan=False) + "\n")
+                    self.frames += 1
+            except KeyboardInterrupt:
+                ended = INTERRUPTED
+            except DataError as error:  # the stream breaks, or changes its size
+                if self.strict or not self.frames:
+                    raise
+                log.warning("%s", error)
+                ended = error.cause
+            if not self.frames and not ended:
+                raise DataError(self.path, f"has no frame {_seconds(selection)}", "ask for other seconds")
+        seconds = time.perf_counter() - started
+        return {
+            "video": self.key,
+            "path": str(self.path),
+            "height": info.height,
+            "width": info.width,
+            "rate": round(info.rate, 3),
+            "every": selection.every,
+            "frames": self.frames,
+            "with_anomaly": self.with_anomaly,
+            "stretches": self.stretches.found,
+            "skipped": self.skipped,
+            "ended": ended,
+            "frames_per_second": round(self.frames / max(1e-9, seconds), 3),
+        }
+
+    def predict(self, frame: Frame, film: VideoWriter | None) -> dict[str, Any]:
+        """Predict a frame, write its pictures, and give its line; one that cannot be scored is listed with the reason."""
+        line: dict[str, Any] = {"frame": frame.index, "time": round(frame.time, 4)}
+        try:
+            found = self.cascade.predict(frame.image, f"{self.path}, frame {frame.index}")
+        except DataError as error:
+            if self.strict:
+                raise
+            if not self.skipped:
+                log.warning("skipped: %s", error)
+            self.skipped += 1
+            return line | {"skipped": error.cause}
+        anomalous = bool(found.mask.any())
+        self.with_anomaly += anomalous
+        self.stretches.add(frame.time, anomalous)
+        if self.maps:
+            self.writer.write_maps(f"{self.key}/{frame.index:06d}", found)
+        if film is not None:
+            film.write(self.picture(frame, found), frame.time)
+        return line | description(found)
+
+    def picture(self, frame: Frame, found: Prediction) -> npt.NDArray[np.uint8]:
+        """Draw a frame; the range of its heat follows those before it slowly, so that colours do not flicker."""
+        now = self.writer.range_of(found)
+        before = self.span or now
+        self.span = ScoreRange(
+            (1 - NEW_SHARE) * before.low + NEW_SHARE * now.low,
+            (1 - NEW_SHARE) * before.high + NEW_SHARE * now.high,
+            now.origin,
+        )
+        title = f"{self.path.name}  {frame.time:.2f} s"
+        return draw_overlay(
+            frame.image, found.score, self.span, boxes=found.boxes, mask=found.mask, title=title
+        )
+
+
+def _seconds(selection: Selection) -> str:
+    after = f"from second {selection.start:g} on"
+    return after if selection.end is None else f"{after} and before {selection.end:g}"

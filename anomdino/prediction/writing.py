@@ -1,0 +1,102 @@
+"""What is written of a prediction: maps, lines of JSON, pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.adt.fusion import FusionRule
+from anomdino.adt.model import LOW, SPAN
+from anomdino.cascade import Prediction
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_write_bytes, atomic_write_json
+from anomdino.io.images import write_png
+from anomdino.io.scores import write_score
+from anomdino.viz.overlay import ScoreRange, draw_overlay
+
+THRESHOLDS = ScoreRange(LOW, LOW + SPAN, "threshold on S_n")
+
+
+class PredictionWriter:
+    """Writes the results of a photo: each file whole or not at all.
+
+    Args:
+        folder: Output folder with ``score/``, ``mask/``, ``boxes/`` and ``overlay/``.
+        rule: Rule of the final score, for captions.
+        overlay: Write pictures.
+        thresholds: Write ADT-Net's threshold of each pixel as a map and a picture, ``threshold/``.
+    """
+
+    def __init__(
+        self, folder: Path, rule: FusionRule, overlay: bool = True, thresholds: bool = False
+    ) -> None:
+        self.folder, self.rule, self.overlay, self.thresholds = folder, rule, overlay, thresholds
+        top = 1.0 if rule.output in {"hard", "soft"} else 1.0 + rule.b
+        self.span = ScoreRange(0.0, top, f"{rule.output} score")
+
+    def write(self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction) -> dict[str, object]:
+        """Write all files of a photo and return its line of the summary."""
+        line: dict[str, object] = {
+            "image": key,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            **description(prediction),
+        }
+        self.write_maps(key, prediction)
+        atomic_write_json(self.folder / "boxes" / f"{key}.json", line)
+        if self.overlay:
+            span = self.range_of(prediction)
+            self._write_picture("overlay", key, image, prediction, prediction.score, span)
+        if self.thresholds:
+            self._write_picture("threshold", key, image, prediction, prediction.threshold, THRESHOLDS)
+        return line
+
+    def write_maps(self, key: str, prediction: Prediction) -> None:
+        """Write score map and mask, and the map of thresholds where it was asked for."""
+        write_score(self.folder / "score" / f"{key}.npz", prediction.score)
+        write_png(self.folder / "mask" / f"{key}.png", prediction.mask.astype(np.uint8) * 255)
+        if self.thresholds:
+            write_score(self.folder / "threshold" / f"{key}.npz", prediction.threshold)
+
+    def range_of(self, prediction: Prediction) -> ScoreRange:
+        """Give the range of the heat: photos of another place score high everywhere, what is usual stays dark."""
+        if self.rule.output == "raw":
+            low, high = np.percentile(prediction.score, [2, 99.8])
+            return ScoreRange(float(low), float(high), "raw, 2 - 99.8 %")
+        usual = min(float(np.median(prediction.score)), 0.9 * self.span.high)
+        return ScoreRange(usual, self.span.high, f"{self.rule.output}, above median")
+
+    def _write_picture(
+        self,
+        kind: str,
+        key: str,
+        image: npt.NDArray[np.uint8],
+        prediction: Prediction,
+        heat: npt.NDArray[np.float32],
+        span: ScoreRange,
+    ) -> None:
+        picture = draw_overlay(
+            image, heat, span, boxes=prediction.boxes, mask=prediction.mask, title=Path(key).name
+        )
+        good, encoded = cv2.imencode(
+            ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92]
+        )
+        if not good:
+            raise DataError(key, f"its {kind} could not be encoded", "")
+        atomic_write_bytes(self.folder / kind / f"{key}.jpg", encoded.tobytes())
+
+
+def description(prediction: Prediction) -> dict[str, object]:
+    """Give what a line of JSON says of a prediction: share of the mask, range of the score, boxes."""
+    return {
+        "anomaly_share": round(float(prediction.mask.mean()), 6),
+        "score_min": round(float(prediction.score.min()), 6),
+        "score_max": round(float(prediction.score.max()), 6),
+        "boxes": [
+            {"xyxy": [round(float(v), 2) for v in box], "score": round(float(score), 4)}
+            for box, score in zip(prediction.boxes.xyxy, prediction.boxes.scores, strict=True)
+        ],
+    }

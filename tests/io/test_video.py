@@ -1,0 +1,218 @@
+"""Reading and writing videos, compared with OpenCV's own decoder and encoder."""
+
+import struct
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+
+from anomdino.errors import BackendMissing, ConfigError, DataError
+from anomdino.io import video
+from anomdino.io.video import Selection, VideoInfo, read_frames, video_info, writing_video
+
+av = pytest.importorskip("av")
+
+
+def picture(index, height=48, width=64):
+    """A smooth picture that differs from frame to frame and has an upper left corner of its own."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    image = np.stack([rows * 255 / height, columns * 255 / width, np.full(rows.shape, 20.0 * index)], axis=-1)
+    image[: height // 4, : width // 4] = (250, 250, 40)
+    return image.astype(np.uint8)
+
+
+def written(path, count=10, rate=10.0, height=48, width=64):
+    with writing_video(path, rate) as film:
+        for index in range(count):
+            film.write(picture(index, height, width), index / rate)
+    return path
+
+
+def by_opencv(path):
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        good, frame = capture.read()
+        if not good:
+            return frames
+        frames.append((capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, frame[..., ::-1]))
+
+
+def test_what_was_written_is_read_back_by_us_and_by_opencv(tmp_path):
+    path = written(tmp_path / "a" / "film.mp4")
+    ours, theirs = list(read_frames(path)), by_opencv(path)
+    assert [frame.index for frame in ours] == list(range(10))
+    assert len(theirs) == 10
+    for index, (frame, (time, other)) in enumerate(zip(ours, theirs, strict=True)):
+        assert frame.time == pytest.approx(index / 10, abs=1e-4)
+        assert time == pytest.approx(index / 10, abs=1e-3)
+        assert frame.image.dtype == np.uint8
+        assert np.abs(frame.image.astype(int) - picture(index)).mean() < 4
+        assert np.abs(other.astype(int) - picture(index)).mean() < 4
+    assert video_info(path) == VideoInfo(48, 64, 10.0, 10)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.duration * stream.time_base) == pytest.approx(1.0)
+    assert path.read_bytes().index(b"moov") < path.read_bytes().index(b"mdat")  # plays while it loads
+
+
+@pytest.mark.parametrize(("name", "fourcc"), [("film.avi", "MJPG"), ("film.mp4", "mp4v")])
+def test_videos_of_another_encoder(tmp_path, name, fourcc):
+    path = tmp_path / name
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 5, (64, 48))
+    for index in range(6):
+        writer.write(picture(index)[..., ::-1])
+    writer.release()
+    ours, theirs = list(read_frames(path)), by_opencv(path)
+    assert len(ours) == len(theirs) == 6
+    for index, (frame, (_, other)) in enumerate(zip(ours, theirs, strict=True)):
+        assert frame.time == pytest.approx(index / 5, abs=1e-3)
+        assert np.abs(frame.image.astype(int) - other).mean() < 4
+    assert video_info(path) == VideoInfo(48, 64, 5.0, 6)
+
+
+@pytest.mark.parametrize(
+    ("selection", "indices"),
+    [
+        (Selection(), list(range(20))),
+        (Selection(every=7), [0, 7, 14]),
+        (Selection(start=0.5), list(range(5, 20))),
+        (Selection(end=0.5), [0, 1, 2, 3, 4]),
+        (Selection(every=4, start=0.3, end=1.2), [3, 7, 11]),
+        (Selection(start=5), []),
+        (Selection(every=100), [0]),
+    ],
+)
+def test_a_selection_takes_its_frames_and_knows_their_number(tmp_path, selection, indices):
+    path = written(tmp_path / "film.mp4", count=20)
+    assert [frame.index for frame in read_frames(path, selection)] == indices
+    assert selection.count(video_info(path)) == len(indices)
+    assert selection.count(VideoInfo(1, 1, 10.0, 0)) is None
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"start": -1}, {"start": 2, "end": 2}, {"end": 0}])
+def test_selections_that_make_no_sense(wrong):
+    with pytest.raises(ConfigError):
+        Selection(**wrong)
+
+
+@pytest.mark.parametrize("rate", [29.97, 7.5, 0.2])
+def test_uneven_times_are_kept(tmp_path, rate):
+    times = [0, 1 / rate, 3 / rate, 4.5 / rate]
+    with writing_video(tmp_path / "film.mp4", rate) as film:
+        for index, time in enumerate(times):
+            film.write(picture(index), time)
+    assert [frame.time for frame in read_frames(tmp_path / "film.mp4")] == pytest.approx(times, abs=1e-4)
+
+
+def test_odd_sizes_gain_a_row_and_a_column(tmp_path):
+    path = written(tmp_path / "film.mp4", count=2, height=33, width=47)
+    (first, _) = read_frames(path)
+    assert first.image.shape == (34, 48, 3)
+    assert np.abs(first.image[:33, :47].astype(int) - picture(0, 33, 47)).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("degrees", "matrix"),
+    [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))],
+)
+def test_a_turned_video_is_read_upright(tmp_path, degrees, matrix):
+    """A telephone held upright writes lying frames and a matrix; OpenCV turns them, too."""
+    path = written(tmp_path / "film.mp4", count=2)
+    content = bytearray(path.read_bytes())
+    a, b, c, d = (value * 65536 for value in matrix)
+    at = content.index(b"tkhd") + 4 + 4 + 20 + 16  # version and flags, times and number, layer and volume
+    struct.pack_into(">9i", content, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    (first, _), ((_, other), _) = read_frames(path), by_opencv(path)
+    assert first.image.shape == other.shape == ((64, 48, 3) if degrees != 180 else (48, 64, 3))
+    assert np.abs(first.image.astype(int) - other).mean() < 4
+    info = video_info(path)
+    assert (info.height, info.width) == first.image.shape[:2]
+    assert np.abs(first.image.astype(int) - np.rot90(picture(0), -degrees // 90)).mean() < 4
+
+
+def test_a_file_that_is_no_video(tmp_path):
+    page = tmp_path / "film.mp4"
+    page.write_text("<!DOCTYPE html><html>not here</html>")
+    with pytest.raises(DataError, match="no video but an HTML page"):
+        video_info(page)
+    page.write_bytes(b"")
+    with pytest.raises(DataError, match="is empty"):
+        video_info(page)
+    page.write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(DataError, match="no video, or damaged"):
+        next(read_frames(page))
+    with pytest.raises(DataError, match="does not exist"):
+        video_info(tmp_path / "none.mp4")
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = 8000, Fraction(1, 8000), 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(DataError, match="holds no pictures"):
+        video_info(tmp_path / "sound.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("film.mp4", "libx264"), ("film.mkv", "libx264"), ("film.avi", "mpeg4")]
+)
+def test_a_video_without_its_end(tmp_path, name, codec):
+    """Half a copy: what is there is read, and the rest is missed aloud."""
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    with av.open(str(path), "w", options={"movflags": "+faststart"} if name == "film.mp4" else {}) as film:
+        stream = film.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(40):
+            noise = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        film.mux(stream.encode())
+    assert len(list(read_frames(path))) == 40
+    content, frames = path.read_bytes(), []
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"breaks off after \d+ frames, at second [12]\.\d of 4\.0"):
+        for frame in read_frames(path):
+            frames.append(frame)  # noqa: PERF402 - the list must hold what came before the error
+    assert 5 < len(frames) < 25
+    assert len(list(read_frames(path, Selection(end=0.5)))) == 5
+
+
+def test_a_stream_that_cannot_be_decoded(tmp_path):
+    path = written(tmp_path / "film.mp4", count=20)
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"mdat") + 4
+    content[begin:] = bytes(len(content) - begin)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"breaks off after 0 frames, at second 0\.0 of 2\.0 \(Invalid data"):
+        video_info(path)
+
+
+def test_large_frames_are_refused_before_the_rest_is_decoded(tmp_path):
+    path = written(tmp_path / "film.mp4", count=2)
+    with pytest.raises(DataError, match="64 x 48, more than 3000 pixels"):
+        video_info(path, max_pixels=3000)
+
+
+def test_a_film_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ZeroDivisionError), writing_video(tmp_path / "film.mp4", 10) as film:
+        film.write(picture(0), 0)
+        raise ZeroDivisionError
+    with writing_video(tmp_path / "none.mp4", 10):
+        pass
+    with pytest.raises(DataError, match="after"), writing_video(tmp_path / "two.mp4", 10) as film:
+        film.write(picture(0), 0)
+        film.write(picture(0, 24, 24), 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pyav_the_command_that_brings_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(BackendMissing, match=r"anomdino\[video\]"):
+        video_info(tmp_path / "film.mp4")
+    with pytest.raises(BackendMissing), video.writing_video(tmp_path / "film.mp4", 5):
+        pass
