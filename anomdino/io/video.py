@@ -150,7 +150,7 @@ def read_frames(path: Path | str, selection: Selection = ALL) -> Iterator[Frame]
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """Give a video's container and its stream of pictures."""
-    av = _import_av()
+    av = require_pyav()
     if not path.is_file():
         raise DataError(path, "does not exist", "check the path")
     if path.stat().st_size == 0:
@@ -182,7 +182,7 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[tuple[float, A
             zero = own if count == 0 else zero
             seconds, count = own - zero, count + 1
             yield seconds, raw
-    except _import_av().FFmpegError as error:
+    except require_pyav().FFmpegError as error:
         cause = f" ({error.strerror})"
     length = _length(container, stream)
     if cause or length - seconds - 1 / rate > MISSING_SECONDS:
@@ -199,7 +199,7 @@ def _length(container: Any, stream: Any) -> float:
     if stream.duration and stream.time_base:
         length = float(stream.duration * stream.time_base)
     else:
-        length = float(container.duration or 0) / float(_import_av().time_base)
+        length = float(container.duration or 0) / float(require_pyav().time_base)
     if "mp4" in container.format.name:  # a cut MP4 counts frames that it does not show
         return length
     return max(length, float(stream.frames) / _rate(stream))
@@ -273,7 +273,7 @@ def writing_video(path: Path | str, rate: float) -> Iterator[VideoWriter]:
         BackendMissing: PyAV is not installed.
         DiskError: The disk is full or not writable.
     """
-    av, path = _import_av(), Path(path)
+    av, path = require_pyav(), Path(path)
     with atomic_path(path) as temporary:
         try:
             with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -285,7 +285,12 @@ def writing_video(path: Path | str, rate: float) -> Iterator[VideoWriter]:
                 temporary.unlink()
 
 
-def _import_av() -> Any:
+def require_pyav() -> Any:
+    """Give the module that decodes and encodes.
+
+    Raises:
+        BackendMissing: PyAV is not installed.
+    """
     try:
         import av
     except ImportError as error:

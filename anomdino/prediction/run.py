@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anomdino.cascade import Cascade
 from anomdino.io.atomic import atomic_write_json
-from anomdino.io.video import ALL, Selection
+from anomdino.io.video import ALL, Selection, require_pyav
 from anomdino.prediction.inputs import Inputs
 from anomdino.prediction.photos import Done, predict_photos
 from anomdino.prediction.videos import predict_videos
@@ -36,9 +36,12 @@ def predict_all(
         What was made of the photos and of the videos.
 
     Raises:
-        AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full.
+        AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full, or PyAV is missing and
+            there are videos.
         KeyboardInterrupt: The user stopped it; what was finished is there.
     """
+    if inputs.videos:
+        require_pyav()  # before hours of photos, not after
     photos = predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict)
     videos = Done()
     if not photos.interrupted:

@@ -61,7 +61,7 @@ def predict_videos(
             these are listed with the reason.
 
     Raises:
-        AnomdinoError: With ``strict``, what is wrong with a video; always, when the disk is full or PyAV missing.
+        AnomdinoError: With ``strict``, what is wrong with a video; always, when the disk is full or PyAV is missing.
     """
     started, done = time.perf_counter(), Done()
     for key, path in videos.items():

@@ -1,6 +1,7 @@
 """Videos through the cascade, with a cascade that finds red."""
 
 import json
+import sys
 import tracemalloc
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from anomdino.adt.fusion import FusionRule
-from anomdino.errors import DataError, DiskError
+from anomdino.errors import BackendMissing, DataError, DiskError
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_label, write_png
 from anomdino.io.scores import read_score
@@ -181,6 +182,15 @@ def test_a_full_disk_stops_at_once_and_leaves_no_half_file(tmp_path, monkeypatch
     with pytest.raises(DiskError):
         predicted(tmp_path / "out", film(tmp_path / "drive.mp4"), frame_maps=True)
     assert files(tmp_path / "out") == []
+
+
+def test_without_pyav_nothing_begins(tmp_path, monkeypatch):
+    write_png(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))
+    given, cascade = Inputs({"a": tmp_path / "a.png"}, {"d": film(tmp_path / "d.mp4")}), FindsRed()
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BackendMissing, match=r"anomdino\[video\]"):
+        predict_all(cascade, given, PredictionWriter(tmp_path / "out", FusionRule()), max_pixels=10_000)
+    assert cascade.seen == 0
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path):
