@@ -86,7 +86,7 @@ def predict(
     from anomdino.prediction.writing import PredictionWriter
     from anomdino.scorer.width_fusion import fusion_file
 
-    given, selection = collect(inputs), Selection(every, start, end)
+    given, selection = collect(inputs, out), Selection(every, start, end)
     folder, params_file = find_models(models, params)
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
     if models is None and folder == Path("data/models") and settings.data.source == "synthetic":
@@ -131,7 +131,9 @@ def video_line(line: Mapping[str, Any]) -> str:
     more = " ..." if len(line["stretches"]) > SHOWN else ""
     when = f" (seconds {', '.join(stretches)}{more})" if stretches else ""
     ended = f", {line['ended']}" if line["ended"] else ""
+    ended += f", {line['skipped']} skipped" if line["skipped"] else ""
+    name = line["video"].encode("utf-8", "backslashreplace").decode()  # a name may be no Unicode
     return (
-        f"{line['video']}: {line['frames']} frames of {line['width']} x {line['height']}{ended}, "
+        f"{name}: {line['frames']} frames of {line['width']} x {line['height']}{ended}, "
         f"{line['with_anomaly']} with an anomaly{when}, {line['frames_per_second']:.2f} frames/s"
     )

@@ -42,7 +42,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         DiskError: The disk is full, or the place is not writable.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(6)}.tmp{path.suffix}")
+    stem = os.fsdecode(os.fsencode(path.stem)[:100])  # names are limited in bytes
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -75,7 +76,9 @@ def atomic_write_json(path: Path | str, content: Any, indent: int | None = 2) ->
         ValueError: A number in ``content`` is NaN or infinite; write ``None`` and a reason instead.
     """
     refuse_non_finite(content)
-    atomic_write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    # file names that are no Unicode hold lone surrogates, which JSON can only write as escapes
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def refuse_non_finite(content: Any, where: str = "$") -> None:

@@ -233,8 +233,11 @@ class _Opened:
 
 def known_content(path: Path) -> str:
     """Say what a file is that often lies under the name of a picture or a video; empty where nothing is known."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError:
+        return ""
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic.lower())), "")
 
 

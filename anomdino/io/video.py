@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,20 @@ from anomdino.errors import BackendMissing, ConfigError, DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.io.images import MAX_PIXELS, known_content
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+log = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"}
+)
+FORMATS = "mov,avi,matroska,webm,mpeg,mpegts,mpegvideo,asf"
+"""What FFmpeg may take a file for: none of these opens other files or addresses, as play lists do."""
 USUAL_RATE = 25.0
 """Frames a second of a video that does not say."""
+MOST_DAMAGED = 100
 MISSING_SECONDS = 1.0
 """A video that ends so much before its header says has lost its end; less is the header's rounding, or sound."""
+LONGEST = 3600.0
+"""Seconds for which a written frame is shown at most."""
 CLOCK = 90_000
 """Ticks of a second in written videos; all usual frame rates are whole numbers of them."""
 QUALITY = {"crf": "20", "preset": "veryfast"}
@@ -101,62 +111,71 @@ def video_info(path: Path | str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
 
     Args:
         path: A file in any container and codec that FFmpeg reads.
-        max_pixels: Videos with larger frames are refused.
+        max_pixels: Videos with larger frames are refused before one is decoded.
 
     Raises:
         DataError: The file is missing, empty, damaged, no video, or its frames are larger than ``max_pixels``.
         BackendMissing: PyAV is not installed.
     """
     path = Path(path)
-    with _opened(path) as (container, stream):
+    with _opened(path, max_pixels) as (container, stream):
         _, first = next(_decoded(path, container, stream), (0.0, None))
         if first is None:
-            raise DataError(path, "has no frame", "copy or record it again")
+            raise DataError(path, "has no frame that can be decoded", "copy or record it again")
         height, width = first.height, first.width
-        if height * width > max_pixels:
-            cause = f"has frames of {width} x {height}, more than {max_pixels} pixels"
-            raise DataError(path, cause, "shrink it, or raise the limit")
         if _quarter_turns(first) % 2:
             height, width = width, height
-        frames = round(_length(container, stream) * _rate(stream))
-        return VideoInfo(height, width, _rate(stream), frames)
+        rate = _rate(stream)
+        return VideoInfo(
+            height, width, rate, round(_length(container, stream, float(first.time or 0)) * rate)
+        )
 
 
-def read_frames(path: Path | str, selection: Selection = ALL) -> Iterator[Frame]:
-    """Decode a video frame by frame.
+def read_frames(
+    path: Path | str, selection: Selection = ALL, max_pixels: int = MAX_PIXELS
+) -> Iterator[Frame]:
+    """Decode a video frame by frame; damaged frames are left out, with a warning.
 
     Args:
         path: The video.
         selection: Which frames are given.
+        max_pixels: Videos with larger frames are refused before one is decoded.
 
     Raises:
-        DataError: The file cannot be opened, or the stream breaks; the frames before have been given.
+        DataError: The file cannot be opened, or the stream breaks, or its frames change their size; the frames before
+            have been given.
         BackendMissing: PyAV is not installed.
     """
     path = Path(path)
-    with _opened(path) as (container, stream):
-        first: int | None = None
+    with _opened(path, max_pixels) as (container, stream):
+        size: tuple[int, int] | None = None
+        begun: int | None = None
         for index, (time, raw) in enumerate(_decoded(path, container, stream)):
+            size = size or (raw.height, raw.width)
+            if (raw.height, raw.width) != size:
+                raise DataError(path, f"changes its size after {index} frames", "cut it there")
             if selection.end is not None and time >= selection.end:
                 return
             if time < selection.start:
                 continue
-            first = index if first is None else first
-            if (index - first) % selection.every == 0:
+            begun = index if begun is None else begun
+            if (index - begun) % selection.every == 0:
                 turned = np.rot90(raw.to_ndarray(format="rgb24"), _quarter_turns(raw))
                 yield Frame(index, time, np.ascontiguousarray(turned))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     """Give a video's container and its stream of pictures."""
     av = require_pyav()
     if not path.is_file():
         raise DataError(path, "does not exist", "check the path")
     if path.stat().st_size == 0:
         raise DataError(path, "is empty", "copy it again")
+    limit = {"max_pixels": str(max_pixels)}
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", **limit}
     try:
-        container = av.open(str(path))
+        container = av.open(f"file:{path}", options=options)
     except av.FFmpegError as error:
         known = known_content(path)
         cause = f"is no video but {known}" if known else f"is no video, or damaged ({error.strerror})"
@@ -165,6 +184,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         if not container.streams.video:
             raise DataError(path, "holds no pictures", "name a video")
         stream = container.streams.video[0]
+        height, width = stream.codec_context.height, stream.codec_context.width
+        if height * width > max_pixels:
+            cause = f"has frames of {width} x {height}, more than {max_pixels} pixels"
+            raise DataError(path, cause, "shrink it, or raise the limit")
+        stream.codec_context.options = limit  # for what the frames themselves say
         stream.thread_type = "AUTO"
         yield container, stream
 
@@ -172,37 +196,62 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 def _decoded(path: Path, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
     """Decode frame by frame, each with its seconds since the first.
 
+    Where times fall, as in films that were put one behind the other, they go on from there.
+
     Raises:
         DataError: The stream breaks; most decoders end there without a word, long before the header says.
     """
-    zero, seconds, count, cause, rate = 0.0, 0.0, 0, "", _rate(stream)
-    try:
-        for raw in container.decode(stream):
-            own = count / rate if raw.time is None else float(raw.time)
-            zero = own if count == 0 else zero
-            seconds, count = own - zero, count + 1
-            yield seconds, raw
-    except require_pyav().FFmpegError as error:
-        cause = f" ({error.strerror})"
-    length = _length(container, stream)
-    if cause or length - seconds - 1 / rate > MISSING_SECONDS:
-        place = f"after {count} frames, at second {seconds:.1f}"
-        raise DataError(path, f"breaks off {place} of {length:.1f}{cause}", "copy it again")
+    zero: float | None = None
+    begin, seconds, last, count, rate = 0.0, 0.0, 0.0, 0, _rate(stream)
+    for raw in _readable(path, container, stream):
+        own = count / rate if raw.time is None else float(raw.time)
+        if zero is None:
+            zero = begin = own
+        if own - zero < seconds:
+            zero = own - seconds - last
+        seconds, count = own - zero, count + 1
+        last = float(raw.duration * raw.time_base) if raw.duration and raw.time_base else 1 / rate
+        yield seconds, raw
+    length = _length(container, stream, begin)
+    if count and length - seconds - last > MISSING_SECONDS:
+        cause = f"breaks off after {count} frames, at second {seconds + last:.1f} of {length:.1f}"
+        raise DataError(path, cause, "copy it again")
+
+
+def _readable(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+    """Decode what can be decoded, and say how much could not."""
+    damaged, errors = 0, require_pyav().FFmpegError
+    packets = container.demux(stream)
+    packet: Any = ()
+    while packet is not None:
+        try:
+            packet = next(packets, None)
+            frames = [] if packet is None else packet.decode()
+        except errors as error:
+            log.debug("%s: %s", path, error)
+            damaged, frames = damaged + 1, []
+            if damaged > MOST_DAMAGED:
+                raise DataError(path, f"cannot be decoded ({error.strerror})", "copy it again") from error
+        yield from frames
+    if damaged:
+        log.warning("%s: %d damaged parts left out", path, damaged)
 
 
 def _rate(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
 
 
-def _length(container: Any, stream: Any) -> float:
-    """Give the seconds that the header says, 0 where it does not."""
+def _length(container: Any, stream: Any, begin: float) -> float:
+    """Give the seconds of pictures that the header says, 0 where it does not; ``begin`` is the first frame's time."""
     if stream.duration and stream.time_base:
         length = float(stream.duration * stream.time_base)
+    elif len(container.streams) == 1:
+        length = float(container.duration or 0) / float(require_pyav().time_base) - begin
     else:
-        length = float(container.duration or 0) / float(require_pyav().time_base)
+        length = 0.0  # what is known is the length of the longest stream, perhaps of the sound
     if "mp4" in container.format.name:  # a cut MP4 counts frames that it does not show
         return length
-    return max(length, float(stream.frames) / _rate(stream))
+    return max(0.0, length, float(stream.frames) / _rate(stream))
 
 
 def _quarter_turns(raw: Any) -> int:
@@ -219,7 +268,7 @@ class VideoWriter:
 
     def __init__(self, container: Any, av: Any, rate: float, path: Path) -> None:
         self._container, self._av, self._path = container, av, path
-        self._step = max(1, round(CLOCK / rate))
+        self._step = max(1, round(CLOCK * min(1 / rate, LONGEST)))
         self._stream: Any = None
         self._size = (0, 0)
         self._last = -1
@@ -280,6 +329,10 @@ def writing_video(path: Path | str, rate: float) -> Iterator[VideoWriter]:
                 writer = VideoWriter(container, av, rate, path)
                 yield writer
                 writer.finish()
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):  # a full disk, say
+                raise
+            raise DataError(path, f"could not be written ({error.strerror})", "") from error
         finally:
             if temporary.exists() and temporary.stat().st_size == 0:
                 temporary.unlink()

@@ -29,11 +29,15 @@ class Inputs:
         return bool(self.photos or self.videos)
 
 
-def collect(inputs: Sequence[str]) -> Inputs:
+def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
     """List the photos and videos that a user names, by key.
 
     A folder gives those in it with their tree; files and quoted globs give keys relative to the folder that all of
     them share. A file is a video by its suffix, else a photo.
+
+    Args:
+        inputs: Paths and patterns.
+        out: Where results go; what lies there, from a run before, is not taken from folders and globs.
 
     Raises:
         DataError: An input matches nothing, a folder holds neither photo nor video, or two have the same key.
@@ -43,12 +47,12 @@ def collect(inputs: Sequence[str]) -> Inputs:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            listed = _in_folder(path)
+            listed = _in_folder(path, out)
             if not listed:
                 raise DataError(
                     path,
                     "holds no image and no video",
-                    "images are png, jpg, webp, bmp, tiff or ppm; videos mp4, m4v, mov, avi, mkv, webm or mpg",
+                    "images are png, jpg, webp, bmp, tiff or ppm; videos mp4, mov, 3gp, avi, mkv, webm, mpg, mts or wmv",
                 )
             _merge(found, listed)
         elif path.is_file():
@@ -59,10 +63,10 @@ def collect(inputs: Sequence[str]) -> Inputs:
                 raise DataError(
                     text, "is no file, no folder, and matches nothing", "check the path or quote the pattern"
                 )
-            files += [match for match in matches if match.is_file()]
+            files += [match for match in matches if match.is_file() and not _below(match, out)]
             for match in matches:
                 if match.is_dir():
-                    _merge(found, _in_folder(match))
+                    _merge(found, _in_folder(match, out))
     if files:
         root = Path(os.path.commonpath([file.parent for file in files]))
         for file in files:
@@ -70,8 +74,16 @@ def collect(inputs: Sequence[str]) -> Inputs:
     return Inputs(dict(sorted(found.photos.items())), dict(sorted(found.videos.items())))
 
 
-def _in_folder(folder: Path) -> Inputs:
-    return Inputs(list_files(folder, IMAGE_SUFFIXES), list_files(folder, VIDEO_SUFFIXES))
+def _in_folder(folder: Path, out: Path | None) -> Inputs:
+    photos, videos = (list_files(folder, kind) for kind in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+    return Inputs(
+        {key: path for key, path in photos.items() if not _below(path, out)},
+        {key: path for key, path in videos.items() if not _below(path, out)},
+    )
+
+
+def _below(path: Path, out: Path | None) -> bool:
+    return out is not None and path.resolve().is_relative_to(out.resolve())
 
 
 def _sorted_out(files: Iterable[tuple[str, Path]]) -> Inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from anomdino.cascade import Cascade
+from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.video import ALL, Selection, require_pyav
 from anomdino.prediction.inputs import Inputs
@@ -36,12 +37,14 @@ def predict_all(
         What was made of the photos and of the videos.
 
     Raises:
-        AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full, or PyAV is missing and
-            there are videos.
+        AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full, PyAV is missing and
+            there are videos, or a photo and a frame would have one name.
         KeyboardInterrupt: The user stopped it; what was finished is there.
     """
     if inputs.videos:
         require_pyav()  # before hours of photos, not after
+    if frame_maps:
+        _refuse_shared_names(inputs)
     photos = predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict)
     videos = Done()
     if not photos.interrupted:
@@ -67,3 +70,11 @@ def predict_all(
     if photos.interrupted or videos.interrupted:
         raise KeyboardInterrupt
     return photos, videos
+
+
+def _refuse_shared_names(inputs: Inputs) -> None:
+    for key, path in inputs.photos.items():
+        for video in inputs.videos:
+            if key.startswith(f"{video}/") and key.rpartition("/")[2].isdecimal():
+                cause = f"may be written under the name of a frame of {inputs.videos[video]}"
+                raise DataError(path, cause, "predict them into two output folders")

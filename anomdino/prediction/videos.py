@@ -20,7 +20,6 @@ from anomdino.io.video import (
     ALL,
     Frame,
     Selection,
-    VideoInfo,
     VideoWriter,
     read_frames,
     video_info,
@@ -66,14 +65,17 @@ def predict_videos(
     started, done = time.perf_counter(), Done()
     for key, path in videos.items():
         try:
-            info = video_info(path, max_pixels)
-            done.lines.append(_VideoRun(cascade, writer, key, path, maps, strict).run(selection, info))
+            run = _VideoRun(cascade, writer, key, path, maps, strict)
+            line = run.run(selection, max_pixels)
+            done.lines.append(line)
+            done.interrupted = line["ended"] == INTERRUPTED
         except DataError as error:
             if strict:
                 raise named(error, path) from error
             skip(done, "video", key, path, error)
-        if done.lines and done.lines[-1]["ended"] == INTERRUPTED:
+        except KeyboardInterrupt:  # before its first frame was done
             done.interrupted = True
+        if done.interrupted:
             break
     done.seconds = time.perf_counter() - started
     return done
@@ -110,10 +112,18 @@ class _VideoRun:
         self.stretches = Stretches()
         self.frames = self.with_anomaly = self.skipped = 0
         self.span: ScoreRange | None = None
+        self.begin: float | None = None
 
-    def run(self, selection: Selection, info: VideoInfo) -> dict[str, Any]:
-        """Predict the frames, write the files, and give the video's line of the summary."""
+    def run(self, selection: Selection, max_pixels: int) -> dict[str, Any]:
+        """Predict the frames, write the files, and give the video's line of the summary.
+
+        Raises:
+            DataError: The video cannot be read, or no frame of it can be used.
+        """
         started, folder, ended = time.perf_counter(), self.writer.folder, ""
+        info = video_info(self.path, max_pixels)
+        if self.maps:
+            self.writer.remove_numbered(self.key)
         with ExitStack() as files:
             lines = files.enter_context(atomic_path(folder / "frames" / f"{self.key}.jsonl"))
             table = files.enter_context(lines.open("w", encoding="utf-8"))
@@ -121,21 +131,25 @@ class _VideoRun:
             if self.writer.overlay:
                 target = folder / "overlay" / f"{self.key}.mp4"
                 film = files.enter_context(writing_video(target, info.rate / selection.every))
-            frames = read_frames(self.path, selection)
+            frames = read_frames(self.path, selection, max_pixels)
             try:
                 for frame in track(frames, self.path.name, selection.count(info), unit="frame"):
                     line = self.predict(frame, film)
                     table.write(json.dumps(line, allow_nan=False) + "\n")
                     self.frames += 1
             except KeyboardInterrupt:
+                if not self.frames:
+                    raise
                 ended = INTERRUPTED
             except DataError as error:  # the stream breaks, or changes its size
                 if self.strict or not self.frames:
                     raise
                 log.warning("%s", error)
                 ended = error.cause
-            if not self.frames and not ended:
+            if not self.frames:
                 raise DataError(self.path, f"has no frame {_seconds(selection)}", "ask for other seconds")
+            if self.skipped == self.frames:
+                raise DataError(self.path, f"has no frame that can be scored ({line['skipped']})", "")
         seconds = time.perf_counter() - started
         return {
             "video": self.key,
@@ -170,7 +184,8 @@ class _VideoRun:
         if self.maps:
             self.writer.write_maps(f"{self.key}/{frame.index:06d}", found)
         if film is not None:
-            film.write(self.picture(frame, found), frame.time)
+            self.begin = frame.time if self.begin is None else self.begin
+            film.write(self.picture(frame, found), frame.time - self.begin)
         return line | description(found)
 
     def picture(self, frame: Frame, found: Prediction) -> npt.NDArray[np.uint8]:

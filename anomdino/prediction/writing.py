@@ -61,6 +61,13 @@ class PredictionWriter:
         if self.thresholds:
             write_score(self.folder / "threshold" / f"{key}.npz", prediction.threshold)
 
+    def remove_numbered(self, key: str) -> None:
+        """Remove what :meth:`write_maps` wrote of a video's frames before: there may be other frames now."""
+        for kind in ("score", "mask", "threshold"):
+            for file in (self.folder / kind / key).glob("*"):
+                if file.stem.isdecimal() and file.suffix in {".npz", ".png"}:
+                    file.unlink()
+
     def range_of(self, prediction: Prediction) -> ScoreRange:
         """Give the range of the heat: photos of another place score high everywhere, what is usual stays dark."""
         if self.rule.output == "raw":

@@ -26,7 +26,19 @@ def test_files_and_globs_are_named_below_their_common_folder(drive):
 def test_a_folder_gives_its_photos_and_its_videos(drive):
     found = collect([str(drive)])
     assert list(found.photos) == ["a/b/two", "a/one", "three ü"]
-    assert found.videos == {"a/one": drive / "a/one.mp4", "late": drive / "late.MOV"}
+    assert list(found.videos.items()) == [("a/one", drive / "a/one.mp4"), ("late", drive / "late.MOV")]
+
+
+def test_what_a_run_before_wrote_below_the_folder_is_not_taken(drive):
+    for name in ("overlay/three ü.jpg", "overlay/late.mp4"):
+        path = drive / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    for given in (drive, drive / "**" / "*.*"):
+        found = collect([str(given)], drive / "out")
+        assert not [key for key in (*found.photos, *found.videos) if key.startswith(("out/", "overlay/"))]
+        assert list(found.videos) == ["a/one", "late"]
+    assert list(collect([str(drive / "out/overlay/late.mp4")], drive / "out").videos) == ["late"]
 
 
 def test_a_file_is_a_video_by_its_suffix_else_a_photo(drive):

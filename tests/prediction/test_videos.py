@@ -1,6 +1,7 @@
 """Videos through the cascade, with a cascade that finds red."""
 
 import json
+import os
 import sys
 import tracemalloc
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from anomdino.prediction.run import predict_all
 from anomdino.prediction.videos import Stretches
 from anomdino.prediction.writing import PredictionWriter
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 
 SIZE = (48, 64)
 RED = {3, 4, 5, 8}
@@ -94,6 +95,8 @@ def test_a_selection_of_frames(tmp_path):
     assert cascade.seen == 4
     times = [picture.time for picture in read_frames(tmp_path / "out/overlay/drive.mp4")]
     assert times == pytest.approx([0, 0.5, 1.0, 1.5], abs=1e-3)
+    with av.open(str(tmp_path / "out/overlay/drive.mp4")) as container:
+        assert container.duration / av.time_base == pytest.approx(2.0, abs=0.01)  # nothing empty before them
     _, done = predicted(tmp_path / "none", path, selection=Selection(start=99, end=100))
     assert "no frame from second 99 on and before 100" in done.skipped[0]["reason"]
     assert files(tmp_path / "none") == ["summary.json"]
@@ -149,6 +152,49 @@ def test_a_frame_that_cannot_be_scored_is_listed_and_the_others_done(tmp_path):
     assert len(list(read_frames(tmp_path / "out/overlay/drive.mp4"))) == 9
     with pytest.raises(DataError, match="constant"):
         predicted(tmp_path / "strict", path, cascade=FindsRed({4: error}), strict=True)
+
+
+def test_a_video_of_which_no_frame_can_be_scored_is_skipped(tmp_path):
+    path, error = film(tmp_path / "drive.mp4", count=3), DataError("drive.mp4", "its score is constant")
+    _, done = predicted(tmp_path / "out", path, cascade=FindsRed(dict.fromkeys(range(1, 4), error)))
+    assert (done.lines, done.skipped[0]["video"]) == ([], "drive")
+    assert "no frame that can be scored (its score is constant)" in done.skipped[0]["reason"]
+    assert files(tmp_path / "out") == ["summary.json"]
+
+
+def test_stopped_before_its_first_frame_what_was_there_before_stays(tmp_path):
+    path = film(tmp_path / "drive.mp4")
+    predicted(tmp_path / "out", path)
+    before = (tmp_path / "out/frames/drive.jsonl").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        predicted(tmp_path / "out", path, cascade=FindsRed({1: KeyboardInterrupt()}))
+    assert (tmp_path / "out/frames/drive.jsonl").read_bytes() == before
+    assert len(list(read_frames(tmp_path / "out/overlay/drive.mp4"))) == 10
+
+
+def test_maps_of_a_run_before_do_not_stay_between(tmp_path):
+    path = film(tmp_path / "drive.mp4")
+    write_png(tmp_path / "out/mask/drive/photo.png", np.zeros(SIZE, np.uint8))
+    predicted(tmp_path / "out", path, frame_maps=True)
+    predicted(tmp_path / "out", path, frame_maps=True, selection=Selection(every=5))
+    masks = sorted(file.name for file in (tmp_path / "out/mask/drive").iterdir())
+    assert masks == ["000000.png", "000005.png", "photo.png"]
+
+
+def test_a_photo_and_a_frame_of_one_name_are_refused(tmp_path):
+    write_png(tmp_path / "a/000003.png", np.zeros((*SIZE, 3), np.uint8))
+    given = Inputs({"a/000003": tmp_path / "a/000003.png"}, {"a": film(tmp_path / "a.mp4")})
+    writer = PredictionWriter(tmp_path / "out", FusionRule())
+    with pytest.raises(DataError, match="a frame of"):
+        predict_all(FindsRed(), given, writer, max_pixels=10_000, frame_maps=True)
+
+
+def test_a_name_that_is_no_unicode(tmp_path):
+    path = film(tmp_path / "drive.mp4").rename(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    _, done = predicted(tmp_path / "out", path)
+    (line,) = json.loads((tmp_path / "out/summary.json").read_text())["videos"]
+    assert line["video"] == path.stem == done.lines[0]["video"]
+    assert line["frames"] == 10
 
 
 def test_stopped_by_the_user_it_keeps_what_was_found(tmp_path):
