@@ -40,6 +40,9 @@ class DetectConfig(Block):
     nms_cover: float = Field(default=1.0, gt=0, le=1)
     """A box goes, too, when more than this share of it lies inside a better one: parts of an object that is boxed as a
     whole; 1 keeps all."""
+    regions: float = Field(default=0.0, ge=0, le=1)
+    """Boxes round what stands out of the score map join the detector's, for objects that it does not propose; a sure one
+    has this confidence. 0 leaves them out."""
     fast: bool = False
     """On CUDA: half precision and recorded graphs, one for each size of image; worth it for many images of few sizes."""
     negatives: NegativesConfig = Field(default_factory=NegativesConfig)

@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from anomdino.config.detect import DetectConfig, NegativesConfig
+from anomdino.config.detect import DetectConfig
 from anomdino.config.detector import DetectorConfig
+from anomdino.detector.regions import score_regions
+from anomdino.detector.suppression import non_maximum_suppression, suppress_covered
 from anomdino.errors import CheckpointError
 from anomdino.io.boxes import Boxes
 from anomdino.uncertainty import UncertaintyMaps
@@ -80,8 +82,8 @@ class Detector:
 
         Returns:
             Boxes in pixels of ``image``, clipped to it, none without area, best first. Their details tell where a box
-            comes from: those of :class:`~anomdino.detector.lean.Prediction`, and the means of entropy, distance and
-            residual score inside the box.
+            comes from: those of :class:`~anomdino.detector.lean.Prediction`, NaN for regions of the score, and the
+            means of entropy, distance and residual score inside the box.
 
         Raises:
             CheckpointError: The maps have another number of classes than the detector was trained with.
@@ -107,9 +109,20 @@ class Detector:
         xyxy *= np.array([size[1], size[0], size[1], size[0]], np.float32)
         details = dict(zip(ORIGIN, origin.T, strict=True))
         objects = Boxes(xyxy, scores[:, 0], details).clipped(size)
+        if self.detect_config.regions:
+            std = float(self.network.ouafs.score_std)
+            objects = joined(objects, score_regions(maps, std, self.detect_config.regions))
         known = Boxes(np.tile(xyxy, (len(prompts) - 1, 1)), scores[:, 1:].T.ravel()).clipped(size)
         objects = suppress_covered(objects, known, negatives)
         return with_map_means(best_boxes(objects, self.detect_config), maps)
+
+
+def joined(objects: Boxes, regions: Boxes) -> Boxes:
+    """Put regions of the score behind the detector's boxes; their details are NaN, for no query gave them."""
+    unknown = np.full(len(regions), np.nan, np.float32)
+    details = {name: np.concatenate([values, unknown]) for name, values in objects.details.items()}
+    xyxy = np.concatenate([objects.xyxy, regions.xyxy])
+    return Boxes(xyxy, np.concatenate([objects.scores, regions.scores]), details)
 
 
 def with_map_means(boxes: Boxes, maps: UncertaintyMaps) -> Boxes:
@@ -146,51 +159,6 @@ def best_boxes(boxes: Boxes, config: DetectConfig) -> Boxes:
     if min(config.nms_iou, config.nms_cover) < 1 and len(kept) > 1:
         kept = non_maximum_suppression(kept, config.nms_iou, config.nms_cover)
     return kept.subset(slice(config.max_boxes))
-
-
-def non_maximum_suppression(boxes: Boxes, iou: float, cover: float = 1.0) -> Boxes:
-    """Drop every box that a better one makes needless; order by falling score.
-
-    Args:
-        boxes: Boxes with scores.
-        iou: Largest intersection over union with a better box that stays.
-        cover: Largest share of its own area inside a better box with which a box stays; 1 keeps boxes within boxes.
-    """
-    order = np.argsort(-boxes.scores, kind="stable")
-    sorted_boxes = boxes.subset(order)
-    x, y = sorted_boxes.xyxy[:, :2], sorted_boxes.xyxy[:, 2:]
-    lower = np.maximum(x[:, None], x[None])
-    upper = np.minimum(y[:, None], y[None])
-    shared = np.clip(upper - lower, 0, None).prod(-1)
-    area = np.clip(y - x, 0, None).prod(-1)
-    overlap = shared / np.maximum(area[:, None] + area[None] - shared, 1e-9)
-    inside = shared / np.maximum(area[None], 1e-9)
-    needless = (overlap > iou) | (inside > cover)
-    keep = np.ones(len(order), bool)
-    for index in range(len(order)):
-        if keep[index]:
-            keep[index + 1 :] &= ~needless[index, index + 1 :]
-    return sorted_boxes.subset(keep)
-
-
-def suppress_covered(objects: Boxes, known: Boxes, config: NegativesConfig) -> Boxes:
-    """Drop object boxes that a box of a known class covers with a clearly higher score.
-
-    Args:
-        objects: Boxes of anomalous objects.
-        known: Boxes of the class names in ``config.names``.
-        config: The rule's thresholds.
-    """
-    known = known.kept(config.score)
-    if not (len(objects) and len(known)):
-        return objects
-    lower = np.maximum(objects.xyxy[:, None, :2], known.xyxy[None, :, :2])
-    upper = np.minimum(objects.xyxy[:, None, 2:], known.xyxy[None, :, 2:])
-    shared = np.clip(upper - lower, 0, None).prod(-1)
-    area = (objects.xyxy[:, 2:] - objects.xyxy[:, :2]).prod(-1)
-    covers = shared >= config.cover * area[:, None]
-    better = known.scores[None] >= objects.scores[:, None] + config.margin
-    return objects.subset(~(covers & better).any(1))
 
 
 __all__ = ["Detector", "best_boxes", "non_maximum_suppression", "suppress_covered", "with_map_means"]

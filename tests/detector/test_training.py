@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -171,6 +172,24 @@ def test_any_size_gives_boxes_inside_the_image(detector, size):
     assert (boxes.xyxy <= [size[1], size[0], size[1], size[0]]).all()
     assert (boxes.xyxy[:, 2:] > boxes.xyxy[:, :2]).all()
     assert (np.diff(boxes.scores) <= 0).all()
+
+
+@pytest.mark.parametrize("regions", [0.0, 1.0])
+def test_regions_of_the_score_join_the_boxes_where_they_are_asked_for(config, regions):
+    from anomdino.detector.architecture import build_detector
+
+    detect = DetectConfig(min_score=0.9, regions=regions)  # an untrained network has no box so sure
+    detector, rng = Detector(build_detector(config, 5), config, 5, detect), np.random.default_rng(1)
+    image, maps = rng.integers(0, 255, (64, 96, 3)).astype(np.uint8), make_maps(rng, (64, 96))
+    stride = 96 // maps.score.shape[1]
+    score = np.full(maps.score.shape, -8, np.float32)
+    score[2:5, 3:7] = 5.0
+    boxes = detector.detect(image, replace(maps, score=score))
+    assert boxes.xyxy.tolist() == ([[3 * stride, 2 * stride, 7 * stride, 5 * stride]] if regions else [])
+    if regions:
+        assert boxes.scores[0] == pytest.approx(1.0, abs=1e-6)
+        assert boxes.details["mean_anomaly"][0] == pytest.approx(5.0)
+        assert np.isnan(boxes.details["level"][0])
 
 
 def test_wrong_number_of_classes_is_explained(detector):
