@@ -36,3 +36,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise BackendMissing(name, "is not available here", "use device: auto or cpu")
     return torch.device(name)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Tell whether the processor computes in bfloat16 (AVX512-BF16, and AMX, which comes with it)."""
+    import torch
+
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(asked()) if asked is not None else False

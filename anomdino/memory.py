@@ -1,4 +1,4 @@
-"""Keep the memory that a training step frees for the next one."""
+"""Keep the memory that a training step, or an image, frees for the next one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Ask glibc to keep freed memory in the process and to serve large arrays from it.
 
     By default every array of more than some megabytes is mapped from the operating system and given back when it
-    is freed: a training step on a CPU, which makes and drops the same large arrays again and again, then waits for
+    is freed: a network on a CPU, which makes and drops the same large arrays with every step or image, then waits for
     pages to be cleared. Results do not change; the process holds its peak of memory until it ends.
 
     Returns:

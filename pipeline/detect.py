@@ -5,11 +5,16 @@ Usage: python -m pipeline.detect train | benchmark NAME
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline import _stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from anomdino.config.params import Params
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,7 +25,6 @@ def train() -> None:
     with _stage.stage("detect train", "detect") as params:
         from anomdino.detector.records import read_records
         from anomdino.detector.run import detect_out_of_fold
-        from anomdino.device import resolve_device
 
         records = read_records(_stage.OOD_JSON, _stage.TRAIN_IMAGES, _stage.TRAIN_MAPS, _stage.TRAIN_LABELS)
         report, quality = detect_out_of_fold(
@@ -28,7 +32,7 @@ def train() -> None:
             records,
             _stage.BOXES / "train.json",
             params.detect,
-            resolve_device(params.device),
+            device_of(params),
             _stage.RPL,
         )
         threshold = quality["suggested_threshold"]
@@ -48,16 +52,26 @@ def benchmark(name: Annotated[str, typer.Argument(help="A name of benchmark.sets
     with _stage.stage(f"detect {name}", "detect", "benchmark") as params:
         from anomdino.detector.infer import Detector
         from anomdino.detector.run import Input, detect_set
-        from anomdino.device import resolve_device
 
         maps = _stage.SCORES / name / "maps"
         samples = _stage.open_benchmark(params, name).samples
         inputs = [Input(sample.key, sample.image, maps / f"{sample.key}.npz") for sample in samples]
-        detector = Detector.load(_stage.DETECTOR, resolve_device(params.device), params.detect, _stage.RPL)
+        detector = Detector.load(_stage.DETECTOR, device_of(params), params.detect, _stage.RPL)
         report = detect_set(detector, inputs, _stage.BOXES / f"{name}.json", f"detect {name}")
         _stage.done(
             f"detect {name}", images=report.images, boxes=report.boxes, images_without_boxes=report.empty
         )
+
+
+def device_of(params: Params) -> torch.device:
+    """Give the device; on the CPU memory is kept from image to image."""
+    from anomdino.device import resolve_device
+    from anomdino.memory import keep_freed_memory
+
+    device = resolve_device(params.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
 
 
 def _rounded(value: float | None) -> float | None:

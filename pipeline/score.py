@@ -37,10 +37,13 @@ def benchmark(name: Annotated[str, typer.Argument(help="A name of benchmark.sets
 def score_set(name: str, images: dict[str, Path], scores: Path, maps: Path, params: Params) -> None:
     """Score one set of images with what the parameters name."""
     from anomdino.device import resolve_device
+    from anomdino.memory import keep_freed_memory
     from anomdino.scorer.run import Outputs, SetScorer
     from anomdino.scorer.setup import engine_from, maps_from, run_options
 
     device = resolve_device(params.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     engine, digest = engine_from(params.score, _stage.RPL, device)
     source = maps_from(params.score, name, images)
     run = SetScorer(engine, Outputs(scores, maps), digest, run_options(params.score), source, f"score {name}")

@@ -25,6 +25,15 @@ class OutputRule(StrEnum):
     FUSED = "fused"
 
 
+class Precision(StrEnum):
+    """What the scorer computes in."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 def predict(
     inputs: Annotated[
         list[str],
@@ -59,6 +68,12 @@ def predict(
             "them, else by their mean. Fewer are faster.",
         ),
     ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="What the scorer computes in; default: the model's. bf16 halves its time on processors that have it."
+        ),
+    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
     strict: Annotated[
         bool, typer.Option(help="Stop at the first photo, video or frame that cannot be used.")
@@ -81,6 +96,7 @@ def predict(
     from anomdino.config.params import load_params
     from anomdino.device import resolve_device
     from anomdino.io.video import Selection
+    from anomdino.memory import keep_freed_memory
     from anomdino.prediction.inputs import collect
     from anomdino.prediction.run import predict_all
     from anomdino.prediction.writing import PredictionWriter
@@ -91,12 +107,17 @@ def predict(
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
     if models is None and folder == Path("data/models") and settings.data.source == "synthetic":
         log.warning("%s learned drawn scenes; for photos use `--models released`", folder)
+    if precision:
+        score = settings.score.model_copy(update={"precision": precision.value})
+        settings = settings.model_copy(update={"score": score})
     if width:
         ordered = sorted(set(width))
         learned = settings.score.fusion == "learned" and fusion_file(folder / "rpl", ordered).is_file()
         fusion = "learned" if learned else "mean"
         score = settings.score.model_copy(update={"widths": ordered, "fusion": fusion})
         settings = settings.model_copy(update={"score": score})
+    if chosen.type == "cpu":
+        keep_freed_memory()  # the same large arrays come and go with every image
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component)
     writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay, thresholds=thresholds)

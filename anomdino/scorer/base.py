@@ -209,6 +209,11 @@ def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
+def enlarged(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Bring logits (B, C, h, w) to the size of the images; those in bfloat16, whose steps would show, in float32."""
+    return resize(logits.float() if logits.dtype == torch.bfloat16 else logits, size)
+
+
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomdino.scorer.base import ScorerOutput, resize
+from anomdino.scorer.base import ScorerOutput, enlarged, resize
 from anomdino.scorer.efficientnet_lite import LightScorer
 from anomdino.scorer.folding import composed
 
@@ -39,5 +39,5 @@ class FusedLightScorer(nn.Module):
         residual = self.residual_head(attention).add_(closed)
         del deep, decoder, attention
         size = images.shape[-2:]
-        logits, residual_logits = (resize(self.rest(F.relu_(path)), size) for path in (closed, residual))
+        logits, residual_logits = (enlarged(self.rest(F.relu_(path)), size) for path in (closed, residual))
         return ScorerOutput(logits, residual_logits)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomdino.device import cpu_has_bfloat16
 from anomdino.errors import BackendMissing, ConfigError
 from anomdino.scorer.base import (
     Scorer,
@@ -243,6 +244,10 @@ class ScoringEngine:
             raise BackendMissing(
                 "score.precision", "fp16 is not available on the CPU", "use precision: auto or fp32"
             )
+        if self.options.precision == "bf16":
+            if self.device.type == "cpu" and not cpu_has_bfloat16():
+                log.warning("score.precision: bf16 is slow on this processor, which does not compute in it")
+            return torch.bfloat16
         half = self.device.type == "cuda" and self.options.precision in {"auto", "fp16"}
         return torch.float16 if half else torch.float32
 
@@ -250,8 +255,8 @@ class ScoringEngine:
 def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Make a scorer fast, using up the one given.
 
-    Batch normalisations are folded, RPL's network and the light one are rearranged. On CUDA weights are
-    channels-last; on the CPU, which lays them out for every call anyway, wide 3x3 convolutions use Winograd's
+    Batch normalisations are folded, RPL's network and the light one are rearranged. On CUDA, and in bfloat16, weights are
+    channels-last; in float32 on the CPU, which lays them out for every call anyway, wide 3x3 convolutions use Winograd's
     algorithm, and those of large dilation skip the products with their padding.
     """
     fold_batch_norms(scorer.requires_grad_(False).eval())
@@ -261,10 +266,11 @@ def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Mod
     elif isinstance(scorer, LightScorer):
         network = FusedLightScorer(scorer)
     network = network.eval().to(device=device, dtype=dtype)
-    if device.type == "cuda":
+    if device.type == "cuda" or dtype == torch.bfloat16:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_winograd(network)
-    use_taps(network)
+    if dtype != torch.bfloat16:
+        use_winograd(network)
+        use_taps(network)
     return network
 
 

@@ -30,7 +30,7 @@ class ScoringOptions:
         map_stride: Uncertainty maps are area-pooled by this factor.
         max_pixels: Inputs with more pixels are cut into tiles.
         tile_overlap: Pixels that neighbouring tiles share.
-        precision: ``fp32``, ``fp16``, or ``auto``: fp16 on CUDA, fp32 elsewhere.
+        precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 on CUDA, fp32 elsewhere.
         compile: Compile network and scores together.
         compile_mode: How hard the compiler tries.
         batch: Images of one size that go through the network together.
@@ -47,7 +47,7 @@ class ScoringOptions:
     map_stride: int = 4
     max_pixels: int = 4_000_000
     tile_overlap: int = 256
-    precision: Literal["auto", "fp32", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     compile: bool = False
     compile_mode: CompileMode = "default"
     batch: int = 1

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from anomdino.errors import ConfigError
-from anomdino.scorer.base import Scorer, ScorerOutput, resize
+from anomdino.scorer.base import Scorer, ScorerOutput, enlarged, resize
 
 
 class ClosedSetFeatures(NamedTuple):
@@ -135,7 +135,7 @@ class DecoderScorer(Scorer):
         output = self.decode(images)
         size = images.shape[-2:]
         return ScorerOutput(
-            resize(output.logits, size), resize(output.residual_logits, size), output.projection
+            enlarged(output.logits, size), enlarged(output.residual_logits, size), output.projection
         )
 
     def closed_set_logits(self, images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from anomdino.device import cpu_has_bfloat16
 from anomdino.errors import TrainingError
 from anomdino.io.atomic import atomic_path
 from anomdino.progress import track
@@ -370,15 +371,10 @@ def low_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
-        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else None
+        return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else None
     if device.type != "cuda":
         return None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
-
-
-def _cpu_has_bfloat16() -> bool:
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(asked()) if asked is not None else False
 
 
 def _autocast(plan: Plan, world: World) -> AbstractContextManager[Any]:

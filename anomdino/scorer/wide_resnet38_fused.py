@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.scorer.aspp import ASPP
-from anomdino.scorer.base import ScorerOutput, resize
+from anomdino.scorer.base import ScorerOutput, enlarged, resize
 from anomdino.scorer.folding import composed
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 
@@ -90,7 +90,7 @@ class FusedWideResNet38(nn.Module):
         context, attention = self.branch.bot_aspp(context), self.bot_atten_aspp(attention)
         logits = self._logits(skip, context, attention)
         del skip, context, attention
-        return ScorerOutput(*resize(logits, images.shape[-2:]).chunk(2))
+        return ScorerOutput(*enlarged(logits, images.shape[-2:]).chunk(2))
 
     def _logits(self, skip: Tensor, context: Tensor, attention: Tensor) -> Tensor:
         """Run the head: Z and Zr, one after the other in a batch, at the size of the skip connection."""

@@ -94,6 +94,16 @@ def test_widths_asked_for_take_the_place_of_the_models(models, photos, tmp_path)
     assert not (tmp_path / "none").exists()
 
 
+def test_the_precision_of_the_scorer_can_be_asked_for(models, photos, tmp_path):
+    asked = ["predict", photos / "a", "--models", models, "--no-boxes", "--device", "cpu", "--output", "raw"]
+    for name in ("fp32", "bf16"):
+        assert run(*asked, "-o", tmp_path / name, "--precision", name).exit_code == 0
+    plain, low = (read_score(tmp_path / name / "score/one.npz") for name in ("fp32", "bf16"))
+    assert 0 < np.abs(plain - low).mean() < 0.1 * plain.std()
+    refused = run(*asked, "-o", tmp_path / "none", "--precision", "fp16")
+    assert "fp16 is not available on the CPU" in str(refused.exception)
+
+
 def test_thresholds_are_written_where_they_are_asked_for(models, photos, tmp_path):
     out, one = tmp_path / "out", photos / "a" / "one.png"
     asked = ["predict", one, "-o", out, "--models", models, "--no-boxes", "--thresholds", "--device", "cpu"]

@@ -23,6 +23,7 @@ from anomdino.config.score import ScoreConfig
 from anomdino.errors import BackendMissing, CheckpointError, DataError
 from anomdino.io.images import write_png
 from anomdino.io.scores import read_score
+from anomdino.scorer import inference
 from anomdino.scorer.base import (
     Scorer,
     ScorerOutput,
@@ -295,6 +296,30 @@ def test_other_errors_are_not_taken_for_memory(pixel):
 def test_half_precision_on_a_cpu_is_refused(pixel):
     with pytest.raises(BackendMissing, match="fp16"):
         ScoringEngine(pixel, ScoringOptions(precision="fp16"))
+
+
+@pytest.mark.parametrize("name", ["wide", "small", "light"])
+def test_bfloat16_is_close_and_leaves_no_steps(request, name):
+    scorer, image = request.getfixturevalue(name), photo(96, 128)
+    plain = ScoringEngine(scorer).score(image)
+    engine = ScoringEngine(scorer, ScoringOptions(precision="bf16"))
+    assert {parameter.dtype for parameter in engine.network.parameters()} == {torch.bfloat16}
+    low = engine.score(image)
+    assert low.score.dtype == np.float32
+    off = np.abs(low.score - plain.score)
+    assert 0 < off.mean() < 0.05 * plain.score.std()
+    assert np.corrcoef(low.score.ravel(), plain.score.ravel())[0, 1] > 0.99
+    assert len(np.unique(low.score)) > 0.9 * len(np.unique(plain.score))
+    np.testing.assert_allclose(
+        low.maps.semantic.astype(np.float32), plain.maps.semantic.astype(np.float32), atol=0.1
+    )
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_says_where_it_is_slow(pixel, monkeypatch, caplog, native):
+    monkeypatch.setattr(inference, "cpu_has_bfloat16", lambda: native)
+    ScoringEngine(pixel, ScoringOptions(precision="bf16"))
+    assert ("slow on this processor" in caplog.text) is not native
 
 
 def test_nan_stops_with_the_name_of_the_image(pixel):
