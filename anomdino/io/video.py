@@ -28,6 +28,7 @@ FORMATS = "mov,avi,matroska,webm,mpeg,mpegts,mpegvideo,asf"
 USUAL_RATE = 25.0
 """Frames a second of a video that does not say."""
 MOST_DAMAGED = 100
+"""Damaged parts one behind the other after which a video is given up."""
 MISSING_SECONDS = 1.0
 """A video that ends so much before its header says has lost its end; less is the header's rounding, or sound."""
 LONGEST = 3600.0
@@ -220,17 +221,17 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[tuple[float, A
 
 def _readable(path: Path, container: Any, stream: Any) -> Iterator[Any]:
     """Decode what can be decoded, and say how much could not."""
-    damaged, errors = 0, require_pyav().FFmpegError
+    damaged, in_a_row, errors = 0, 0, require_pyav().FFmpegError
     packets = container.demux(stream)
     packet: Any = ()
     while packet is not None:
         try:
             packet = next(packets, None)
-            frames = [] if packet is None else packet.decode()
+            frames, in_a_row = ([] if packet is None else packet.decode()), 0
         except errors as error:
             log.debug("%s: %s", path, error)
-            damaged, frames = damaged + 1, []
-            if damaged > MOST_DAMAGED:
+            damaged, in_a_row, frames = damaged + 1, in_a_row + 1, []
+            if in_a_row > MOST_DAMAGED:
                 raise DataError(path, f"cannot be decoded ({error.strerror})", "copy it again") from error
         yield from frames
     if damaged:
@@ -325,7 +326,8 @@ def writing_video(path: Path | str, rate: float) -> Iterator[VideoWriter]:
     av, path = require_pyav(), Path(path)
     with atomic_path(path) as temporary:
         try:
-            with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            target, options = f"file:{temporary}", {"movflags": "+faststart"}
+            with av.open(target, "w", format="mp4", options=options) as container:
                 writer = VideoWriter(container, av, rate, path)
                 yield writer
                 writer.finish()
