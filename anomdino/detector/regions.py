@@ -51,7 +51,7 @@ def score_regions(maps: UncertaintyMaps, std: float, weight: float) -> Boxes:
         return Boxes.empty()
     contrast = contrasts(maps.score, cells) / std
     best = np.argsort(-contrast, kind="stable")[:CANDIDATES]
-    confidence = weight / (1 + np.exp(OFFSET - SLOPE * contrast[best]))
+    confidence = weight / (1 + np.exp((OFFSET - SLOPE * contrast[best]).clip(-50, 50)))
     height, width = maps.score.shape
     stride = np.array([maps.image_size[1] / width, maps.image_size[0] / height] * 2)
     regions = Boxes((cells[best] * stride).astype(np.float32), confidence.astype(np.float32))

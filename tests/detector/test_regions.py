@@ -92,6 +92,13 @@ def test_stronger_contrast_more_confidence_never_above_the_weight():
     assert best[-1] == pytest.approx(0.4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_tiny_deviation_overflows_nothing():
+    found = score_regions(maps_of(scene([(10, 20, 20, 30, 5.0)])), 1e-6, 0.4)
+    assert np.isfinite(found.scores).all()
+    assert found.scores.max() == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize("score", [np.zeros((5, 7), np.float32), np.zeros((1, 1), np.float32)])
 def test_a_map_of_one_value_has_no_region(score):
     assert len(score_regions(maps_of(score), 1.0, 0.5)) == 0
