@@ -12,6 +12,9 @@ from anomdino.errors import DataError
 from anomdino.io.listing import IMAGE_SUFFIXES, image_key, list_files
 from anomdino.io.video import VIDEO_SUFFIXES
 
+RESULTS = frozenset({"score", "mask", "boxes", "overlay", "threshold", "frames"})
+"""The folders that :class:`~anomdino.prediction.writing.PredictionWriter` and videos write below ``out``."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -37,10 +40,11 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
 
     Args:
         inputs: Paths and patterns.
-        out: Where results go; what lies there, from a run before, is not taken from folders and globs.
+        out: Where results go; what a run before wrote there is not taken from folders and globs.
 
     Raises:
-        DataError: An input matches nothing, a folder holds neither photo nor video, or two have the same key.
+        DataError: An input matches nothing, or nothing but results of a run before; a folder holds neither photo nor
+            video; or two have the same key.
     """
     found = Inputs()
     files: list[Path] = []
@@ -63,7 +67,7 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
                 raise DataError(
                     text, "is no file, no folder, and matches nothing", "check the path or quote the pattern"
                 )
-            files += [match for match in matches if match.is_file() and not _below(match, out)]
+            files += [match for match in matches if match.is_file() and not _is_result(match, out)]
             for match in matches:
                 if match.is_dir():
                     _merge(found, _in_folder(match, out))
@@ -71,19 +75,26 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
         root = Path(os.path.commonpath([file.parent for file in files]))
         for file in files:
             _merge(found, _sorted_out([(image_key(file, root), file)]))
+    if not found:
+        raise DataError(
+            inputs[0], f"matches nothing but what lies in the results, {out}", "choose another -o"
+        )
     return Inputs(dict(sorted(found.photos.items())), dict(sorted(found.videos.items())))
 
 
 def _in_folder(folder: Path, out: Path | None) -> Inputs:
     photos, videos = (list_files(folder, kind) for kind in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
     return Inputs(
-        {key: path for key, path in photos.items() if not _below(path, out)},
-        {key: path for key, path in videos.items() if not _below(path, out)},
+        {key: path for key, path in photos.items() if not _is_result(path, out)},
+        {key: path for key, path in videos.items() if not _is_result(path, out)},
     )
 
 
-def _below(path: Path, out: Path | None) -> bool:
-    return out is not None and path.resolve().is_relative_to(out.resolve())
+def _is_result(path: Path, out: Path | None) -> bool:
+    """Whether a file lies where results go; photos that lie beside these folders, ``-o .``, are none."""
+    if out is None or not path.resolve().is_relative_to(out.resolve()):
+        return False
+    return path.resolve().relative_to(out.resolve()).parts[0] in RESULTS
 
 
 def _sorted_out(files: Iterable[tuple[str, Path]]) -> Inputs:

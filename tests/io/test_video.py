@@ -262,6 +262,27 @@ def test_a_stream_that_stays_damaged_is_given_up(tmp_path, monkeypatch):
     assert len(frames) in range(7, 11)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "expected"),
+    [
+        ("ten bits.mp4", "libx264", "yuv420p10le", (200, 100, 50)),
+        ("grey.mkv", "ffv1", "gray", (124, 124, 124)),
+        ("16 bits grey.mkv", "ffv1", "gray16le", (124, 124, 124)),
+        ("alpha.mov", "png", "rgba", (200, 100, 50)),
+    ],
+)
+def test_other_pixels_become_rgb(tmp_path, name, codec, pixels, expected):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        flat = np.full((48, 64, 3), (200, 100, 50), np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(flat, format="rgb24")))
+        container.mux(stream.encode())
+    (frame,) = read_frames(tmp_path / name)
+    assert (frame.image.dtype, frame.image.shape) == (np.uint8, (48, 64, 3))
+    assert np.abs(frame.image.astype(int) - expected).max() <= 4
+
+
 def test_films_put_one_behind_the_other_go_on(tmp_path):
     one = made(tmp_path / "one.mpg", "mpeg2video", range(25), rate=25).read_bytes()
     (tmp_path / "two.mpg").write_bytes(one + one)

@@ -39,6 +39,20 @@ def test_what_a_run_before_wrote_below_the_folder_is_not_taken(drive):
         assert not [key for key in (*found.photos, *found.videos) if key.startswith(("out/", "overlay/"))]
         assert list(found.videos) == ["a/one", "late"]
     assert list(collect([str(drive / "out/overlay/late.mp4")], drive / "out").videos) == ["late"]
+    with pytest.raises(DataError, match="nothing but what lies in the results"):
+        collect([str(drive / "out/overlay/*")], drive / "out")
+
+
+def test_results_may_go_beside_the_photos(drive):
+    (drive / "overlay").mkdir()
+    (drive / "overlay/three ü.jpg").write_bytes(b"")
+    assert list(collect([str(drive)], drive).photos) == ["a/b/two", "a/one", "three ü"]
+    assert list(collect([str(drive)], drive / "a").photos) == [
+        "a/b/two",
+        "a/one",
+        "overlay/three ü",
+        "three ü",
+    ]
 
 
 def test_a_file_is_a_video_by_its_suffix_else_a_photo(drive):
