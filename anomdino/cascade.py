@@ -111,7 +111,7 @@ class Cascade:
         scored = self.engine.score(image, name)
         boxes = Boxes.empty() if self.detector is None else self.detector.detect(image, scored.maps)
         size = (image.shape[0], image.shape[1])
-        fused = fuse(scored.score, boxes, self.adt, image_size=size)
+        fused = fuse(scored.score, boxes, self.adt, image=image, image_size=size)
         return Prediction(scored.score, fused.score, fused.mask, fused.boxes, fused.threshold)
 
 

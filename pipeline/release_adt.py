@@ -133,7 +133,8 @@ def trained(params: Params, work: Path) -> AdtModel:
     from anomdino.adt.tuning import tune_trained
 
     composed = work / "train"
-    files = TrainingFiles(work / "scores", composed / LABELS, work / "boxes.json", composed / LIST)
+    images = composed / IMAGES if params.adt.outline else None
+    files = TrainingFiles(work / "scores", composed / LABELS, work / "boxes.json", composed / LIST, images)
     plan, out = plan_from(params.adt), work / "adt"
     model = train_adt(files, plan, out, seed=params.seed)
     floor = params.adt.mask_floor == "auto"

@@ -29,6 +29,7 @@ def main() -> None:
             labels=_stage.TRAIN_LABELS,
             boxes=_stage.BOXES / "train.json",
             index=_stage.OOD_JSON,
+            images=_stage.TRAIN_IMAGES if config.outline else None,
         )
         host = TrainingHost(
             device=str(resolve_device(params.device)),

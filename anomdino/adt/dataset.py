@@ -20,8 +20,8 @@ from anomdino.adt.losses import VOID
 from anomdino.adt.model import ScoreStatistics
 from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes, read_box_results
-from anomdino.io.images import read_label
-from anomdino.io.listing import image_key, list_files, pair_by_key
+from anomdino.io.images import read_image, read_label
+from anomdino.io.listing import image_key, list_files, list_images, pair_by_key
 from anomdino.io.scores import read_score
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import derive_seed, rng
@@ -37,23 +37,29 @@ class TrainingFiles:
         boxes: COCO results of detectors that were not trained on the image; with a parquet table of the same
             name beside it, only the images listed there are used.
         index: COCO data set (``ood.json``) that names the source of each composed image; optional.
+        images: Folder of the images, by whose colours objects are outlined; None where nothing outlines them.
     """
 
     scores: Path
     labels: Path
     boxes: Path
     index: Path | None = None
+    images: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One composed image: its key, its files, the image it was made from, and its boxes."""
+    """One composed image: its key, its files, the image it was made from, and its boxes.
+
+    ``image``, its pixels, is there where objects are to be outlined.
+    """
 
     key: str
     score: Path
     label: Path
     source: str
     boxes: Boxes
+    image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,13 @@ def list_items(files: TrainingFiles) -> list[Item]:
     scores, labels = list_files(files.scores, {".npz"}), list_files(files.labels, {".png"})
     pairs = pair_by_key(scores, labels, ("score", "label"))
     boxes = read_box_results(files.boxes, [key for key, _, _ in pairs])
+    images = list_images(files.images) if files.images else {}
+    if images:
+        pair_by_key(scores, images, ("score", "image"))
     detected = _detected_keys(files.boxes)
     sources = _sources(files.index)
     items = [
-        Item(key, score, label, sources.get(key, key), boxes[key])
+        Item(key, score, label, sources.get(key, key), boxes[key], images.get(key))
         for key, score, label in pairs
         if detected is None or key in detected
     ]
@@ -153,6 +162,20 @@ def read_item(item: Item) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8
     if wrong:
         raise DataError(item.label, f"has the values {wrong} (value: pixels)", "labels hold 0, 1 and 255")
     return score, label
+
+
+def read_photo(item: Item, size: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
+    """Read the pixels of an item, uint8 (H, W, 3) RGB; None where its image is not known.
+
+    Raises:
+        DataError: The file is damaged, or not of the score's size.
+    """
+    if item.image is None:
+        return None
+    photo = read_image(item.image)
+    if photo.shape[:2] != size:
+        raise DataError(item.image, f"is {photo.shape[:2]}, its score {size} (H, W)", "score the image again")
+    return photo
 
 
 def measure_scores(maps: Iterable[npt.NDArray[np.float32]], sign: int = 1) -> ScoreStatistics:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from anomdino.adt.evidence import weighed
 from anomdino.adt.model import AdtNet, ramp_probability, soft_probability
+from anomdino.adt.outline import draw_outlines
 from anomdino.adt.surfaces import SurfaceReplay, SurfaceTensors, surface_tensors
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import ConfigError, DataError
@@ -42,6 +43,9 @@ class FusionRule:
         mask_floor: Least S~ that a threshold stands for, in [0, 1): no threshold lies below S_n of that score. ADT-Net's
             thresholds are relative to what lies inside the boxes, so that a box around nothing fills; 0 leaves them as
             they are.
+        outline: Where the photo is given, objects are outlined in the kept boxes by its colours
+            (:mod:`anomdino.adt.outline`): with the outline o in [0, 1], 0 outside, P~ becomes max(P~, o), the mask takes
+            in where o >= 0.5, and ``fused`` adds b * confidence * o.
     """
 
     output: Output = "fused"
@@ -50,6 +54,7 @@ class FusionRule:
     box_score: float = 0.3
     min_component: int = 0
     mask_floor: float = 0.0
+    outline: bool = False
 
     def __post_init__(self) -> None:
         """Refuse rules that are not defined."""
@@ -91,7 +96,7 @@ class Fused:
 
     Attributes:
         score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
-        mask: bool (H, W), P >= 0.5 (or score >= the model's threshold) without small components.
+        mask: bool (H, W), P >= 0.5 or inside an outline (or score >= the model's threshold), without small components.
         surfaces: What both were made of.
     """
 
@@ -124,10 +129,13 @@ class Surfaces:
     decision: Tensor  # S_n
     threshold: Tensor  # T_r
     soft_probability: Tensor  # P~ in (0, 1)
-    coverage: Tensor  # confidence of the best box that covers the pixel, 0 outside
+    coverage: (
+        Tensor  # confidence of the best box that covers the pixel, 0 outside; with outlines, times theirs
+    )
     inside: Tensor  # bool
     means: Tensor  # (2,) of the standardised score, inside boxes and outside
     boxes: Boxes
+    outline: Tensor | None = None  # in [0, 1], where objects were outlined
 
     @cached_property
     def order(self) -> ScoreOrder:
@@ -141,6 +149,7 @@ def fuse(
     model: AdtModel,
     rule: FusionRule | None = None,
     *,
+    image: npt.NDArray[np.uint8] | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Fused:
     """Turn a score map and boxes into final score, mask and thresholds.
@@ -151,6 +160,7 @@ def fuse(
             exactly.
         model: A trained ADT-Net (:func:`anomdino.adt.store.load_adt`).
         rule: How the final score is made; the model's own rule if absent.
+        image: uint8 (H, W, 3), RGB; a rule with ``outline`` outlines objects by it, and without it does not.
         image_size: (H, W) of the image, checked against the map.
 
     Raises:
@@ -160,7 +170,14 @@ def fuse(
     rule = rule or model.rule
     replay = model.replay if model.net.mean.is_cuda else None
     surfaces = compute_surfaces(
-        score, boxes, model.net, rule.box_score, rule.mask_floor, image_size=image_size, replay=replay
+        score,
+        boxes,
+        model.net,
+        rule.box_score,
+        rule.mask_floor,
+        image=image if rule.outline else None,
+        image_size=image_size,
+        replay=replay,
     )
     if model.threshold is not None:
         final = final_score(surfaces, rule)
@@ -180,6 +197,7 @@ def compute_surfaces(
     box_score: float,
     mask_floor: float = 0.0,
     *,
+    image: npt.NDArray[np.uint8] | None = None,
     image_size: tuple[int, int] | None = None,
     replay: SurfaceReplay | None = None,
 ) -> Surfaces:
@@ -192,6 +210,7 @@ def compute_surfaces(
         box_score: Boxes with at least this confidence are kept; that of :func:`anomdino.adt.evidence.weighed`, where the
             network weighs it.
         mask_floor: See :class:`FusionRule`.
+        image: uint8 (H, W, 3), RGB; objects are outlined by it (:func:`with_outlines`). None outlines nothing.
         image_size: (H, W) of the image.
         replay: Replays the network as a CUDA graph; ``None`` runs it step by step.
     """
@@ -207,7 +226,8 @@ def compute_surfaces(
     tensors = surface_tensors(net, scores, coverage) if replay is None else replay(scores, coverage)
     if replay is not None:
         check_values(score, *tensors.span.tolist())
-    return with_floor(surfaces_of(tensors, kept), net, mask_floor)
+    surfaces = with_floor(surfaces_of(tensors, kept), net, mask_floor)
+    return surfaces if image is None else with_outlines(surfaces, image, net.architecture.ramp)
 
 
 def surfaces_of(tensors: SurfaceTensors, boxes: Boxes) -> Surfaces:
@@ -229,6 +249,25 @@ def with_floor(surfaces: Surfaces, net: AdtNet, floor: float) -> Surfaces:
     threshold = torch.maximum(surfaces.threshold, torch.where(surfaces.inside, inside, outside))
     probability = soft_probability(surfaces.decision, threshold, net.architecture.ramp)
     return replace(surfaces, threshold=threshold, soft_probability=probability)
+
+
+def with_outlines(surfaces: Surfaces, image: npt.NDArray[np.uint8], ramp: float) -> Surfaces:
+    """Outline the objects in the boxes by the colours of the image, from the mask P >= 0.5: see :class:`FusionRule`.
+
+    Args:
+        surfaces: As they are without outlines.
+        image: uint8 (H, W, 3), RGB.
+        ramp: Width of the ramp around the threshold.
+
+    Raises:
+        DataError: The image is not RGB of the score's size.
+    """
+    if not len(surfaces.boxes):
+        return surfaces
+    drawn = draw_outlines(image, surfaces.raw.cpu().numpy(), surfaces.boxes, _decided(surfaces, ramp))
+    shape, confidence = (torch.from_numpy(part).to(surfaces.raw.device) for part in drawn)
+    probability = torch.maximum(surfaces.soft_probability, shape)
+    return replace(surfaces, soft_probability=probability, coverage=confidence, outline=shape)
 
 
 def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
@@ -257,13 +296,16 @@ def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> Flo
 
 
 def final_mask(surfaces: Surfaces, ramp: float, min_component: int) -> BoolMap:
-    """Give the mask P >= 0.5, bool (H, W), without components below ``min_component`` pixels."""
+    """Give the mask, P >= 0.5 or inside an outline, bool (H, W), without components below ``min_component`` pixels."""
     return remove_small_components(_decided(surfaces, ramp), min_component)
 
 
 def _decided(surfaces: Surfaces, ramp: float) -> BoolMap:
-    decided: BoolMap = (ramp_probability(surfaces.decision, surfaces.threshold, ramp) >= 0.5).cpu().numpy()
-    return decided
+    decided = ramp_probability(surfaces.decision, surfaces.threshold, ramp) >= 0.5
+    if surfaces.outline is not None:
+        decided = decided | (surfaces.outline >= 0.5)
+    mask: BoolMap = decided.cpu().numpy()
+    return mask
 
 
 def remove_small_components(mask: BoolMap, min_component: int) -> BoolMap:

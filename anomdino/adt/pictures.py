@@ -15,14 +15,19 @@ from anomdino.io.images import write_png
 
 
 def draw_decision(
-    path: Path, score: npt.NDArray[np.float32], label: npt.NDArray[np.uint8], boxes: Boxes, model: AdtModel
+    path: Path,
+    score: npt.NDArray[np.float32],
+    label: npt.NDArray[np.uint8],
+    boxes: Boxes,
+    model: AdtModel,
+    image: npt.NDArray[np.uint8] | None = None,
 ) -> None:
     """Write four panels side by side: final score, S_n, thresholds, and the mask with boxes.
 
     The score is drawn from 0 (dark) to 1 + b, S_n and thresholds from 0.3 to 0.8. In the mask panel hits are
-    green, false positives red, misses blue, void grey.
+    green, false positives red, misses blue, void grey. A model that outlines objects needs the image for it.
     """
-    fused = fuse(score, boxes, model)
+    fused = fuse(score, boxes, model, image=image)
     top = 1 + model.rule.b if model.rule.output != "raw" else float(fused.score.max())
     surfaces = (fused.score / top, (fused.decision - LOW) / SPAN, (fused.threshold - LOW) / SPAN)
     decided = np.zeros((*label.shape, 3), np.uint8)

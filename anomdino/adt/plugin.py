@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from anomdino.adt.thresholds import Threshold, ThresholdCalibration, ThresholdKi
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import Boxes
-from anomdino.io.images import image_size, read_label, write_png
+from anomdino.io.images import image_size, read_image, read_label, write_png
 from anomdino.io.listing import list_files, pair_by_key
 from anomdino.io.scores import check_score, read_score, write_score
 from anomdino.progress import track
+
+log = logging.getLogger(__name__)
 
 MAP_SUFFIXES = frozenset({".npz", ".npy"})
 
@@ -103,6 +106,7 @@ def calibrate_threshold(
     boxes: Mapping[str, Boxes],
     kind: ThresholdKind,
     *,
+    images: Mapping[str, Path] | None = None,
     rule: FusionRule | None = None,
 ) -> Threshold:
     """Find a threshold on the final score from labelled calibration images (`anomdino.adt.thresholds`).
@@ -113,15 +117,21 @@ def calibrate_threshold(
         labels: Folder of ``<key>.png`` with 0, 1, 255.
         boxes: Boxes by key; an image that is not listed has none.
         kind: What is asked for.
+        images: Images by key, one for each map; a rule with ``outline`` outlines objects by them.
         rule: Rule of the final score; the model's own if absent.
+
+    Raises:
+        DataError: A map has no label or image, or the reverse, has another size, holds NaN, or is constant.
     """
     rule = rule or model.rule
+    photos = _photos(maps, images, rule)
     calibration = ThresholdCalibration()
     pairs = pair_by_key(maps, list_files(labels, {".png"}), ("score map", "label"))
     for key, path, label_path in track(pairs, "calibrate"):
         label = read_label(label_path)
         score = check_named(path, read_map(path), (label.shape[0], label.shape[1]))
-        calibration.add(fuse(score, boxes.get(key, Boxes.empty()), model, rule).score, label)
+        photo = read_image(photos[key]) if photos else None
+        calibration.add(fuse(score, boxes.get(key, Boxes.empty()), model, rule, image=photo).score, label)
     return calibration.threshold(kind, rule.output, str(labels))
 
 
@@ -146,7 +156,8 @@ def fuse_folder(
         boxes: Boxes by key; an image that is not listed has none.
         model: A trained model, refitted where the maps come from another method.
         out: Output folder.
-        images: Images by key; where given, every map must have one of its size.
+        images: Images by key; where given, every map must have one of its size. A rule with ``outline`` outlines objects
+            by them.
         rule: Rule of the final score; the model's own if absent.
         write_thresholds: Write the threshold maps too.
 
@@ -154,11 +165,15 @@ def fuse_folder(
         DataError: A map has no image or the reverse, has another size, holds NaN, or is constant.
     """
     out, rule = Path(out), rule or model.rule
-    sizes = _sizes(maps, images)
+    sizes, photos = _sizes(maps, images), _photos(maps, images, rule)
     without_boxes = predicted = 0
     for key, path in track(sorted(maps.items()), "fuse"):
         fused = fuse(
-            check_named(path, read_map(path), sizes.get(key)), boxes.get(key, Boxes.empty()), model, rule
+            check_named(path, read_map(path), sizes.get(key)),
+            boxes.get(key, Boxes.empty()),
+            model,
+            rule,
+            image=read_image(photos[key]) if photos else None,
         )
         write_score(out / "score" / f"{key}.npz", fused.score)
         write_png(out / "mask" / f"{key}.png", fused.mask.astype(np.uint8) * 255)
@@ -187,6 +202,18 @@ def check_named(
         return check_map(score, size)
     except DataError as error:
         raise DataError(path, error.cause, error.cure) from error
+
+
+def _photos(maps: Mapping[str, Path], images: Mapping[str, Path] | None, rule: FusionRule) -> dict[str, Path]:
+    """Give the image of every map where the rule outlines objects; none, with a warning, where no images are given."""
+    if not rule.outline:
+        return {}
+    if images is None:
+        log.warning(
+            "the model outlines objects by the photos' colours; no images are given, so boxes stay rectangles"
+        )
+        return {}
+    return {key: image for key, _, image in pair_by_key(maps, images, ("score map", "image"))}
 
 
 def _sizes(maps: Mapping[str, Path], images: Mapping[str, Path] | None) -> dict[str, tuple[int, int]]:

@@ -38,6 +38,7 @@ from anomdino.adt.dataset import (
     list_items,
     measure_scores,
     read_item,
+    read_photo,
 )
 from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.fusion import AdtModel, FusionRule, compute_surfaces, final_score
@@ -422,7 +423,9 @@ def _draw(model: AdtModel, items: Sequence[Item], folder: Path) -> None:
 
     for item in items[:4]:
         score, label = read_item(item)
-        draw_decision(folder / f"{item.key}.png", score, label, item.boxes, model)
+        draw_decision(
+            folder / f"{item.key}.png", score, label, item.boxes, model, read_photo(item, label.shape)
+        )
 
 
 def _as_csv(history: Sequence[Row]) -> str:

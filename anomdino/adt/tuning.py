@@ -11,9 +11,9 @@ worse:
    least, the nearest to k = 1, b = 0, is taken: on few held-out images the best value is partly luck, and images of
    another kind than the training's are better served by the plain score than by a change that gained nothing.
 
-Where images are of several *kinds*, composed ones and photos, say, each kind is measured for itself: a pair must be
-admissible in all of them, and the value is the mean over kinds. Pooled, the kind with the hardest background decides
-alone, and what it gains the others may lose.
+Where images are of several *kinds*, composed ones and photos, say, each kind is measured for itself: AP and FPR95 must be
+no worse in any of them, the components missed no more in all together, and the value is the mean over kinds. Pooled, the
+kind with the hardest background decides alone, and what it gains the others may lose.
 
 Components are measured as SegmentMeIfYouCan does, each rule at its threshold of best pixel F1; components count
 from the share of the image on that AnomalyTrack counts them from (500 and 100 of 1280 x 720 pixels).
@@ -32,7 +32,7 @@ import numpy.typing as npt
 import torch
 
 from anomdino.adt.box_score import choose_for_objects
-from anomdino.adt.dataset import Item, TrainingFiles, hold_out, list_items, read_item
+from anomdino.adt.dataset import Item, TrainingFiles, hold_out, list_items, read_item, read_photo
 from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.fusion import (
     AdtModel,
@@ -43,6 +43,7 @@ from anomdino.adt.fusion import (
     final_mask,
     final_score,
     with_floor,
+    with_outlines,
 )
 from anomdino.adt.histogram import ScoreHistogram
 from anomdino.adt.model import AdtNet
@@ -101,12 +102,9 @@ class Point:
         pixels = -self.fpr95 if objective == "fpr95" else self.ap - self.fpr95
         return pixels + (self.component_f1 or 0.0) if objective == "overall" else pixels
 
-    def holds(self, raw: Point, tolerance: float) -> bool:
-        """Whether nothing that was measured is worse than for the raw score, AP and FPR95 up to ``tolerance``."""
-        if (self.k, self.b) == (1.0, 0.0):
-            return True
-        as_many = self.missed is None or raw.missed is None or self.missed <= raw.missed
-        return as_many and self.ap >= raw.ap - tolerance and self.fpr95 <= raw.fpr95 + tolerance
+    def ranks_as_well(self, raw: Point, tolerance: float) -> bool:
+        """Whether AP and FPR95 are no worse than those of the raw score, up to ``tolerance``."""
+        return self.ap >= raw.ap - tolerance and self.fpr95 <= raw.fpr95 + tolerance
 
 
 @dataclass(frozen=True)
@@ -217,8 +215,12 @@ def search_kinds(
 
 
 def _admissible(kinds: Iterable[Sequence[Point]], index: int, tolerance: float) -> bool:
-    """Whether a pair is no worse than the plain score, which comes first, in any kind."""
-    return all(points[index].holds(points[0], tolerance) for points in kinds)
+    """Whether a pair ranks as well as the plain score, which comes first, in every kind, and misses no more in all."""
+    pairs = [(points[0], points[index]) for points in kinds]
+    if all((one.k, one.b) == (1.0, 0.0) for _, one in pairs):
+        return True
+    more = sum((one.missed or 0) - (raw.missed or 0) for raw, one in pairs if one.missed is not None)
+    return more <= 0 and all(one.ranks_as_well(raw, tolerance) for raw, one in pairs)
 
 
 def choose(raw: Point, curve: Sequence[Point], objective: Objective, tolerance: float) -> Point:
@@ -284,10 +286,14 @@ def search_floor(
     for item in track(items, "tune, floor"):
         score, label = read_item(item)
         surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
+        photo = read_photo(item, label.shape) if model.rule.outline else None
+        ramp = model.net.architecture.ramp
         limits = (round(LEAST_PREDICTED * label.size), round(LEAST_TRUE * label.size))
         for state, floor in zip(states, floors, strict=True):
             raised = with_floor(surfaces, model.net, floor)
-            mask = final_mask(raised, model.net.architecture.ramp, limits[0])
+            if photo is not None:
+                raised = with_outlines(raised, photo, ramp)
+            mask = final_mask(raised, ramp, limits[0])
             state.update(frame_components(mask, label, *limits))
     found = [state.compute() for state in states]
     curve = tuple(
@@ -367,7 +373,9 @@ def apply_choice(model: AdtModel, tuning: Tuning | Mapping[str, Tuning]) -> AdtM
     """Give the model with the chosen k and b in its rule, and the choice (of every kind) in its provenance."""
     one = tuning if isinstance(tuning, Tuning) else next(iter(tuning.values()))
     rule = replace(model.rule, k=one.choice.k, b=one.choice.b)
-    return replace(model, rule=rule, provenance=model.provenance | {"tuning": _summary(tuning)})
+    threshold = model.threshold if rule == model.rule else None  # it belongs to the final score of before
+    made = model.provenance | {"tuning": _summary(tuning)}
+    return replace(model, rule=rule, threshold=threshold, provenance=made)
 
 
 def write_tuning(tuning: Tuning | Mapping[str, Tuning], path: Path) -> None:
@@ -424,7 +432,8 @@ def _with_components(items: Sequence[Item], model: AdtModel, points: Sequence[Po
 
 def _surfaces(item: Item, score: npt.NDArray[np.float32], model: AdtModel) -> Surfaces:
     rule = model.rule
-    return compute_surfaces(score, item.boxes, model.net, rule.box_score, rule.mask_floor)
+    photo = read_photo(item, score.shape) if rule.outline else None
+    return compute_surfaces(score, item.boxes, model.net, rule.box_score, rule.mask_floor, image=photo)
 
 
 def _some_pixels(label: npt.NDArray[np.uint8], draw: np.random.Generator) -> npt.NDArray[np.intp]:

@@ -51,6 +51,12 @@ Model = Annotated[Path, typer.Option(help="Folder of a trained ADT-Net.")]
 Orientation = Annotated[
     HigherIs | None, typer.Option(help="Meaning of high scores; what the model was made for if absent.")
 ]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the images; sizes are checked, and a model that outlines objects needs them."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
 
 
@@ -60,7 +66,7 @@ def fuse(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder: score/, mask/, fusion.json.")],
     model: Model = DATA / "models" / "adt",
     boxes: BoxFile = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images; sizes are checked.")] = None,
+    images: Images = None,
     higher_is: Orientation = None,
     output: Annotated[OutputRule | None, typer.Option(help="Rule of the final score.")] = None,
     k: Annotated[float | None, typer.Option(help="Share of the score that thresholds do not touch.")] = None,
@@ -72,6 +78,10 @@ def fuse(
     mask_floor: Annotated[
         float | None, typer.Option(help="Least standardised score of a mask pixel, in [0, 1).")
     ] = None,
+    outline: Annotated[
+        bool | None,
+        typer.Option("--outline/--no-outline", help="Outline objects in boxes by the images' colours."),
+    ] = None,
     threshold: Annotated[
         str | None, typer.Option(help="adt, fixed:X, or what `calibrate` stored (the default, else adt).")
     ] = None,
@@ -81,8 +91,11 @@ def fuse(
     """Turn score maps and boxes into final scores and masks."""
     from anomdino.adt.fusion import FusionRule
     from anomdino.adt.plugin import fuse_folder, list_maps, oriented
+    from anomdino.errors import ConfigError
     from anomdino.io.listing import list_images
 
+    if outline and images is None:
+        raise ConfigError("--outline", "needs the photos", "name their folder: --images FOLDER")
     loaded = _load(model, device)
     if higher_is is not None:
         loaded = oriented(loaded, higher_is_anomalous=higher_is is HigherIs.anomalous)
@@ -94,6 +107,7 @@ def fuse(
         box_score=rule.box_score if box_score is None else box_score,
         min_component=rule.min_component if min_component is None else min_component,
         mask_floor=rule.mask_floor if mask_floor is None else mask_floor,
+        outline=rule.outline if outline is None else outline,
     )
     loaded = _with_threshold(loaded, threshold, rule.output)
     maps = list_maps(scores)
@@ -116,6 +130,7 @@ def calibrate(
     labels: Annotated[
         Path | None, typer.Option(help="Folder of <key>.png with 0, 1, 255; needed for a threshold.")
     ] = None,
+    images: Images = None,
     higher_is: Orientation = None,
     refit: Annotated[
         bool,
@@ -133,6 +148,7 @@ def calibrate(
     from anomdino.adt.store import save_adt
     from anomdino.adt.thresholds import ThresholdKind
     from anomdino.errors import ConfigError
+    from anomdino.io.listing import list_images
     from anomdino.protocol import refuse_evaluation_data
 
     kind = ThresholdKind.parse(threshold) if threshold else None
@@ -145,7 +161,8 @@ def calibrate(
     if refit:
         loaded = plugin.refit(loaded, maps.values(), higher_is_anomalous=anomalous)
     if kind and labels is not None:
-        found = plugin.calibrate_threshold(loaded, maps, labels, _boxes(boxes, maps), kind)
+        listed = list_images(images) if images else None
+        found = plugin.calibrate_threshold(loaded, maps, labels, _boxes(boxes, maps), kind, images=listed)
         loaded = replace(loaded, threshold=found)
     save_adt(loaded, out)
     statistics = loaded.net.statistics
@@ -168,6 +185,9 @@ def tune(
     boxes: Annotated[Path, typer.Option(help="Out-of-fold boxes: COCO results.")] = DATA
     / "boxes"
     / "train.json",
+    images: Annotated[
+        Path, typer.Option(help="Folder of the images; read where the model outlines objects.")
+    ] = DATA / "train_dataset" / "offline_dataset",
     index: Annotated[
         Path | None, typer.Option(help="COCO data set that names the source of each image.")
     ] = DATA / "train_dataset" / "ood.json",
@@ -188,6 +208,12 @@ def tune(
             help="Fit how boxes are weighed by the scores in and around them, and their least confidence.",
         ),
     ] = False,
+    outline: Annotated[
+        bool | None,
+        typer.Option(
+            "--outline/--no-outline", help="Outline objects in boxes by the colours of --images, or no more."
+        ),
+    ] = None,
     held_out: Annotated[
         bool, typer.Option("--held-out/--all", help="Only the images that the model's training held out.")
     ] = True,
@@ -201,6 +227,8 @@ def tune(
     device: Device = "auto",
 ) -> None:
     """Search the fused score's k and b on labelled images of the training domain, never evaluation data."""
+    from dataclasses import replace
+
     from anomdino.adt.dataset import TrainingFiles, by_folder_of, hold_out, list_items
     from anomdino.adt.store import save_adt
     from anomdino.adt.tuning import (
@@ -214,7 +242,10 @@ def tune(
     from anomdino.errors import CheckpointError
 
     loaded = _load(model, device)
-    items = list_items(TrainingFiles(scores, labels, boxes, index if index and index.is_file() else None))
+    if outline is not None:
+        loaded = replace(loaded, rule=replace(loaded.rule, outline=outline), threshold=None)
+    known = index if index and index.is_file() else None
+    items = list_items(TrainingFiles(scores, labels, boxes, known, images if loaded.rule.outline else None))
     if held_out:
         made = loaded.provenance
         if "plan" not in made:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from anomdino.benchmarks import Sample
 from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
-from anomdino.io.images import image_size
+from anomdino.io.images import image_size, read_image
 from anomdino.io.scores import check_score, read_score
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class CascadeOutputs:
         score = read_score(self.scores / f"{sample.key}.npz", size)
         rule, net = self.model.rule, self.model.net
         found = self.box_results.get(sample.key, Boxes.empty())
-        surfaces = compute_surfaces(score, found, net, rule.box_score, rule.mask_floor, image_size=size)
+        image = read_image(sample.image) if rule.outline else None
+        surfaces = compute_surfaces(
+            score, found, net, rule.box_score, rule.mask_floor, image=image, image_size=size
+        )
         mask = final_mask(surfaces, net.architecture.ramp, self.min_component)
         return {
             name: Prediction(

@@ -17,6 +17,7 @@ from anomdino.adt.fusion import (
     remove_small_components,
 )
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.adt.outline import draw_outlines
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.boxes import Boxes
 
@@ -229,3 +230,54 @@ def test_with_a_floor_an_image_without_boxes_keeps_the_order_of_its_scores(model
 def test_impossible_rules_are_refused(changes):
     with pytest.raises(ConfigError):
         FusionRule(**changes)
+
+
+@pytest.fixture
+def photo(scene):
+    """A photo of the scene, its two blobs in a colour of their own."""
+    _, label, _ = scene
+    image = np.full((*label.shape, 3), (90, 95, 100), np.uint8)
+    image[label == 1] = (200, 60, 30)
+    noise = np.random.default_rng(0).integers(0, 12, image.shape).astype(np.uint8)
+    return image + noise
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_outlines_against_their_formulas(model, scene, photo, output, sign):
+    """P~ and mask take the outline in, and b counts inside it, times the confidence of its box."""
+    score, _, boxes = scene
+    net = AdtNet(model.net.architecture, ScoreStatistics(-6.0, 2.0, sign)).eval()
+    net.load_state_dict(model.net.state_dict(), strict=False)
+    net.statistics = ScoreStatistics(-6.0, 2.0, sign)
+    rule = FusionRule(output=output, k=0.4, b=0.2, outline=True)
+    got = fuse(sign * score, boxes, AdtModel(net), rule, image=photo)
+    before = fuse(sign * score, boxes, AdtModel(net), FusionRule(output=output, k=0.4, b=0.2))
+    drawn = draw_outlines(photo, score, boxes.kept(0.3).clipped(score.shape), before.mask)
+    assert (drawn.shape >= 0.5).sum() > 50
+    unit = 1 / (1 + np.exp(-(score.astype(np.float64) + 6) / 2))
+    soft_p = 1 / (1 + np.exp(-(got.decision.astype(np.float64) - got.threshold) / 0.05))
+    soft = unit * (0.4 + 0.6 * np.maximum(soft_p, drawn.shape))
+    inside = boxes.kept(0.3).mask(score.shape)
+    expected = {
+        "raw": score,
+        "hard": unit * inside,
+        "soft": soft,
+        "boost": unit + 0.2 * inside,
+        "fused": soft + 0.2 * drawn.confidence,
+    }[output]
+    np.testing.assert_allclose(got.score, expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_array_equal(got.mask, before.mask | (drawn.shape >= 0.5))
+
+
+def test_no_outline_without_the_rule_or_the_photo_or_a_box(model, scene, photo):
+    score, _, boxes = scene
+    plain, outlined = FusionRule(), FusionRule(outline=True)
+    expected = fuse(score, boxes, model, plain)
+    for got in (fuse(score, boxes, model, plain, image=photo), fuse(score, boxes, model, outlined)):
+        np.testing.assert_array_equal(got.score, expected.score)
+        np.testing.assert_array_equal(got.mask, expected.mask)
+    alone = fuse(score, Boxes.empty(), model, outlined, image=photo)
+    assert same_order(score, alone.score)
+    with pytest.raises(DataError, match="image: has the shape"):
+        fuse(score, boxes, model, outlined, image=photo[:-1])

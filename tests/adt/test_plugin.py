@@ -10,12 +10,14 @@ from typer.testing import CliRunner
 from anomdino.adt.box_score import choose_for_objects
 from anomdino.adt.dataset import list_items, read_item
 from anomdino.adt.evidence import fit, weighed
+from anomdino.adt.fusion import FusionRule, fuse
 from anomdino.adt.plugin import fuse_folder, list_maps, oriented, read_map, refit
 from anomdino.adt.store import load_adt, save_adt
-from anomdino.adt.tuning import fit_evidence, search, search_floor
+from anomdino.adt.thresholds import Threshold
+from anomdino.adt.tuning import apply_choice, fit_evidence, search, search_floor
 from anomdino.errors import AnomdinoError, DataError, ProtocolError
 from anomdino.io.boxes import Boxes, read_box_results, write_box_results
-from anomdino.io.images import read_label, write_png
+from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score, write_score
 from anomdino.protocol import mark_evaluation_only
 
@@ -134,6 +136,94 @@ def test_calibrate_stores_a_threshold_that_fuse_uses(model, make_set, tmp_path, 
         app, "fuse", *common, "--model", tmp_path / "new", "-o", tmp_path / "fixed", "--threshold", "fixed:99"
     )
     assert not (read_label(tmp_path / "fixed" / "mask" / "000.png")).any()
+
+
+def draw_photos(files, folder):
+    """Photos on which the objects have a colour of their own."""
+    for path in sorted(files.labels.glob("*.png")):
+        photo = np.full((64, 96, 3), (90, 95, 100), np.uint8)
+        photo[read_label(path) == 1] = (200, 60, 30)
+        write_png(folder / path.name, photo)
+    return folder
+
+
+def test_fuse_outlines_objects_by_the_photos(model, make_set, tmp_path, app, caplog):
+    files = make_set(images=3)
+    photos = draw_photos(files, tmp_path / "photos")
+    save_adt(replace(model, rule=FusionRule(outline=True)), tmp_path / "adt")
+    common = ["--scores", files.scores, "--boxes", files.boxes, "--model", tmp_path / "adt"]
+    run(app, "fuse", *common, "--images", photos, "-o", tmp_path / "out")
+    boxes, outlined = read_box_results(files.boxes, list_maps(files.scores)), 0
+    for key, path in list_maps(files.scores).items():
+        alone = fuse(
+            read_map(path), boxes[key], load_adt(tmp_path / "adt"), image=read_image(photos / f"{key}.png")
+        )
+        np.testing.assert_array_equal(read_score(tmp_path / "out/score" / f"{key}.npz"), alone.score)
+        np.testing.assert_array_equal(read_label(tmp_path / "out/mask" / f"{key}.png") == 255, alone.mask)
+        outlined += int(alone.surfaces.outline.sum())
+    assert outlined
+    assert json.loads((tmp_path / "out/fusion.json").read_text())["rule"]["outline"]
+    assert not caplog.records
+    run(app, "fuse", *common, "-o", tmp_path / "without")
+    assert "no images are given" in caplog.text
+    run(app, "fuse", *common, "--no-outline", "-o", tmp_path / "asked")
+    for name in ("001", "002"):
+        scores = [read_score(tmp_path / part / "score" / f"{name}.npz") for part in ("without", "asked")]
+        np.testing.assert_array_equal(*scores)
+    with pytest.raises(AnomdinoError, match="needs the photos"):
+        run(app, "fuse", *common, "--outline", "-o", tmp_path / "x")
+
+
+def test_a_threshold_is_calibrated_on_outlined_scores(model, make_set, tmp_path, app):
+    files = make_set(images=12)
+    photos = draw_photos(files, tmp_path / "photos")
+    save_adt(replace(model, rule=FusionRule(outline=True, k=0.5, b=0.4)), tmp_path / "adt")
+    labelled = ["--scores", files.scores, "--boxes", files.boxes, "--labels", files.labels]
+    labelled += ["--images", photos, "--model", tmp_path / "adt", "--threshold", "f1"]
+    run(app, "calibrate", *labelled, "--no-refit", "-o", tmp_path / "new")
+    calibrated, scores, labels = load_adt(tmp_path / "new"), [], []
+    boxes = read_box_results(files.boxes, list_maps(files.scores))
+    for key, path in list_maps(files.scores).items():
+        label = read_label(files.labels / f"{key}.png")
+        image = read_image(photos / f"{key}.png")
+        scores.append(fuse(read_map(path), boxes[key], calibrated, image=image).score[label < 2])
+        labels.append(label[label < 2])
+    score, label = np.concatenate(scores), np.concatenate(labels)
+    f1 = [2 * (label[score >= t]).sum() / ((score >= t).sum() + label.sum()) for t in np.unique(score)[::50]]
+    chosen = score >= np.float32(calibrated.threshold.value)
+    assert 2 * label[chosen].sum() / (chosen.sum() + label.sum()) >= max(f1) - 1e-3
+
+
+def test_tune_outlines_where_it_is_asked_to(model, make_set, tmp_path, app):
+    files = make_set(images=5)
+    photos = draw_photos(files, tmp_path / "photos")
+    save_adt(model, tmp_path / "adt")
+    asked = ["--scores", files.scores, "--labels", files.labels, "--boxes", files.boxes, "--all"]
+    asked += ["--model", tmp_path / "adt", "--images", photos]
+    run(app, "tune", *asked, "--outline", "--floor", "-o", tmp_path / "new")
+    tuned = load_adt(tmp_path / "new")
+    items = list_items(replace(files, index=None, images=photos))
+    assert tuned.rule.outline
+    outlining = replace(model, rule=replace(model.rule, outline=True))
+    assert tuned.rule.mask_floor == search_floor(items, outlining).choice.floor
+    found = search(items, replace(outlining, rule=replace(outlining.rule, mask_floor=tuned.rule.mask_floor)))
+    assert (tuned.rule.k, tuned.rule.b) == (found.choice.k, found.choice.b)
+    assert found.curve != search(list_items(files), tuned).curve  # without photos nothing is outlined
+    run(app, "tune", *asked, "-o", tmp_path / "plain")
+    assert not load_adt(tmp_path / "plain").rule.outline
+    (photos / "001.png").unlink()
+    with pytest.raises(DataError, match="image"):
+        run(app, "tune", *asked, "--outline", "-o", tmp_path / "new")
+
+
+def test_a_new_rule_drops_the_threshold_that_belonged_to_the_old_one(model, make_set):
+    threshold = Threshold(0.5, "f1", "fused", {})
+    tuned = replace(model, threshold=threshold)
+    items = list_items(make_set(images=4))
+    found = search(items, tuned, ks=[0.4], bs=[0.3])
+    assert apply_choice(tuned, found).threshold is None
+    kept = replace(tuned, rule=replace(tuned.rule, k=0.4, b=0.3))
+    assert apply_choice(kept, found).threshold == threshold
 
 
 def test_calibration_never_reads_evaluation_data(model, make_set, tmp_path, app):

@@ -314,7 +314,7 @@ def test_two_processes_under_torchrun_agree_with_the_gradient_of_the_whole_batch
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom anomdino.adt.dataset import CropRules, TrainingFiles\n"
         "from anomdino.adt.training import TrainingPlan, train_adt\n"
-        f"files = TrainingFiles(*map(Path, {[str(p) for p in vars(files).values()]!r}))\n"
+        f"files = TrainingFiles(*map(Path, {[str(p) for p in vars(files).values() if p]!r}))\n"
         "plan = TrainingPlan(crops=CropRules(crop=48), epochs=2, batch=2, lr=1e-2)\n"
         "train_adt(files, plan, Path(sys.argv[1]), seed=4)\n"
     )

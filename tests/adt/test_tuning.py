@@ -68,6 +68,14 @@ def test_a_pair_has_to_suit_every_kind_of_images():
     assert choose_for_kinds([RAW, RAW], [composed, photos], "overall", 0.01) == 0
 
 
+def test_what_one_kind_misses_more_another_may_miss_less():
+    first, second = [point(0.6, 0.0, missed=11, f1=0.4)], [point(0.6, 0.0, missed=9, f1=0.4)]
+    plain = [point(1.0, 0.0, f1=0.2)]
+    assert choose_for_kinds([RAW, RAW], [plain + first, plain + second], "overall", 0.01) == 1
+    second = [point(0.6, 0.0, missed=10, f1=0.4)]
+    assert choose_for_kinds([RAW, RAW], [plain + first, plain + second], "overall", 0.01) == 0
+
+
 def test_of_admissible_pairs_the_mean_over_kinds_decides():
     first = [point(0.8, 0.0, f1=0.30), point(0.6, 0.0, f1=0.60), point(0.4, 0.0, f1=0.20)]
     second = [point(0.8, 0.0, f1=0.30), point(0.6, 0.0, f1=0.10), point(0.4, 0.0, f1=0.45)]

@@ -58,6 +58,20 @@ def test_outputs_are_those_of_the_fusion(cascade):
     assert predictions["fused"].mask is not None
 
 
+def test_objects_are_outlined_by_the_benchmarks_photos(cascade, tmp_path):
+    benchmark, source = cascade
+    sample = benchmark.samples[0]
+    photo = np.full((*SIZE, 3), 90, np.uint8)
+    photo[20:36, 30:60] = (200, 40, 30)
+    Image.fromarray(photo).save(sample.image)
+    outlining = replace(source.model, rule=replace(source.model.rule, outline=True))
+    predicted = replace(source, model=outlining).predictions(sample)["fused"]
+    score = source.predictions(sample)["raw"].score
+    alone = fuse(score, source.boxes(sample), outlining, image=photo)
+    np.testing.assert_array_equal(predicted.score, alone.score)
+    assert (predicted.score != source.predictions(sample)["fused"].score).any()
+
+
 def test_every_output_and_the_mask_is_reported(cascade, tmp_path):
     benchmark, source = cascade
     saved = []

@@ -1,0 +1,139 @@
+"""Outlines of the objects in kept boxes, by the colours of the photo.
+
+A score covers an object in part: its surest pixels lie inside, and the rest of it may score like the road. Inside a box
+GrabCut (Rother, Kolmogorov and Blake, "GrabCut", 2004; OpenCV's) separates what has the colours of the surest pixels from
+what lies around the box. What it finds stands in for the rectangle where the final score is made
+(:func:`anomdino.adt.fusion.fuse`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.errors import DataError
+from anomdino.io.boxes import Boxes
+
+SIDE = 256
+"""Longest side in pixels at which a window is separated."""
+AROUND = 1.0
+"""How much of a box's sides its window shows beyond each of them."""
+GROWN = 0.05
+"""How much of a box's sides its object may lie beyond each of them."""
+SURE = 0.5
+"""Quantile of the scores of the mask's pixels from which on they are certain to be object."""
+ROUNDS = 4
+LEAST = 8
+"""Fewest pixels, as GrabCut sees them, of an object and of what surrounds it."""
+
+FloatMap = npt.NDArray[np.float32]
+BoolMap = npt.NDArray[np.bool_]
+
+
+class Outlines(NamedTuple):
+    """Outlines of all boxes of an image, float32 (H, W) in [0, 1], 0 where there are none.
+
+    Attributes:
+        shape: The highest outline of the pixel.
+        confidence: The highest outline of the pixel times the confidence of its box.
+    """
+
+    shape: FloatMap
+    confidence: FloatMap
+
+
+class Span(NamedTuple):
+    """The rows or columns of a window, and those among them where the object may lie."""
+
+    start: int
+    stop: int
+    first: float
+    last: float
+
+
+def draw_outlines(image: npt.NDArray[np.uint8], score: FloatMap, boxes: Boxes, mask: BoolMap) -> Outlines:
+    """Outline the object in every box; the same input gives the same outlines.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        score: float32 (H, W), higher = more anomalous.
+        boxes: Kept boxes, inside the image (:meth:`Boxes.clipped`). No outline leaves its box, grown by a twentieth.
+        mask: bool (H, W), what the score takes for anomalous. A box without a pixel of it has no outline, nor has one
+            that fills the image.
+
+    Raises:
+        DataError: Score, image and mask are not of one size, or the image is not RGB.
+    """
+    if image.shape != (*score.shape, 3) or mask.shape != score.shape:
+        raise DataError(
+            "image",
+            f"has the shape {image.shape}, its score {score.shape}, its mask {mask.shape}",
+            "give an image (H, W, 3) of the score's size",
+        )
+    drawn = Outlines(np.zeros_like(score), np.zeros_like(score))
+    for box, confidence in zip(boxes.xyxy, boxes.scores, strict=True):
+        rows, columns = _span(box[1::2], score.shape[0]), _span(box[0::2], score.shape[1])
+        window = np.s_[rows.start : rows.stop, columns.start : columns.stop]
+        outline = separate(image[window], score[window], mask[window], rows, columns)
+        if outline is not None:
+            for canvas, one in zip(drawn, (outline, outline * confidence), strict=True):
+                np.maximum(canvas[window], one, out=canvas[window])
+    return drawn
+
+
+def separate(
+    image: npt.NDArray[np.uint8], score: FloatMap, mask: BoolMap, rows: Span, columns: Span
+) -> FloatMap | None:
+    """Separate the object in a window from what surrounds it.
+
+    Args:
+        image: uint8 (h, w, 3), RGB.
+        score: float32 (h, w).
+        mask: bool (h, w), what is taken for the object at first.
+        rows: The window's rows.
+        columns: Its columns.
+
+    Returns:
+        float32 (h, w) in [0, 1], soft by a pixel of GrabCut's; None where object or surroundings are too small to tell.
+    """
+    height, width = score.shape
+    scale = min(1.0, SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small, levels, covered = (
+        cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        for part in (image, score, mask.astype(np.float32))
+    )
+    inside = np.zeros(levels.shape, bool)
+    inside[_cells(rows, size[1]), _cells(columns, size[0])] = True
+    seeds = inside & (covered > 0.5)
+    if seeds.sum() < LEAST or (~inside).sum() < LEAST:
+        return None
+    trimap = np.full(levels.shape, cv2.GC_BGD, np.uint8)
+    trimap[inside] = cv2.GC_PR_BGD
+    trimap[seeds] = cv2.GC_PR_FGD
+    trimap[seeds & (levels >= np.quantile(levels[seeds], SURE))] = cv2.GC_FGD
+    cv2.setRNGSeed(0)  # of the clusters that GrabCut begins with
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, trimap, (0, 0, 1, 1), *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
+    found = np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
+    soft = cv2.resize(cv2.GaussianBlur(found, (0, 0), 1.0), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(soft, np.float32)
+
+
+def _span(ends: npt.NDArray[np.float32], side: int) -> Span:
+    """Give the window of a box along an axis of an image."""
+    low, high = float(ends[0]), float(ends[1])
+    length = high - low
+    start, stop = max(0.0, low - AROUND * length - 2), min(float(side), high + AROUND * length + 3)
+    return Span(
+        int(start), int(stop), max(0.0, low - GROWN * length), min(float(side), high + GROWN * length)
+    )
+
+
+def _cells(span: Span, cells: int) -> slice:
+    """Give the cells of a window, shrunk to so many, where the object may lie."""
+    scale = cells / (span.stop - span.start)
+    return slice(int((span.first - span.start) * scale), int(np.ceil((span.last - span.start) * scale)))
