@@ -156,6 +156,18 @@ def test_outlines_stay_in_their_boxes_and_in_range(size, corners, seed):
     assert not drawn.shape[~allowed].any()
 
 
+@pytest.mark.parametrize("colour", [0, 128, 255])
+@pytest.mark.parametrize("size", [(60, 80), (3, 500), (700, 4)])
+def test_images_of_one_colour_or_of_a_few_rows_are_fine(colour, size):
+    score, mask = seeds_in([(size[1] // 2, size[0] // 2, 12)], size)
+    boxes = Boxes(
+        np.array([[size[1] / 2 - 8, size[0] / 2 - 8, size[1] / 2 + 8, size[0] / 2 + 8]]), np.ones(1)
+    )
+    drawn = draw_outlines(np.full((*size, 3), colour, np.uint8), score, boxes.clipped(size), mask)
+    assert np.isfinite(drawn.shape).all()
+    assert drawn.shape.shape == size
+
+
 def test_large_windows_are_shrunk_and_enlarged_again(monkeypatch):
     discs = [(150, 140, 70)]
     image, truth, boxes = road_with_discs((300, 320), discs)
