@@ -129,13 +129,11 @@ class Surfaces:
     decision: Tensor  # S_n
     threshold: Tensor  # T_r
     soft_probability: Tensor  # P~ in (0, 1)
-    coverage: (
-        Tensor  # confidence of the best box that covers the pixel, 0 outside; with outlines, times theirs
-    )
+    coverage: Tensor  # confidence of the best box that covers the pixel, 0 outside; outlined, the best confidence * o
     inside: Tensor  # bool
     means: Tensor  # (2,) of the standardised score, inside boxes and outside
     boxes: Boxes
-    outline: Tensor | None = None  # in [0, 1], where objects were outlined
+    outline: Tensor | None = None  # o in [0, 1], where objects were outlined
 
     @cached_property
     def order(self) -> ScoreOrder:

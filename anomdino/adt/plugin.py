@@ -124,12 +124,13 @@ def calibrate_threshold(
         DataError: A map has no label or image, or the reverse, has another size, holds NaN, or is constant.
     """
     rule = rule or model.rule
-    photos = _photos(maps, images, rule)
+    sizes, photos = _sizes(maps, images), _photos(maps, images, rule)
     calibration = ThresholdCalibration()
     pairs = pair_by_key(maps, list_files(labels, {".png"}), ("score map", "label"))
     for key, path, label_path in track(pairs, "calibrate"):
         label = read_label(label_path)
         score = check_named(path, read_map(path), (label.shape[0], label.shape[1]))
+        check_named(path, score, sizes.get(key))
         photo = read_image(photos[key]) if photos else None
         calibration.add(fuse(score, boxes.get(key, Boxes.empty()), model, rule, image=photo).score, label)
     return calibration.threshold(kind, rule.output, str(labels))

@@ -192,6 +192,9 @@ def test_a_threshold_is_calibrated_on_outlined_scores(model, make_set, tmp_path,
     f1 = [2 * (label[score >= t]).sum() / ((score >= t).sum() + label.sum()) for t in np.unique(score)[::50]]
     chosen = score >= np.float32(calibrated.threshold.value)
     assert 2 * label[chosen].sum() / (chosen.sum() + label.sum()) >= max(f1) - 1e-3
+    write_png(photos / "003.png", np.zeros((64, 95, 3), np.uint8))
+    with pytest.raises(DataError, match=r"003.*64 x 95"):
+        run(app, "calibrate", *labelled, "--no-refit", "-o", tmp_path / "new")
 
 
 def test_tune_outlines_where_it_is_asked_to(model, make_set, tmp_path, app):
