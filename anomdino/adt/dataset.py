@@ -106,7 +106,7 @@ def list_items(files: TrainingFiles) -> list[Item]:
     pairs = pair_by_key(scores, labels, ("score", "label"))
     boxes = read_box_results(files.boxes, [key for key, _, _ in pairs])
     images = list_images(files.images) if files.images else {}
-    if images:
+    if files.images:
         pair_by_key(scores, images, ("score", "image"))
     detected = _detected_keys(files.boxes)
     sources = _sources(files.index)

@@ -214,9 +214,10 @@ def test_tune_outlines_where_it_is_asked_to(model, make_set, tmp_path, app):
     assert found.curve != search(list_items(files), tuned).curve  # without photos nothing is outlined
     run(app, "tune", *asked, "-o", tmp_path / "plain")
     assert not load_adt(tmp_path / "plain").rule.outline
-    (photos / "001.png").unlink()
-    with pytest.raises(DataError, match="image"):
-        run(app, "tune", *asked, "--outline", "-o", tmp_path / "new")
+    for photo in sorted(photos.iterdir()):
+        photo.unlink()
+        with pytest.raises(DataError, match="image"):
+            run(app, "tune", *asked, "--outline", "-o", tmp_path / "new")
 
 
 def test_a_new_rule_drops_the_threshold_that_belonged_to_the_old_one(model, make_set):
