@@ -206,11 +206,12 @@ def measure_scores(maps: Iterable[npt.NDArray[np.float32]], sign: int = 1) -> Sc
 
 
 def digest(items: Sequence[Item]) -> str:
-    """Give the SHA-256 of all inputs of the items: keys, scores, labels, boxes."""
+    """Give the SHA-256 of all inputs of the items: keys, scores, labels, boxes, and images where they are known."""
     total = hashlib.sha256()
     for item in items:
         boxes = item.boxes.xyxy.tobytes() + item.boxes.scores.tobytes()
-        for part in (item.key.encode(), item.score.read_bytes(), item.label.read_bytes(), boxes):
+        files = [item.score, item.label, *([item.image] if item.image else [])]
+        for part in (item.key.encode(), *(file.read_bytes() for file in files), boxes):
             total.update(hashlib.sha256(part).digest())
     return total.hexdigest()
 

@@ -46,7 +46,14 @@ class Outlines(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The rows or columns of a window, and those among them where the object may lie."""
+    """The rows or columns of a window, and those among them where the object may lie, in pixels of the image.
+
+    Attributes:
+        start: First of the window.
+        stop: The one after its last.
+        first: Where the object may begin, in [start, stop].
+        last: Where it ends at most.
+    """
 
     start: int
     stop: int

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from anomdino.adt.box_score import choose_for_objects
-from anomdino.adt.dataset import list_items, read_item
+from anomdino.adt.dataset import digest, list_items, read_item
 from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.fusion import FusionRule, fuse
 from anomdino.adt.plugin import fuse_folder, list_maps, oriented, read_map, refit
@@ -214,6 +214,10 @@ def test_tune_outlines_where_it_is_asked_to(model, make_set, tmp_path, app):
     assert found.curve != search(list_items(files), tuned).curve  # without photos nothing is outlined
     run(app, "tune", *asked, "-o", tmp_path / "plain")
     assert not load_adt(tmp_path / "plain").rule.outline
+    before = digest(items)
+    assert before != digest(list_items(replace(files, index=None)))
+    write_png(photos / "002.png", np.zeros((64, 96, 3), np.uint8))
+    assert digest(items) != before
     for photo in sorted(photos.iterdir()):
         photo.unlink()
         with pytest.raises(DataError, match="image"):
