@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anomdino.adt.evidence import weighed
 from anomdino.adt.model import AdtNet, ramp_probability, soft_probability
-from anomdino.adt.outline import draw_outlines
+from anomdino.adt.outline import Known, draw_outlines
 from anomdino.adt.surfaces import SurfaceReplay, SurfaceTensors, surface_tensors
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import ConfigError, DataError
@@ -249,20 +249,24 @@ def with_floor(surfaces: Surfaces, net: AdtNet, floor: float) -> Surfaces:
     return replace(surfaces, threshold=threshold, soft_probability=probability)
 
 
-def with_outlines(surfaces: Surfaces, image: npt.NDArray[np.uint8], ramp: float) -> Surfaces:
+def with_outlines(
+    surfaces: Surfaces, image: npt.NDArray[np.uint8], ramp: float, known: Known | None = None
+) -> Surfaces:
     """Outline the objects in the boxes by the colours of the image, from the mask P >= 0.5: see :class:`FusionRule`.
 
     Args:
         surfaces: As they are without outlines.
         image: uint8 (H, W, 3), RGB.
         ramp: Width of the ramp around the threshold.
+        known: Outlines of this image with other thresholds, which save time where the mask is the same.
 
     Raises:
         DataError: The image is not RGB of the score's size.
     """
     if not len(surfaces.boxes):
         return surfaces
-    drawn = draw_outlines(image, surfaces.raw.cpu().numpy(), surfaces.boxes, _decided(surfaces, ramp))
+    mask, score = _decided(surfaces, ramp), surfaces.raw.cpu().numpy()
+    drawn = draw_outlines(image, score, surfaces.boxes, mask, known)
     shape, confidence = (torch.from_numpy(part).to(surfaces.raw.device) for part in drawn)
     probability = torch.maximum(surfaces.soft_probability, shape)
     return replace(surfaces, soft_probability=probability, coverage=confidence, outline=shape)

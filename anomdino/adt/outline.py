@@ -8,7 +8,7 @@ what lies around the box. What it finds stands in for the rectangle where the fi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -61,7 +61,16 @@ class Span(NamedTuple):
     last: float
 
 
-def draw_outlines(image: npt.NDArray[np.uint8], score: FloatMap, boxes: Boxes, mask: BoolMap) -> Outlines:
+class Known(dict[tuple[Any, ...], FloatMap | None]):
+    """Outlines of an image that were separated before, by the box's window and the mask in it.
+
+    For one image and its score: with other thresholds most windows have the mask that they had.
+    """
+
+
+def draw_outlines(
+    image: npt.NDArray[np.uint8], score: FloatMap, boxes: Boxes, mask: BoolMap, known: Known | None = None
+) -> Outlines:
     """Outline the object in every box; the same input gives the same outlines.
 
     Args:
@@ -70,6 +79,7 @@ def draw_outlines(image: npt.NDArray[np.uint8], score: FloatMap, boxes: Boxes, m
         boxes: Kept boxes, inside the image (:meth:`Boxes.clipped`). No outline leaves its box, grown by a twentieth.
         mask: bool (H, W), what the score takes for anomalous. A box without a pixel of it has no outline, nor has one
             that fills the image.
+        known: What was separated before of the same image and score; it is used, and added to.
 
     Raises:
         DataError: Score, image and mask are not of one size, or the image is not RGB.
@@ -84,7 +94,13 @@ def draw_outlines(image: npt.NDArray[np.uint8], score: FloatMap, boxes: Boxes, m
     for box, confidence in zip(boxes.xyxy, boxes.scores, strict=True):
         rows, columns = _span(box[1::2], score.shape[0]), _span(box[0::2], score.shape[1])
         window = np.s_[rows.start : rows.stop, columns.start : columns.stop]
-        outline = separate(image[window], score[window], mask[window], rows, columns)
+        case = (rows, columns, mask[window].tobytes())
+        if known is None or case not in known:
+            outline = separate(image[window], score[window], mask[window], rows, columns)
+            if known is not None:
+                known[case] = outline
+        else:
+            outline = known[case]
         if outline is not None:
             for canvas, one in zip(drawn, (outline, outline * confidence), strict=True):
                 np.maximum(canvas[window], one, out=canvas[window])

@@ -47,6 +47,7 @@ from anomdino.adt.fusion import (
 )
 from anomdino.adt.histogram import ScoreHistogram
 from anomdino.adt.model import AdtNet
+from anomdino.adt.outline import Known
 from anomdino.adt.store import save_adt
 from anomdino.adt.training import TrainingPlan
 from anomdino.errors import ConfigError, DataError
@@ -286,13 +287,13 @@ def search_floor(
     for item in track(items, "tune, floor"):
         score, label = read_item(item)
         surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
-        photo = read_photo(item, label.shape) if model.rule.outline else None
+        photo, known = read_photo(item, label.shape) if model.rule.outline else None, Known()
         ramp = model.net.architecture.ramp
         limits = (round(LEAST_PREDICTED * label.size), round(LEAST_TRUE * label.size))
         for state, floor in zip(states, floors, strict=True):
             raised = with_floor(surfaces, model.net, floor)
             if photo is not None:
-                raised = with_outlines(raised, photo, ramp)
+                raised = with_outlines(raised, photo, ramp, known)
             mask = final_mask(raised, ramp, limits[0])
             state.update(frame_components(mask, label, *limits))
     found = [state.compute() for state in states]

@@ -107,6 +107,22 @@ def test_the_same_input_gives_the_same_outlines_whatever_was_drawn_before():
     np.testing.assert_array_equal(first.shape, second.shape)
 
 
+def test_outlines_that_are_known_are_those_that_would_be_drawn(monkeypatch):
+    discs = [(40, 60, 14), (110, 60, 22)]
+    image, _, boxes = road_with_discs((120, 160), discs)
+    score, mask = seeds_in(discs, (120, 160))
+    calls, known = [], outline.Known()
+    separate = outline.separate
+    monkeypatch.setattr(outline, "separate", lambda *given: calls.append(given) or separate(*given))
+    narrower = mask.copy()
+    narrower[:, 80:] &= score[:, 80:] > -4  # another mask for the second disc alone
+    for one in (mask, mask, narrower, mask & False):
+        plain, saved = (draw_outlines(image, score, boxes, one, cache) for cache in (None, known))
+        np.testing.assert_array_equal(plain.shape, saved.shape)
+        np.testing.assert_array_equal(plain.confidence, saved.confidence)
+    assert len(calls) == 8 + (2 + 0 + 1 + 2)  # twice a mask without what is known
+
+
 def test_boxes_that_tell_nothing_have_no_outline():
     discs = [(50, 60, 24)]
     image, _, boxes = road_with_discs((120, 160), discs)

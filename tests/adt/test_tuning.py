@@ -17,6 +17,7 @@ from anomdino.adt.store import load_adt
 from anomdino.adt.training import TrainingPlan, train_adt
 from anomdino.adt.tuning import (
     LEAST_PREDICTED,
+    LEAST_TRUE,
     Point,
     apply_floor,
     choose,
@@ -27,7 +28,8 @@ from anomdino.adt.tuning import (
     tune_trained,
 )
 from anomdino.errors import ConfigError, DataError
-from anomdino.io.images import write_png
+from anomdino.io.images import read_image, write_png
+from anomdino.metrics.components import ComponentState, frame_components
 
 PLAN = TrainingPlan(
     crops=CropRules(crop=48), rule=FusionRule(k=0.6, b=0.1), epochs=4, batch=4, lr=1e-2, slope_lr=10.0
@@ -222,6 +224,26 @@ def test_the_floor_is_the_lowest_near_the_best_by_components_counted_slowly(make
     kept = apply_floor(model, found)
     assert kept.rule == replace(model.rule, mask_floor=found.choice.floor)
     assert len(kept.provenance["mask_floor"]) == len(floors)
+
+
+def test_masks_of_every_floor_have_the_outlines_that_using_the_model_has(make_set, model, tmp_path):
+    files = make_set(images=4)
+    rng = np.random.default_rng(0)
+    for label in files.labels.glob("*.png"):
+        write_png(tmp_path / "photos" / label.name, rng.integers(0, 256, (64, 96, 3)).astype(np.uint8))
+    items = list_items(replace(files, images=tmp_path / "photos"))
+    model = AdtModel(model.net, replace(model.rule, outline=True))
+    found = search_floor(items, model, floors=(0.0, 0.6, 0.9))
+    for point in found.curve:
+        state = ComponentState()
+        for item in items:
+            score, label = read_item(item)
+            least = round(LEAST_PREDICTED * label.size)
+            rule = replace(model.rule, mask_floor=point.floor, min_component=least)
+            mask = fuse(score, item.boxes, model, rule, image=read_image(item.image)).mask
+            state.update(frame_components(mask, label, least, round(LEAST_TRUE * label.size)))
+        assert point.component_f1 == (state.compute().f1 or 0.0)
+        assert (point.missed, point.false) == (state.compute().missed["25"], state.compute().false["25"])
 
 
 def test_training_stores_the_floor_that_it_was_asked_to_choose(make_set, tmp_path):
