@@ -156,7 +156,14 @@ def read_item(item: Item) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8
         DataError: A file is damaged, the sizes differ, or the label has values other than 0, 1, 255.
     """
     label = read_label(item.label)
-    score = read_score(item.score, label.shape[:2])
+    score = read_score(item.score)
+    if label.shape != score.shape:
+        sizes = " x ".join(map(str, label.shape)), " x ".join(map(str, score.shape))
+        raise DataError(
+            item.label,
+            f"is {sizes[0]}, its score map {item.score} is {sizes[1]} (H x W)",
+            "make both the image's size",
+        )
     counts = np.bincount(label.ravel(), minlength=VOID + 1)
     wrong = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value not in (0, 1, VOID)}
     if wrong:

@@ -90,17 +90,15 @@ def draw_outlines(
             f"has the shape {image.shape}, its score {score.shape}, its mask {mask.shape}",
             "give an image (H, W, 3) of the score's size",
         )
+    known = Known() if known is None else known
     drawn = Outlines(np.zeros_like(score), np.zeros_like(score))
     for box, confidence in zip(boxes.xyxy, boxes.scores, strict=True):
         rows, columns = _span(box[1::2], score.shape[0]), _span(box[0::2], score.shape[1])
         window = np.s_[rows.start : rows.stop, columns.start : columns.stop]
         case = (rows, columns, mask[window].tobytes())
-        if known is None or case not in known:
-            outline = separate(image[window], score[window], mask[window], rows, columns)
-            if known is not None:
-                known[case] = outline
-        else:
-            outline = known[case]
+        if case not in known:
+            known[case] = separate(image[window], score[window], mask[window], rows, columns)
+        outline = known[case]
         if outline is not None:
             for canvas, one in zip(drawn, (outline, outline * confidence), strict=True):
                 np.maximum(canvas[window], one, out=canvas[window])
@@ -143,7 +141,7 @@ def separate(
     cv2.grabCut(small, trimap, (0, 0, 1, 1), *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
     found = np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
     soft = cv2.resize(cv2.GaussianBlur(found, (0, 0), 1.0), (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(soft, np.float32)
+    return np.clip(np.asarray(soft, np.float32), 0, 1)  # a blurred 1 may be 1.0000001
 
 
 def _span(ends: npt.NDArray[np.float32], side: int) -> Span:

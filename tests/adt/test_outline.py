@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anomdino.adt import outline
@@ -150,6 +150,7 @@ def test_an_image_of_another_size_or_without_colours_is_refused():
     st.lists(st.tuples(*[st.floats(-20, 110)] * 4), max_size=4),
     st.integers(0, 2**16),
 )
+@example((40, 1), [(0.0, 0.0, 1.0, 15.0)], 0)
 @settings(max_examples=60, deadline=None)
 def test_outlines_stay_in_their_boxes_and_in_range(size, corners, seed):
     rng = np.random.default_rng(seed)

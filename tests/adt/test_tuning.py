@@ -101,6 +101,13 @@ def test_kinds_are_measured_apart_by_what_measures_them_alone(make_set, model):
             assert together == apart
 
 
+def test_a_label_of_another_size_is_named_with_both_sizes(make_set, model):
+    files = make_set(images=3)
+    write_png(files.labels / "001.png", np.zeros((5, 7), np.uint8))
+    with pytest.raises(DataError, match=r"001\.png: is 5 x 7, its score map .*001\.npz is 64 x 96"):
+        search_floor(list_items(files), model)
+
+
 def test_images_without_an_anomaly_cannot_tune(make_set, model):
     files = make_set(images=3)
     for label in files.labels.glob("*.png"):
