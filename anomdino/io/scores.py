@@ -80,10 +80,14 @@ def check_score(
         DataError: It is not; the message counts the bad pixels and gives the range of the finite ones.
     """
     if score.ndim != 2:
-        raise DataError(path, f"has shape {score.shape}, a score map is (H, W)", "")
+        raise DataError(
+            path, f"has shape {score.shape}, a score map is (H, W)", "write one map for each image"
+        )
     if size is not None and score.shape != tuple(size):
         raise DataError(
-            path, f"is {score.shape[0]} x {score.shape[1]}, the image is {size[0]} x {size[1]} (H x W)", ""
+            path,
+            f"is {score.shape[0]} x {score.shape[1]}, the image is {size[0]} x {size[1]} (H x W)",
+            "write the score at the size of its image, or remove the map of another one",
         )
     finite = np.isfinite(score)
     if not finite.all():
