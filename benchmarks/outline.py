@@ -3,8 +3,9 @@
 Usage: python benchmarks/outline.py [--size 720 1280] [--boxes 5] [--rounds 5]
 
 A photo with blobs in colours of their own, a score that knows their middles, and a box around each. Outlines are drawn as
-`anomdino.adt.outline` does, in windows of at most 256 pixels, and with windows as large as they are; both run in turn in
-this process. The medians, their ratio, and how far both agree are printed.
+`anomdino.adt.outline` does, in windows of at most 256 pixels, with windows as large as they are, and by the network of
+`anomdino.adt.outline_net` (random weights: its time does not depend on them); all run in turn in this process. The
+medians, their ratios, and how far the first two agree are printed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import torch
 
-from anomdino.adt import outline
+from anomdino.adt import outline, outline_net
+from anomdino.adt.outline_net import OutlineNet
 from anomdino.io.boxes import Boxes
 
 
@@ -32,19 +35,29 @@ def main() -> None:
         with mock.patch.object(outline, "SIDE", max(arguments.size)):
             return ours()
 
-    times: dict[str, list[float]] = {"shrunk": [], "whole": []}
+    network = OutlineNet().eval()
+    standardised = (score + 6) / 2
+
+    def learned() -> np.ndarray:
+        return outline_net.draw(network, image, standardised, boxes).shape
+
+    times: dict[str, list[float]] = {"shrunk": [], "whole": [], "network": []}
     found = {}
     for _ in range(arguments.rounds):
-        for name, draw in (("shrunk", ours), ("whole", whole)):
+        for name, draw in (("shrunk", ours), ("whole", whole), ("network", learned)):
             start = time.perf_counter()
             found[name] = draw() >= 0.5
             times[name].append((time.perf_counter() - start) * 1000)
     height, width = arguments.size
-    shrunk, full = (float(np.median(part)) for part in times.values())
+    shrunk, full, net = (float(np.median(part)) for part in times.values())
     overlap = (found["shrunk"] & found["whole"]).sum() / max(1, (found["shrunk"] | found["whole"]).sum())
     print(f"{width} x {height}, {len(boxes)} boxes, OpenCV {cv2.__version__}, {cv2.getNumThreads()} threads")
     print(f"shrunk {shrunk:8.1f} ms median of {arguments.rounds}")
     print(f"whole  {full:8.1f} ms median of {arguments.rounds}")
+    print(
+        f"network{net:8.1f} ms median of {arguments.rounds}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    print(f"ratio  {full / net:8.2f} (whole / network)")
     print(f"ratio  {full / shrunk:8.2f} (whole / shrunk); the outlines overlap with an IoU of {overlap:.3f}")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from pipeline.release import TARGET
 
 if TYPE_CHECKING:
     from anomdino.adt.fusion import AdtModel
+    from anomdino.adt.outline_net import OutlineNet
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 IMAGES, LABELS, LIST = "offline_dataset", "offline_dataset_label", "ood.json"
@@ -44,6 +46,7 @@ def main(
     count: Annotated[int, typer.Option(min=2, help="Composed images before they are doubled.")] = 40,
 ) -> None:
     """Compose, score, detect, train, and put the result in the place of the released ADT-Net."""
+    from anomdino.adt.outline_net import load_outline_net
     from anomdino.adt.store import save_adt
 
     try:
@@ -51,9 +54,11 @@ def main(
         seed_everything(params.seed)
         objects = held_out_objects(params, outliers, work / "outliers")
         compose_twice(params, count, inlier, objects, work / "train")
-        score_composed(params, to / "models", work)
-        detect_composed(params, to / "models", work)
-        save_adt(trained(params, work), to / "models" / "adt")
+        composed = work / "train" / IMAGES
+        score_images(params, to / "models", composed, work)
+        detect_images(params, to / "models", composed, work)
+        outliner = load_outline_net(to / "models" / "adt")
+        save_adt(trained(params, work, outliner), to / "models" / "adt")
     except AnomdinoError as error:
         typer.echo(f"release_adt failed. {error}", err=True)
         raise typer.Exit(error.exit_code) from error
@@ -102,32 +107,32 @@ def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out:
     atomic_write_json(out / LIST, content, indent=None)
 
 
-def score_composed(params: Params, models: Path, work: Path) -> None:
-    """Write scores and maps of the composed images in ``work``, by the scorer in ``models``."""
+def score_images(params: Params, models: Path, images: Path, work: Path) -> None:
+    """Write scores and maps of a folder of images into ``work``, by the scorer in ``models``; valid ones stay."""
     from anomdino.device import resolve_device
     from anomdino.scorer.run import Outputs, SetScorer
     from anomdino.scorer.setup import engine_from, run_options
 
     engine, digest = engine_from(params.score, models / "rpl", resolve_device(params.device))
     outputs = Outputs(work / "scores", work / "maps")
-    images = list_images(work / "train" / IMAGES)
-    SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {work.name}").run(images)
+    runner = SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {work.name}")
+    runner.run(list_images(images))
 
 
-def detect_composed(params: Params, models: Path, work: Path) -> None:
-    """Write boxes of the composed images in ``work``, by the detector in ``models``."""
+def detect_images(params: Params, models: Path, images: Path, work: Path) -> None:
+    """Write boxes of a folder of images into ``work``, where their maps lie, by the detector in ``models``."""
     from anomdino.detector.infer import Detector
     from anomdino.detector.run import Input, detect_set
     from anomdino.device import resolve_device
 
-    device, images = resolve_device(params.device), list_images(work / "train" / IMAGES)
+    device = resolve_device(params.device)
     detector = Detector.load(models / "detector", device, params.detect, models / "rpl")
-    inputs = [Input(key, path, work / "maps" / f"{key}.npz") for key, path in images.items()]
+    inputs = [Input(key, path, work / "maps" / f"{key}.npz") for key, path in list_images(images).items()]
     detect_set(detector, inputs, work / "boxes.json", "detect")
 
 
-def trained(params: Params, work: Path) -> AdtModel:
-    """Train ADT-Net and search k and b on what its training held out."""
+def trained(params: Params, work: Path, outliner: OutlineNet | None = None) -> AdtModel:
+    """Train ADT-Net and search k and b on what its training held out; the network that outlines objects stays."""
     from anomdino.adt.dataset import TrainingFiles
     from anomdino.adt.training import plan_from, train_adt
     from anomdino.adt.tuning import tune_trained
@@ -136,7 +141,7 @@ def trained(params: Params, work: Path) -> AdtModel:
     images = composed / IMAGES if params.adt.outline else None
     files = TrainingFiles(work / "scores", composed / LABELS, work / "boxes.json", composed / LIST, images)
     plan, out = plan_from(params.adt), work / "adt"
-    model = train_adt(files, plan, out, seed=params.seed)
+    model = replace(train_adt(files, plan, out, seed=params.seed), outliner=outliner)
     floor = params.adt.mask_floor == "auto"
     return tune_trained(model, files, plan, out, seed=params.seed, floor=floor)
 

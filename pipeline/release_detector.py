@@ -27,7 +27,7 @@ from anomdino.io.atomic import atomic_write_json
 from anomdino.seeding import seed_everything
 from pipeline._steps import assign
 from pipeline.release import TARGET
-from pipeline.release_adt import IMAGES, LABELS, LIST, compose_twice, score_composed
+from pipeline.release_adt import IMAGES, LABELS, LIST, compose_twice, score_images
 
 if TYPE_CHECKING:
     from anomdino.detector.records import Fold, Record
@@ -104,7 +104,7 @@ def composed(params: Params, count: int, inlier: Path, outliers: Path, work: Pat
     compose_twice(params, count // 2, inlier, outliers, work / "small" / "train")
     halves = []
     for name in ("large", "small"):
-        score_composed(params, models, work / name)
+        score_images(params, models, work / name / "train" / IMAGES, work / name)
         (half,) = split_folds(records_of(work / name), 1, params.detect.holdout, params.seed)
         halves.append(half)
     # both parts of the held-out images must be seen, whatever detector.val_images leaves

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from anomdino.adt.evidence import weighed
 from anomdino.adt.model import AdtNet, ramp_probability, soft_probability
-from anomdino.adt.outline import Known, draw_outlines
+from anomdino.adt.outline import Known, Outlines, draw_outlines
+from anomdino.adt.outline_net import OutlineNet, draw
 from anomdino.adt.surfaces import SurfaceReplay, SurfaceTensors, surface_tensors
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import ConfigError, DataError
@@ -43,9 +44,10 @@ class FusionRule:
         mask_floor: Least S~ that a threshold stands for, in [0, 1): no threshold lies below S_n of that score. ADT-Net's
             thresholds are relative to what lies inside the boxes, so that a box around nothing fills; 0 leaves them as
             they are.
-        outline: Where the photo is given, objects are outlined in the kept boxes by its colours
-            (:mod:`anomdino.adt.outline`): with the outline o in [0, 1], 0 outside, P~ becomes max(P~, o), the mask takes
-            in where o >= 0.5, and ``fused`` adds b * confidence * o.
+        outline: Where the photo is given, objects of the kept boxes are outlined by its colours
+            (:mod:`anomdino.adt.outline`) and, where the model has a network for it, by that too
+            (:mod:`anomdino.adt.outline_net`): with the outline o in [0, 1], the mean of both, 0 elsewhere, P~ becomes
+            max(P~, o), the mask takes in where o >= 0.5, and ``fused`` adds b * confidence * o.
     """
 
     output: Output = "fused"
@@ -77,12 +79,14 @@ class AdtModel:
         rule: The rule of the final score that was chosen for it.
         threshold: A threshold on the final score that takes the place of the network's own in the mask.
         provenance: Where it comes from: parameters, seed, SHA-256 of the inputs, held-out measures.
+        outliner: The network that outlines objects besides; None leaves it to colours.
     """
 
     net: AdtNet
     rule: FusionRule = field(default_factory=FusionRule)
     threshold: Threshold | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    outliner: OutlineNet | None = None
 
     @cached_property
     def replay(self) -> SurfaceReplay:
@@ -96,7 +100,8 @@ class Fused:
 
     Attributes:
         score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
-        mask: bool (H, W), P >= 0.5 or inside an outline (or score >= the model's threshold), without small components.
+        mask: bool (H, W), P >= 0.5 or inside an outline, see :class:`FusionRule` (or score >= the model's threshold),
+            without small components.
         surfaces: What both were made of.
     """
 
@@ -174,6 +179,7 @@ def fuse(
         rule.box_score,
         rule.mask_floor,
         image=image if rule.outline else None,
+        outliner=model.outliner,
         image_size=image_size,
         replay=replay,
     )
@@ -196,6 +202,7 @@ def compute_surfaces(
     mask_floor: float = 0.0,
     *,
     image: npt.NDArray[np.uint8] | None = None,
+    outliner: OutlineNet | None = None,
     image_size: tuple[int, int] | None = None,
     replay: SurfaceReplay | None = None,
 ) -> Surfaces:
@@ -209,6 +216,7 @@ def compute_surfaces(
             network weighs it.
         mask_floor: See :class:`FusionRule`.
         image: uint8 (H, W, 3), RGB; objects are outlined by it (:func:`with_outlines`). None outlines nothing.
+        outliner: The network that outlines them besides; None leaves it to colours.
         image_size: (H, W) of the image.
         replay: Replays the network as a CUDA graph; ``None`` runs it step by step.
     """
@@ -225,7 +233,10 @@ def compute_surfaces(
     if replay is not None:
         check_values(score, *tensors.span.tolist())
     surfaces = with_floor(surfaces_of(tensors, kept), net, mask_floor)
-    return surfaces if image is None else with_outlines(surfaces, image, net.architecture.ramp)
+    if image is None:
+        return surfaces
+    learned = None if outliner is None else outlined_by(outliner, surfaces, image)
+    return with_outlines(surfaces, image, net.architecture.ramp, learned)
 
 
 def surfaces_of(tensors: SurfaceTensors, boxes: Boxes) -> Surfaces:
@@ -249,16 +260,36 @@ def with_floor(surfaces: Surfaces, net: AdtNet, floor: float) -> Surfaces:
     return replace(surfaces, threshold=threshold, soft_probability=probability)
 
 
+def outlined_by(outliner: OutlineNet, surfaces: Surfaces, image: npt.NDArray[np.uint8]) -> Outlines:
+    """Outline the objects of the boxes by the network; thresholds and their floor do not matter to it.
+
+    Args:
+        outliner: The network.
+        surfaces: Those of the image.
+        image: uint8 (H, W, 3), RGB.
+
+    Raises:
+        DataError: The image is not RGB of the score's size.
+    """
+    standardised = torch.logit(surfaces.unit.double(), eps=1e-9).float()
+    return draw(outliner, image, standardised.cpu().numpy(), surfaces.boxes)
+
+
 def with_outlines(
-    surfaces: Surfaces, image: npt.NDArray[np.uint8], ramp: float, known: Known | None = None
+    surfaces: Surfaces,
+    image: npt.NDArray[np.uint8],
+    ramp: float,
+    learned: Outlines | None = None,
+    known: Known | None = None,
 ) -> Surfaces:
-    """Outline the objects in the boxes by the colours of the image, from the mask P >= 0.5: see :class:`FusionRule`.
+    """Outline the objects of the boxes: see :class:`FusionRule`. Without boxes nothing changes.
 
     Args:
         surfaces: As they are without outlines.
         image: uint8 (H, W, 3), RGB.
-        ramp: Width of the ramp around the threshold.
-        known: Outlines of this image with other thresholds, which save time where the mask is the same.
+        ramp: Width of the ramp around the threshold; by colours an outline starts from the mask P >= 0.5.
+        learned: What a network outlined (:func:`outlined_by`).
+        known: Outlines of this image by colours with other thresholds, which save time where the mask is the same.
 
     Raises:
         DataError: The image is not RGB of the score's size.
@@ -267,6 +298,10 @@ def with_outlines(
         return surfaces
     mask, score = _decided(surfaces, ramp), surfaces.raw.cpu().numpy()
     drawn = draw_outlines(image, score, surfaces.boxes, mask, known)
+    if learned is not None:
+        drawn = Outlines(
+            *(np.float32(0.5) * (one + other) for one, other in zip(drawn, learned, strict=True))
+        )
     shape, confidence = (torch.from_numpy(part).to(surfaces.raw.device) for part in drawn)
     probability = torch.maximum(surfaces.soft_probability, shape)
     return replace(surfaces, soft_probability=probability, coverage=confidence, outline=shape)
@@ -298,7 +333,7 @@ def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> Flo
 
 
 def final_mask(surfaces: Surfaces, ramp: float, min_component: int) -> BoolMap:
-    """Give the mask, P >= 0.5 or inside an outline, bool (H, W), without components below ``min_component`` pixels."""
+    """Give the mask (see :class:`FusionRule`), bool (H, W), without components below ``min_component`` pixels."""
     return remove_small_components(_decided(surfaces, ramp), min_component)
 
 

@@ -84,12 +84,7 @@ def draw_outlines(
     Raises:
         DataError: Score, image and mask are not of one size, or the image is not RGB.
     """
-    if image.shape != (*score.shape, 3) or mask.shape != score.shape:
-        raise DataError(
-            "image",
-            f"has the shape {image.shape}, its score {score.shape}, its mask {mask.shape}",
-            "give an image (H, W, 3) of the score's size",
-        )
+    check_sizes(image, score, mask)
     known = Known() if known is None else known
     drawn = Outlines(np.zeros_like(score), np.zeros_like(score))
     for box, confidence in zip(boxes.xyxy, boxes.scores, strict=True):
@@ -103,6 +98,17 @@ def draw_outlines(
             for canvas, one in zip(drawn, (outline, outline * confidence), strict=True):
                 np.maximum(canvas[window], one, out=canvas[window])
     return drawn
+
+
+def check_sizes(image: npt.NDArray[np.uint8], score: FloatMap, mask: BoolMap | None = None) -> None:
+    """Refuse an image that is not RGB, or is not of the size of its score, float32 (H, W), and its mask, bool (H, W)."""
+    if image.shape != (*score.shape, 3) or (mask is not None and mask.shape != score.shape):
+        also = "" if mask is None else f", its mask {mask.shape}"
+        raise DataError(
+            "image",
+            f"has the shape {image.shape}, its score {score.shape}{also}",
+            "give an image (H, W, 3) of the score's size",
+        )
 
 
 def separate(

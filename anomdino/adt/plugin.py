@@ -210,9 +210,7 @@ def _photos(maps: Mapping[str, Path], images: Mapping[str, Path] | None, rule: F
     if not rule.outline:
         return {}
     if images is None:
-        log.warning(
-            "the model outlines objects by the photos' colours; no images are given, so boxes stay rectangles"
-        )
+        log.warning("the model outlines objects in the photos; no images are given, so boxes stay rectangles")
         return {}
     return {key: image for key, _, image in pair_by_key(maps, images, ("score map", "image"))}
 

@@ -1,4 +1,6 @@
-"""The files of a trained ADT-Net: ``model.safetensors``, and ``config.json`` beside it."""
+"""The files of a trained ADT-Net: ``model.safetensors``, ``config.json``, and the network that outlines objects, if any
+(:mod:`anomdino.adt.outline_net`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from anomdino.adt.fusion import AdtModel, FusionRule
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.adt.outline_net import FILE, load_outline_net, save_outline_net
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.atomic import atomic_path, atomic_write_json
@@ -20,7 +23,7 @@ FORMAT = "anomdino-adt-1"
 
 
 def save_adt(model: AdtModel, folder: Path | str) -> None:
-    """Write a model into ``folder``, each file whole or not at all."""
+    """Write a model into ``folder``, each file whole or not at all; an outline network that is not the model's goes."""
     folder = Path(folder)
     net = model.net
     config = {
@@ -36,6 +39,10 @@ def save_adt(model: AdtModel, folder: Path | str) -> None:
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     atomic_write_json(folder / CONFIG, config)
+    if model.outliner is None:
+        (folder / FILE).unlink(missing_ok=True)
+    else:
+        save_outline_net(model.outliner, folder)
 
 
 def load_adt(folder: Path | str, device: str = "cpu") -> AdtModel:
@@ -71,4 +78,5 @@ def load_adt(folder: Path | str, device: str = "cpu") -> AdtModel:
         raise CheckpointError(
             path, f"does not fit its own description ({error})", "train it again"
         ) from error
-    return AdtModel(net.to(device).eval(), rule, threshold, config["provenance"])
+    outliner = load_outline_net(folder, device)
+    return AdtModel(net.to(device).eval(), rule, threshold, config["provenance"], outliner)

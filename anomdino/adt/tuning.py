@@ -5,8 +5,8 @@ Never on evaluation images: :func:`anomdino.adt.dataset.list_items` refuses them
 ``overall``, the default, weighs pixels and whole objects, AP - FPR95 + F1* of components, and asks that nothing gets
 worse:
 
-1. A pair (k, b) is *admissible* when AP, FPR95 and the number of missed components are no worse than those of the
-   raw score, AP and FPR95 within ``tolerance``; k = 1, b = 0, which keeps the order of the raw score, always is.
+1. A pair (k, b) is *admissible* when AP, FPR95 and the share of missed components are no worse than those of the
+   raw score, within ``tolerance``; k = 1, b = 0, which keeps the order of the raw score, always is.
 2. Among the admissible pairs whose value lies within ``tolerance`` of the best one, the pair that changes the score
    least, the nearest to k = 1, b = 0, is taken: on few held-out images the best value is partly luck, and images of
    another kind than the training's are better served by the plain score than by a change that gained nothing.
@@ -42,6 +42,7 @@ from anomdino.adt.fusion import (
     compute_surfaces,
     final_mask,
     final_score,
+    outlined_by,
     with_floor,
     with_outlines,
 )
@@ -83,6 +84,7 @@ class Point:
         component_f1: SMIYC's F1* at that threshold.
         missed: Components with an sIoU below 0.25.
         false: Predicted components with a PPV below 0.25.
+        components: Components that there are.
     """
 
     output: Output
@@ -95,6 +97,7 @@ class Point:
     component_f1: float | None = None
     missed: int | None = None
     false: int | None = None
+    components: int | None = None
 
     def value(self, objective: Objective) -> float:
         """What the search maximises: AP; -FPR95; ``both``: AP - FPR95; ``overall``: AP - FPR95 + component F1*."""
@@ -216,12 +219,16 @@ def search_kinds(
 
 
 def _admissible(kinds: Iterable[Sequence[Point]], index: int, tolerance: float) -> bool:
-    """Whether a pair ranks as well as the plain score, which comes first, in every kind, and misses no more in all."""
+    """Whether a pair ranks as well as the plain score, which comes first, in every kind, and misses no more in all.
+
+    Up to ``tolerance``, of the components too: at a threshold that every pair has for itself, one of hundreds is luck.
+    """
     pairs = [(points[0], points[index]) for points in kinds]
     if all((one.k, one.b) == (1.0, 0.0) for _, one in pairs):
         return True
     more = sum((one.missed or 0) - (raw.missed or 0) for raw, one in pairs if one.missed is not None)
-    return more <= 0 and all(one.ranks_as_well(raw, tolerance) for raw, one in pairs)
+    some = tolerance * sum(raw.components or 0 for raw, _ in pairs)
+    return more <= some and all(one.ranks_as_well(raw, tolerance) for raw, one in pairs)
 
 
 def choose(raw: Point, curve: Sequence[Point], objective: Objective, tolerance: float) -> Point:
@@ -288,12 +295,15 @@ def search_floor(
         score, label = read_item(item)
         surfaces = compute_surfaces(score, item.boxes, model.net, model.rule.box_score)
         photo, known = read_photo(item, label.shape) if model.rule.outline else None, Known()
+        outliner, learned = model.outliner, None
+        if photo is not None and outliner is not None:
+            learned = outlined_by(outliner, surfaces, photo)
         ramp = model.net.architecture.ramp
         limits = (round(LEAST_PREDICTED * label.size), round(LEAST_TRUE * label.size))
         for state, floor in zip(states, floors, strict=True):
             raised = with_floor(surfaces, model.net, floor)
             if photo is not None:
-                raised = with_outlines(raised, photo, ramp, known)
+                raised = with_outlines(raised, photo, ramp, learned, known)
             mask = final_mask(raised, ramp, limits[0])
             state.update(frame_components(mask, label, *limits))
     found = [state.compute() for state in states]
@@ -426,7 +436,13 @@ def _with_components(items: Sequence[Item], model: AdtModel, points: Sequence[Po
             state.update(frame_components(final_score(surfaces, rule) >= point.threshold, label, *limits))
     found = [state.compute() for state in states]
     return [
-        replace(p, component_f1=one.f1, missed=one.missed["25"], false=one.false["25"])
+        replace(
+            p,
+            component_f1=one.f1,
+            missed=one.missed["25"],
+            false=one.false["25"],
+            components=one.gt_components,
+        )
         for p, one in zip(points, found, strict=True)
     ]
 
@@ -434,7 +450,15 @@ def _with_components(items: Sequence[Item], model: AdtModel, points: Sequence[Po
 def _surfaces(item: Item, score: npt.NDArray[np.float32], model: AdtModel) -> Surfaces:
     rule = model.rule
     photo = read_photo(item, score.shape) if rule.outline else None
-    return compute_surfaces(score, item.boxes, model.net, rule.box_score, rule.mask_floor, image=photo)
+    return compute_surfaces(
+        score,
+        item.boxes,
+        model.net,
+        rule.box_score,
+        rule.mask_floor,
+        image=photo,
+        outliner=model.outliner,
+    )
 
 
 def _some_pixels(label: npt.NDArray[np.uint8], draw: np.random.Generator) -> npt.NDArray[np.intp]:

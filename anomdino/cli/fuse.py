@@ -80,7 +80,7 @@ def fuse(
     ] = None,
     outline: Annotated[
         bool | None,
-        typer.Option("--outline/--no-outline", help="Outline objects in boxes by the images' colours."),
+        typer.Option("--outline/--no-outline", help="Outline the objects of boxes in the images."),
     ] = None,
     threshold: Annotated[
         str | None, typer.Option(help="adt, fixed:X, or what `calibrate` stored (the default, else adt).")
@@ -210,9 +210,7 @@ def tune(
     ] = False,
     outline: Annotated[
         bool | None,
-        typer.Option(
-            "--outline/--no-outline", help="Outline objects in boxes by the colours of --images, or no more."
-        ),
+        typer.Option("--outline/--no-outline", help="Outline the objects of boxes in --images, or no more."),
     ] = None,
     held_out: Annotated[
         bool, typer.Option("--held-out/--all", help="Only the images that the model's training held out.")

@@ -110,8 +110,8 @@ class AdtConfig(Block):
     """Least standardised score S~ that a threshold stands for, so that a box around nothing stays empty; auto chooses it
     before k and b (`tune`) by the component F1* of the held-out images' masks; 0 leaves the thresholds alone."""
     outline: bool = False
-    """Outline objects in kept boxes by the colours of the photo (GrabCut): outlines join the mask, and b counts in them
-    instead of the rectangles. Some tenths of a second an image."""
+    """Outline objects of kept boxes in the photo, by colours (GrabCut) and, where pipeline.release_outline trained it,
+    by a network: outlines join the mask, and b counts in them instead of the rectangles. Tenths of a second an image."""
     min_component: int = Field(0, ge=0)
     """Mask components with fewer pixels are removed; a benchmark's own limit comes first."""
 

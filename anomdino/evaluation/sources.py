@@ -89,7 +89,14 @@ class CascadeOutputs:
         found = self.box_results.get(sample.key, Boxes.empty())
         image = read_image(sample.image) if rule.outline else None
         surfaces = compute_surfaces(
-            score, found, net, rule.box_score, rule.mask_floor, image=image, image_size=size
+            score,
+            found,
+            net,
+            rule.box_score,
+            rule.mask_floor,
+            image=image,
+            outliner=self.model.outliner,
+            image_size=size,
         )
         mask = final_mask(surfaces, net.architecture.ramp, self.min_component)
         return {

@@ -56,8 +56,8 @@ def build_release(
         if part == "detector":
             halve_detector(source, folder)
         else:
-            shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
-            shutil.copyfile(source / CONFIG, folder / CONFIG)
+            for file in [*sorted(source.glob("*.safetensors")), source / CONFIG]:
+                shutil.copyfile(file, folder / file.name)
         sizes[part] = (folder / WEIGHTS).stat().st_size
     atomic_write_text(target / "params.yaml", render_params(params))
     return sizes

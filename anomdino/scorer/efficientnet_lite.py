@@ -8,7 +8,7 @@ Decoder: Chen et al., "Encoder-Decoder with Atrous Separable Convolution" (ECCV 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +47,7 @@ STAGES = (
     StageSpec(repeats=4, kernel=5, stride=2, expansion=6, channels=192),
     StageSpec(repeats=1, kernel=3, stride=1, expansion=6, channels=320),
 )
+BLOCKS = sum(stage.repeats for stage in STAGES)
 FEATURE_CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
 """Channels of the deepest feature at each stride."""
 
@@ -114,11 +115,15 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The feature extractor, without the classification head (2.96 M parameters)."""
+    """The feature extractor, without the classification head (2.96 M parameters).
+
+    Args:
+        deepest: Largest stride; the blocks beyond it are left out.
+    """
 
     NORM_PAIRS = (("_conv_stem", "_bn0"),)
 
-    def __init__(self) -> None:
+    def __init__(self, deepest: int = 32) -> None:
         super().__init__()
         self._conv_stem = _convolution(3, STEM_CHANNELS, 3, stride=2)
         self._bn0 = _norm(STEM_CHANNELS)
@@ -127,6 +132,8 @@ class EfficientNetLite0(nn.Module):
         inputs, stride = STEM_CHANNELS, 2
         for spec in STAGES:
             stride *= spec.stride
+            if stride > deepest:
+                break
             for repeat in range(spec.repeats):
                 blocks.append(InvertedResidual(inputs, spec, spec.stride if repeat == 0 else 1))
                 inputs = spec.channels
@@ -142,15 +149,22 @@ class EfficientNetLite0(nn.Module):
         Returns:
             Stride (4, 8, 16, 32) -> (B, ``FEATURE_CHANNELS[stride]``, ceil(H / stride), ceil(W / stride)).
         """
+        return self.pyramid(images, FEATURE_CHANNELS)
+
+    def pyramid(self, images: Tensor, strides: Container[int]) -> dict[int, Tensor]:
+        """Compute the deepest feature at each of some strides, in ascending order; see :meth:`forward`.
+
+        Stride 2 has the 16 channels of the first block.
+        """
         stem = _same_convolution(self._conv_stem, _to_unit_range(images))
         features: Tensor = functional.relu6(self._bn0(stem), inplace=True)
-        wanted = {block: stride for stride, block in self._taps.items() if stride in FEATURE_CHANNELS}
-        pyramid = {}
+        wanted = {block: stride for stride, block in self._taps.items() if stride in strides}
+        found = {}
         for index, block in enumerate(self._blocks):
             features = block(features)
             if index in wanted:
-                pyramid[wanted[index]] = features
-        return pyramid
+                found[wanted[index]] = features
+        return found
 
     def load_imagenet(self, path: Path | str | None = None) -> None:
         """Load ImageNet weights; no code of the file is executed.
@@ -168,7 +182,10 @@ class EfficientNetLite0(nn.Module):
         except Exception as error:
             cause = f"cannot be read as weights ({error})"
             raise CheckpointError(source, cause, "fetch the file again") from error
-        state = {name: value for name, value in state.items() if not name.startswith(CLASSIFIER_KEYS)}
+        beyond = tuple(f"_blocks.{index}." for index in range(len(self._blocks), BLOCKS))
+        state = {
+            name: value for name, value in state.items() if not name.startswith((*CLASSIFIER_KEYS, *beyond))
+        }
         try:
             self.load_state_dict(state)
         except RuntimeError as error:

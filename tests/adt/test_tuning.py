@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -13,6 +14,7 @@ from sklearn.metrics import average_precision_score, roc_curve
 from anomdino.adt.dataset import CropRules, list_items, read_item
 from anomdino.adt.fusion import AdtModel, FusionRule, fuse
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.adt.outline_net import OutlineNet
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import TrainingPlan, train_adt
 from anomdino.adt.tuning import (
@@ -36,8 +38,8 @@ PLAN = TrainingPlan(
 )
 
 
-def point(k, b, ap=0.5, fpr95=0.2, f1=0.3, missed=10):
-    return Point("fused", k, b, ap, fpr95, 0.5, 0.5, f1, missed, 5)
+def point(k, b, ap=0.5, fpr95=0.2, f1=0.3, missed=10, components=None):
+    return Point("fused", k, b, ap, fpr95, 0.5, 0.5, f1, missed, 5, components)
 
 
 RAW = replace(point(1.0, 0.0, f1=0.2), output="raw")
@@ -78,6 +80,19 @@ def test_what_one_kind_misses_more_another_may_miss_less():
     assert choose_for_kinds([RAW, RAW], [plain + first, plain + second], "overall", 0.01) == 0
 
 
+@pytest.mark.parametrize(
+    ("components", "tolerance", "taken"), [(199, 0.01, False), (200, 0.01, True), (200, 0.0, False)]
+)
+def test_of_hundreds_of_components_a_few_more_may_be_missed(components, tolerance, taken):
+    """Two more of both kinds together: one of hundreds is luck."""
+    raw = replace(RAW, components=components // 2)
+    others = replace(RAW, components=components - components // 2)
+    first, second = point(0.6, 0.0, missed=13, f1=0.4), point(0.6, 0.0, missed=9, f1=0.4)
+    plain = point(1.0, 0.0, f1=0.2)
+    chosen = choose_for_kinds([raw, others], [[plain, first], [plain, second]], "overall", tolerance)
+    assert chosen == int(taken)
+
+
 def test_of_admissible_pairs_the_mean_over_kinds_decides():
     first = [point(0.8, 0.0, f1=0.30), point(0.6, 0.0, f1=0.60), point(0.4, 0.0, f1=0.20)]
     second = [point(0.8, 0.0, f1=0.30), point(0.6, 0.0, f1=0.10), point(0.4, 0.0, f1=0.45)]
@@ -97,7 +112,7 @@ def test_kinds_are_measured_apart_by_what_measures_them_alone(make_set, model):
         assert found[kind].raw == alone.raw
         for together, apart in zip(found[kind].curve, alone.curve, strict=True):
             if together.component_f1 is None:  # out in the other kind
-                apart = replace(apart, component_f1=None, missed=None, false=None)
+                apart = replace(apart, component_f1=None, missed=None, false=None, components=None)
             assert together == apart
 
 
@@ -177,6 +192,9 @@ def test_measures_are_those_of_scikit_learn_and_of_components_counted_slowly(mod
         counts = np.sum([slow_components(s >= found.threshold, label) for s, label in images], axis=0)
         if found.missed is not None:
             assert [found.missed, found.false] == counts.tolist()
+            assert found.components == sum(
+                ndimage.label(label == 1, np.ones((3, 3)))[1] for _, label in images
+            )
     assert tuning.raw.missed is not None
 
 
@@ -233,13 +251,18 @@ def test_the_floor_is_the_lowest_near_the_best_by_components_counted_slowly(make
     assert len(kept.provenance["mask_floor"]) == len(floors)
 
 
-def test_masks_of_every_floor_have_the_outlines_that_using_the_model_has(make_set, model, tmp_path):
+@pytest.mark.parametrize("by_network", [False, True])
+def test_masks_of_every_floor_have_the_outlines_that_using_the_model_has(
+    make_set, model, tmp_path, by_network
+):
     files = make_set(images=4)
     rng = np.random.default_rng(0)
     for label in files.labels.glob("*.png"):
         write_png(tmp_path / "photos" / label.name, rng.integers(0, 256, (64, 96, 3)).astype(np.uint8))
     items = list_items(replace(files, images=tmp_path / "photos"))
-    model = AdtModel(model.net, replace(model.rule, outline=True))
+    torch.manual_seed(0)
+    outliner = OutlineNet().eval() if by_network else None
+    model = AdtModel(model.net, replace(model.rule, outline=True), outliner=outliner)
     found = search_floor(items, model, floors=(0.0, 0.6, 0.9))
     for point in found.curve:
         state = ComponentState()

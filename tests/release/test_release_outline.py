@@ -1,0 +1,92 @@
+"""Training the network that outlines objects for a released model, from scenes and objects to a model that uses it."""
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from anomdino.adt.outline_net import FILE
+from anomdino.adt.store import load_adt
+from anomdino.config.params import load_params
+from anomdino.io.images import read_label
+from anomdino.io.listing import list_images
+from anomdino.io.scores import read_score
+from anomdino.scorer.efficientnet_lite import EfficientNetLite0
+from pipeline import release_distil, release_outline
+from pipeline.release import TARGET
+from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+from tests.release.test_release_distil import held_out_photos
+
+
+@pytest.fixture
+def tiny(sources, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 60)
+    monkeypatch.setattr(EfficientNetLite0, "load_imagenet", lambda self: None)
+    tiny_release(sources / "light", widths=[64])
+    return sources
+
+
+def run(folder, *more):
+    names = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
+    given = [text for name, part in names.items() for text in (name, str(folder / part))]
+    return CliRunner().invoke(release_outline.app, [*given, "--count", "8", "--photos", "4", *more])
+
+
+@pytest.mark.slow
+def test_the_model_outlines_with_the_network_that_was_trained(tiny):
+    adt = tiny / "light/models/adt"
+    (adt / FILE).unlink(missing_ok=True)
+    before = load_adt(adt)
+    result = run(tiny, "--steps", "2")
+    assert result.exit_code == 0, result.output
+    assert "overlap (IoU) of kept images" in result.output
+    after = load_adt(adt)
+    assert before.outliner is None
+    street = list_images(tiny / "work/street/offline_dataset")
+    assert after.outliner.details["images"] == {"photos": 4, "small": 6, "large": 8, "street": len(street)}
+    assert after.outliner.details["steps"] == 2
+    assert after.rule.outline
+    assert load_params(tiny / "light/params.yaml").adt.outline
+    for name, tensor in before.net.state_dict().items():
+        assert torch.equal(tensor, after.net.state_dict()[name])
+    for part in ("rpl", "detector"):
+        kept, released = (
+            folder / "models" / part / "model.safetensors" for folder in (tiny / "light", TARGET)
+        )
+        assert kept.read_bytes() == released.read_bytes()
+    used = list_images(tiny / "work/photos")
+    assert not {path.name for path in held_out_photos(tiny)} & {path.name for path in used.values()}
+    for key in used:
+        mask = read_label(list_images(tiny / "objects/masks")[key])
+        written = read_label(tiny / "work/seen/photos/offline_dataset_label" / f"{key}.png")
+        np.testing.assert_array_equal(written, mask > 127)
+
+
+@pytest.mark.slow
+def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
+    result = run(tiny, "--steps", "1", "--scenes", "3")
+    assert result.exit_code == 0, result.output
+    work = tiny / "work"
+    street = list_images(work / "street/offline_dataset")
+    scenes = list_images(tiny / "scenes/images")
+    assert len(list((work / "street/scenes").glob("*.json"))) == 3
+    assert street
+    for key, path in street.items():
+        scene, number = key.rsplit("_", 1)
+        assert path.resolve() == scenes[scene].resolve()
+        of_scene = read_label(list_images(tiny / "scenes/labels")[scene])
+        label = read_label(work / "street/offline_dataset_label" / f"{key}.png")
+        assert (of_scene[label == 1] == int(number)).all()
+        assert (label[of_scene == int(number)] != 0).all()
+        assert read_score(work / "seen/street/scores" / f"{key}.npz", label.shape).shape == label.shape
+    written = {path: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
+    assert run(tiny, "--steps", "1", "--scenes", "3").exit_code == 0
+    assert written == {path: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
+
+
+def test_evaluation_data_are_refused(tiny):
+    (tiny / "scenes/EVALUATION_ONLY").touch()
+    result = run(tiny)
+    assert result.exit_code != 0
+    assert "EVALUATION_ONLY" in result.output or "evaluation" in result.output
+    assert not (tiny / "work").exists()
