@@ -14,6 +14,7 @@ training goes on where it stopped when called again.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from anomdino.adt.outline_training import OutlineShare
 
 STREET = "street"
-DRAWS = {"photos": 4, "small": 2, "large": 2, STREET: 3}
+DRAWS = {"photos": 5, "small": 2, "large": 2, STREET: 3}
 """How often images of each kind are drawn from."""
 SHOWN = {"photos": 0.95, "small": 0.4, "large": 0.4, STREET: 1.0}
 """How often the network sees a window's image, not only score and box: objects that were pasted give themselves away."""
@@ -60,7 +61,7 @@ def main(
     ] = 160,
     photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 900,
     scenes: Annotated[int, typer.Option(min=2, help="Scenes in which known classes are anomalies.")] = 184,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2200,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2400,
 ) -> None:
     """Gather images, score them, find boxes in them, train, and write the network."""
     from anomdino.adt.outline_training import OutlinePlan, train_outlines
@@ -105,7 +106,7 @@ def gather_street(
 ) -> None:
     """Write scenes in which a known class is the anomaly, spread over the folder: images, labels, scores and maps.
 
-    What is there of a call before stays.
+    What is there of a call before stays, if the scorer is the same.
     """
     from anomdino.device import resolve_device
     from anomdino.io.scores import write_score
@@ -114,8 +115,13 @@ def gather_street(
     from anomdino.scorer.setup import engine_from
 
     score = params.score.model_copy(update={"map_stride": 1})
-    engine, _ = engine_from(score, models / "rpl", resolve_device(params.device))
+    engine, digest = engine_from(score, models / "rpl", resolve_device(params.device))
     files, out, seen = ImagePairs(inlier, "labels").files, work / STREET, work / "seen" / STREET
+    scorer = out / "scorer.txt"
+    if not scorer.is_file() or scorer.read_text(encoding="utf-8") != digest:
+        for folder in (out, seen):
+            shutil.rmtree(folder, ignore_errors=True)
+        atomic_write_text(scorer, digest)
     for index in np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)):
         key, image, label = files[index]
         done = out / "scenes" / f"{key}.json"

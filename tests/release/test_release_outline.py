@@ -79,9 +79,17 @@ def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
         assert (of_scene[label == 1] == int(number)).all()
         assert (label[of_scene == int(number)] != 0).all()
         assert read_score(work / "seen/street/scores" / f"{key}.npz", label.shape).shape == label.shape
-    written = {path: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
+
+    def written():
+        return {path.name: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
+
+    before = written()
     assert run(tiny, "--steps", "1", "--scenes", "3").exit_code == 0
-    assert written == {path: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
+    assert written() == before
+    (work / "street/scorer.txt").write_text("another scorer")
+    assert run(tiny, "--steps", "1", "--scenes", "3").exit_code == 0
+    assert written().keys() == before.keys()
+    assert all(after > before[name] for name, after in written().items())
 
 
 def test_evaluation_data_are_refused(tiny):
