@@ -1,9 +1,9 @@
 """Training of the network that outlines objects in boxes: windows around boxes, labels, a cross-entropy and an overlap.
 
 Half of the windows surround boxes that a detector found, whatever they hold, three eighths a labelled object, with a box
-drawn inexactly or far too wide around it, and the rest places without an object whose score is high, where the outline is to be empty.
-Score and colours are changed at random, so that the network believes neither alone: the score is weakened, hidden in
-part and made uneven, and half of the windows are as coarse as those of objects far away.
+drawn inexactly or far too wide around it, and the rest places without an object whose score is high, where the outline is
+to be empty. Score and colours are changed at random, so that the network believes neither alone: the score is weakened,
+hidden in part and made uneven, and half of the windows are as coarse as those of objects far away.
 """
 
 from __future__ import annotations
