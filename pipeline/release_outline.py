@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 from anomdino.config.params import Params, load_params, render_params
-from anomdino.errors import AnomdinoError
+from anomdino.errors import AnomdinoError, DataError
 from anomdino.io.atomic import atomic_write_json, atomic_write_text
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
@@ -107,6 +107,9 @@ def gather_street(
     """Write scenes in which a known class is the anomaly, spread over the folder: images, labels, scores and maps.
 
     What is there of a call before stays, if the scorer is the same.
+
+    Raises:
+        DataError: There are fewer than two.
     """
     from anomdino.device import resolve_device
     from anomdino.io.scores import write_score
@@ -139,6 +142,12 @@ def gather_street(
             link.unlink(missing_ok=True)
             link.symlink_to(image.resolve())
         atomic_write_json(done, names)
+    if not (out / IMAGES).is_dir() or len(list_images(out / IMAGES)) < 2:
+        raise DataError(
+            inlier,
+            "has no two scenes in which a known object stands out",
+            "give more scenes, or more --scenes",
+        )
 
 
 def gather_share(params: Params, models: Path, work: Path, kind: str) -> OutlineShare:

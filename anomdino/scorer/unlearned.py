@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from anomdino.errors import DataError
 from anomdino.scorer.base import gaussian_blur, normalise
 from anomdino.scorer.guided import refine
 from anomdino.scorer.scored import Scored, pooled
@@ -59,7 +60,17 @@ def unlearn(
     Returns:
         The score with the rise, blurred and refined as a score is, and the maps of the other classes alone: their
         probabilities, the entropy and the distance ``margin1`` of these.
+
+    Raises:
+        DataError: The maps are not of the size of the image, or have no such class.
     """
+    classes, *size = scored.maps.semantic.shape
+    if tuple(size) != scored.score.shape or not 0 <= number < classes:
+        raise DataError(
+            "uncertainty maps",
+            f"are {size} for {classes} classes, the image is {scored.score.shape}, the class {number}",
+            "score with score.map_stride: 1",
+        )
     rise = gaussian_blur(
         torch.from_numpy(energy_rise(scored.maps.semantic[number]) * np.float32(strength))[None]
     )

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from anomdino.adt.outline_net import FILE
 from anomdino.adt.store import load_adt
 from anomdino.config.params import load_params
-from anomdino.io.images import read_label
+from anomdino.io.images import read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.io.scores import read_score
 from anomdino.scorer.efficientnet_lite import EfficientNetLite0
@@ -90,6 +90,17 @@ def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
     assert run(tiny, "--steps", "1", "--scenes", "3").exit_code == 0
     assert written().keys() == before.keys()
     assert all(after > before[name] for name, after in written().items())
+
+
+@pytest.mark.slow
+def test_scenes_without_an_object_are_refused(tiny):
+    before = (tiny / "light/models/adt/config.json").read_bytes()
+    for path in (tiny / "scenes/labels").iterdir():
+        write_png(path, np.zeros_like(read_label(path)))
+    result = run(tiny, "--steps", "1")
+    assert result.exit_code != 0
+    assert "has no two scenes in which a known object stands out" in result.output
+    assert (tiny / "light/models/adt/config.json").read_bytes() == before
 
 
 def test_evaluation_data_are_refused(tiny):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anomdino.errors import DataError
 from anomdino.scorer.scored import Scored
 from anomdino.scorer.unlearned import LEAST_PROBABILITY, MOST, energy_rise, unlearn, without_class
 from anomdino.uncertainty import UncertaintyMaps, uncertainty_maps
@@ -71,3 +72,11 @@ def test_a_class_becomes_the_anomaly_and_the_rest_of_the_scene_stays():
     refined = unlearn(scored, image, 2, 7.0, radii=[12], stride=4)
     np.testing.assert_array_equal(refined.maps.score, changed.maps.score)
     assert not np.array_equal(refined.score, changed.score)
+
+
+@pytest.mark.parametrize(("stride", "number"), [(2, 0), (1, 4), (1, -1)])
+def test_pooled_maps_and_classes_that_are_not_there_are_refused(stride, number):
+    maps = maps_of(np.zeros((4, 16 // stride, 24 // stride), np.float32))
+    scored = Scored(np.zeros((16, 24), np.float32), maps)
+    with pytest.raises(DataError, match=r"uncertainty maps(.|\n)*map_stride: 1"):
+        unlearn(scored, np.zeros((16, 24, 3), np.uint8), number, 5.0)
