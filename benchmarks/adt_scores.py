@@ -62,7 +62,7 @@ def main() -> None:
 def score_all(params: Params, kind: str, benchmarks: list[Benchmark], work: Path) -> None:
     """Write the score maps of one kind: ``train`` and one folder a benchmark."""
     logits, _, name = kind.partition(":")
-    config = params.score.model_copy(update={"logits": logits, "kind": name})
+    config = params.score.model_copy(update={"logits": logits, "kind": name, "refine_net": False})
     engine, digest = engine_from(config, DATA / "models" / "rpl", resolve_device(params.device))
     composed = list_images(TRAIN / "offline_dataset")
     sets = {b.name: {sample.key: sample.image for sample in b} for b in benchmarks} | {"train": composed}

@@ -164,7 +164,9 @@ def distilled(
     from anomdino.scorer.distillation import distil
     from anomdino.scorer.setup import scoring_options
 
-    params = params.model_copy(update={"score": params.score.model_copy(update={"refine": []})})
+    params = params.model_copy(
+        update={"score": params.score.model_copy(update={"refine": [], "refine_net": False})}
+    )
     for folder in dict.fromkeys(folders):
         score_folder(params, teacher, folder, work, world)
     world.wait()
@@ -225,7 +227,7 @@ def write_model(
         if tensor.is_floating_point():
             tensor.copy_(torch.lerp(teacher[name].to(tensor), tensor, share))
     content = params.model_dump(mode="json")
-    content["score"] |= {"widths": list(plan.widths), "fusion": "mean"}
+    content["score"] |= {"widths": list(plan.widths), "fusion": "mean", "refine_net": False}
     changed = check_params(content, str(to))
     shutil.copytree(of / "models", to / "models", ignore=shutil.ignore_patterns("rpl"), dirs_exist_ok=True)
     details = {"trained by": "python -m pipeline.distil", "share": share}

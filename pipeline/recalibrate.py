@@ -97,7 +97,8 @@ def weights_digest(scorer: Path, params: Params) -> str:
 def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatistics:
     """Score the composed images and give mean and standard deviation of all their pixels.
 
-    A scorer without a fusion of widths beside it scores by their mean.
+    A scorer without a fusion of widths beside it scores by their mean. What `score.refine_net` takes away
+    stays in: the detector reads the score without it.
     """
     from anomdino.adt.dataset import measure_scores
     from anomdino.device import resolve_device
@@ -108,7 +109,7 @@ def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatisti
 
     images = list_images(work / "train" / IMAGES)
     fusion = params.score.fusion if fusion_file(scorer, params.score.widths).is_file() else "mean"
-    score = params.score.model_copy(update={"fusion": fusion})
+    score = params.score.model_copy(update={"fusion": fusion, "refine_net": False})
     engine, digest = engine_from(score, scorer, resolve_device(params.device))
     outputs = Outputs(work / name / "scores", work / name / "maps")
     SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {name}").run(images)

@@ -6,8 +6,8 @@ SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of tra
 objects are composed as for `pipeline.release_detector`, from objects alone that the scorer's training did not hold out,
 and the objects' own photos join them. The released scorer scores them at its widths; in two rounds of `pipeline.distil`
 first one width learns what their mean says, then, from the mean of both weights, every width does. The released scorer
-is replaced at the very end; `pipeline.release_fusion`, where its widths were joined by a network, `pipeline.recalibrate`
-and `anomdino tune` fit the rest to it.
+is replaced at the very end, and the networks beside it go; `pipeline.release_fusion`, where its widths were joined by a
+network, `pipeline.recalibrate`, `pipeline.release_refinement` and `anomdino tune` fit the rest to it.
 `torchrun --nproc-per-node 2 -m pipeline.release_distil ...` scores and trains with two processes.
 """
 
@@ -87,7 +87,7 @@ def main(
                 start = model / "models" / "rpl"
             if world.leads:
                 put(work / "model2" / "models" / "rpl", to / "models" / "rpl")
-                if params.score.fusion == "learned":  # a network for the scorer before
+                if params.score.fusion == "learned" or params.score.refine_net:  # for the scorer before
                     put_parameters(params, to)
             world.wait()
     except AnomdinoError as error:
@@ -134,16 +134,18 @@ def link_photos(images: Path, out: Path, count: int) -> None:
 
 def put(student: Path, released: Path) -> None:
     """Put a scorer's files in the place of the released ones, each whole or not at all; networks for the old one go."""
+    from anomdino.scorer.refinement import FILE
+
     for file in sorted(student.iterdir()):
         with atomic_path(released / file.name) as temporary:
             shutil.copyfile(file, temporary)
-    for fusion in released.glob("fusion-*.safetensors"):
-        fusion.unlink()
+    for network in (*released.glob("fusion-*.safetensors"), *released.glob(FILE)):
+        network.unlink()
 
 
 def put_parameters(params: Params, to: Path) -> None:
-    """Make a model join the scores of its widths by their mean."""
-    score = params.score.model_copy(update={"fusion": "mean"})
+    """Make a model join the scores of its widths by their mean, and leave them there."""
+    score = params.score.model_copy(update={"fusion": "mean", "refine_net": False})
     atomic_write_text(to / "params.yaml", render_params(params.model_copy(update={"score": score})))
 
 

@@ -138,7 +138,8 @@ def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[Lab
     from anomdino.scorer.setup import engine_from
     from anomdino.scorer.width_fusion_training import LabelledGrid, is_written, write_grid
 
-    score = params.score.model_copy(update={"fusion": "mean", "refine": []})  # what follows the widths
+    after_widths = {"fusion": "mean", "refine": [], "refine_net": False}
+    score = params.score.model_copy(update=after_widths)
     engine, digest = engine_from(score, scorer, resolve_device(params.device))
     folder = work / kind if kind == "photos" else work / kind / IMAGES
     grids = []

@@ -2,8 +2,7 @@
 
 The network sees a box with its surroundings, enlarged or shrunk to one size, so that a lost box far away and a cow close
 by look alike. What it outlines may lie outside the box, for the boxes of objects that a detector saw in part are too
-small. Encoder: EfficientNet-Lite0 up to stride 16 (:mod:`anomdino.scorer.efficientnet_lite`). Score and box join its
-features at every stride, and a U-Net's decoder (Ronneberger et al., 2015) brings them back to stride 2.
+small. It is a :class:`anomdino.scorer.photo_unet.PhotoUNet`.
 
 :func:`draw` is the network's side of what :func:`anomdino.adt.outline.draw_outlines` does by colours.
 """
@@ -20,15 +19,14 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from anomdino.adt.outline import Outlines, check_sizes
 from anomdino.errors import CheckpointError
 from anomdino.io.atomic import atomic_path
 from anomdino.io.boxes import Boxes
 from anomdino.scorer.base import normalise
-from anomdino.scorer.efficientnet_lite import EfficientNetLite0
+from anomdino.scorer.photo_unet import PhotoUNet
 
 FILE = "outline.safetensors"
 FORMAT = "anomdino-outline-1"
@@ -38,11 +36,6 @@ AROUND = 0.75
 """How much of a box's longer side its window shows beyond each side of the box, at least."""
 LEVEL = 3.0
 """Standard deviations of the score that are 1 to the network; the score is cut off at three times as much."""
-ENCODER_STRIDES = {2: 16, 4: 24, 8: 40, 16: 112}
-"""Channels of the encoder's deepest feature at each stride."""
-CHANNELS = {2: 16, 4: 32, 8: 48, 16: 64}
-"""Channels of the decoder at each stride."""
-GROUPS = 8
 SURE = 2.2
 """Standardised score of what stands out for certain, S~ = 0.9: a loose box is drawn tighter around it."""
 LOOSE, SPARE = 0.35, 0.15
@@ -81,10 +74,8 @@ class View(NamedTuple):
     context: Tensor
 
 
-class OutlineNet(nn.Module):
+class OutlineNet(PhotoUNet):
     """The network: (B, 3, 160, 160) photo and (B, 2, 160, 160) score and box to logits (B, 160, 160).
-
-    Its normalisations in the encoder keep ImageNet's statistics, in training too.
 
     Attributes:
         details: Where it comes from, as its file says; JSON values.
@@ -93,40 +84,8 @@ class OutlineNet(nn.Module):
     details: dict[str, Any]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(maps=2)
         self.details = {}
-        strides = list(CHANNELS)
-        self.encoder = EfficientNetLite0(deepest=strides[-1])
-        narrow = [2, *CHANNELS.values()]
-        self.down = nn.ModuleList(
-            _convolution(inputs, outputs, stride=2)
-            for inputs, outputs in zip(narrow, CHANNELS.values(), strict=False)
-        )
-        self.join = nn.ModuleList(nn.Conv2d(ENCODER_STRIDES[s], CHANNELS[s], 1) for s in strides)
-        self.mix = nn.ModuleList(_convolution(CHANNELS[s], CHANNELS[s]) for s in strides)
-        self.up = nn.ModuleList(
-            _convolution(CHANNELS[fine] + CHANNELS[2 * fine], CHANNELS[fine]) for fine in strides[:-1]
-        )
-        self.head = nn.Conv2d(CHANNELS[strides[0]], 1, 3, padding=1)
-
-    def train(self, mode: bool = True) -> OutlineNet:
-        """Set the mode; the encoder's normalisations stay as they are."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
-    def forward(self, images: Tensor, context: Tensor) -> Tensor:
-        """Give the logit of every pixel that it is the object's: float32 (B, 160, 160)."""
-        layout = torch.channels_last
-        images, x = images.contiguous(memory_format=layout), context.contiguous(memory_format=layout)
-        features = self.encoder.pyramid(images, CHANNELS).values()
-        levels = []
-        for down, join, mix, feature in zip(self.down, self.join, self.mix, features, strict=True):
-            x = mix(down(x) + join(feature))
-            levels.append(x)
-        for up, fine in zip(reversed(self.up), reversed(levels[:-1]), strict=True):
-            x = up(torch.cat([fine, _enlarged(x, fine.shape[-2:])], 1))
-        return _enlarged(self.head(x), images.shape[-2:])[:, 0].float()
 
 
 @torch.inference_mode()
@@ -322,15 +281,3 @@ def load_outline_net(folder: Path | str, device: str | torch.device = "cpu") -> 
     except RuntimeError as error:
         raise CheckpointError(path, f"does not fit this version's network ({error})", cure) from error
     return network.to(device).eval().requires_grad_(False)
-
-
-def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.GroupNorm(GROUPS, outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _enlarged(values: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)

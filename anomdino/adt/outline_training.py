@@ -40,6 +40,7 @@ from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label
 from anomdino.io.scores import read_score
 from anomdino.scorer.base import normalise
+from anomdino.scorer.changes import changed_colours, changed_score
 from anomdino.scorer.dataset import SampleId, StepSampler, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
@@ -304,39 +305,6 @@ def draw_coarseness(source: Generator, window: Window) -> int:
     """Draw the side in pixels at which a window is seen first, for half of the windows; 0 leaves it as it is."""
     side = int(np.exp(source.uniform(np.log(COARSEST), np.log(SIDE))))
     return side if source.random() < 0.5 and side < min(SIDE, window.side) else 0
-
-
-def changed_score(source: Generator, score: FloatMap, background: npt.NDArray[np.bool_]) -> FloatMap:
-    """Weaken or strengthen a standardised score, hide it in part, blur it and make it uneven, each now and then."""
-    level = float(np.median(score[background])) if background.any() else 0.0
-    score = level + (score - level) * source.uniform(0.5, 1.4) + source.normal(0, 0.6)
-    if source.random() < 0.35:
-        waves = uneven(source, int(source.integers(2, 5))) + source.normal(0, 0.5)
-        hidden = source.uniform(0.3, 1) / (1 + np.exp(-4 * waves))
-        score = np.where(score > level, score + (level - score) * hidden, score)
-    if source.random() < 0.3:
-        score = np.asarray(cv2.GaussianBlur(score, (0, 0), source.uniform(1, 5)), np.float32)
-    if source.random() < 0.3:
-        score = score + uneven(source, int(source.integers(3, 12))) * source.uniform(0.2, 1)
-    return np.asarray(score, np.float32)
-
-
-def changed_colours(source: Generator, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Change light, contrast and tint; now and then take the colours out or add noise."""
-    colours = 255 * (image / 255) ** np.exp(source.normal(0, 0.35))
-    colours = colours * source.uniform(0.7, 1.3) + source.uniform(-20, 20)
-    colours = colours * source.uniform(0.9, 1.1, 3)
-    if source.random() < 0.15:
-        colours = np.repeat(colours.mean(2, keepdims=True), 3, 2)
-    if source.random() < 0.3:
-        colours = colours + source.standard_normal(colours.shape) * source.uniform(1, 8)
-    return np.asarray(np.clip(np.rint(colours), 0, 255), np.uint8)
-
-
-def uneven(source: Generator, cells: int) -> FloatMap:
-    """Give a smooth random field with so many hills a side, float32 (160, 160), of standard deviation 1 or less."""
-    field = source.standard_normal((cells, cells)).astype(np.float32)
-    return np.asarray(cv2.resize(field, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC))
 
 
 def join(samples: list[list[Sample]]) -> SampleBatch:

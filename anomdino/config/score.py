@@ -34,6 +34,9 @@ class ScoreConfig(Block):
     refine: list[Annotated[int, Field(ge=1, le=640)]] = Field(default_factory=list)
     """Radii, in pixels of an image 1280 wide, at which the score is filtered with the image as guidance, so that it ends
     where objects end (12 and 36, say). Empty: not at all."""
+    refine_net: bool = False
+    """Lower the score, after `refine`, where the network beside the scorer sees in the image that there is no object.
+    `python -m pipeline.release_refinement` trains it, for the residual energy."""
     semantic: Literal["probabilities", "onehot"] = "probabilities"
     """The semantic map U_S."""
     distance: Literal["margin1", "one_minus_p1", "margin"] = "margin1"

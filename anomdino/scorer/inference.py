@@ -28,6 +28,7 @@ from anomdino.scorer.efficientnet_lite_fused import FusedLightScorer
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.guided import refine
 from anomdino.scorer.options import ScoringOptions
+from anomdino.scorer.refinement import Refinement
 from anomdino.scorer.scored import Part, PendingScores, Scored, pooled, resized
 from anomdino.scorer.tiling import Tile, blend_weights, tiles
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
@@ -61,10 +62,12 @@ class ScoringEngine:
         device: Where the network runs.
         consume: Change the scorer itself instead of a copy, which saves the memory of one.
         fusion: The network that joins the scores of all widths, for the option ``fusion: learned``.
+        refinement: The network that lowers the score by the image, for the option ``refine_net``.
 
     Raises:
         BackendMissing: fp16 was asked for on a CPU.
-        ConfigError: The options ask for a learned fusion that is not given, or belongs to other widths.
+        ConfigError: The options ask for a learned fusion that is not given, or belongs to other widths, or for a
+            refinement that is not given.
     """
 
     def __init__(
@@ -74,10 +77,12 @@ class ScoringEngine:
         device: torch.device | str = "cpu",
         consume: bool = False,
         fusion: WidthFusion | None = None,
+        refinement: Refinement | None = None,
     ) -> None:
         self.options = options or ScoringOptions()
         self.device = torch.device(device)
         self.fusion = _fusion(self.options, fusion, self.device)
+        self.refinement = _refinement(self.options, refinement, self.device)
         self.dtype = self._dtype()
         self.network = prepared(scorer if consume else copy.deepcopy(scorer), self.device, self.dtype)
         self._whole: Callable[[Tensor, int], Fields] = self._network_and_fields
@@ -169,6 +174,8 @@ class ScoringEngine:
         maps = _mean(resized(field.maps, grid) for field in fields)
         pooled_score = pooled(score[:, None], self.options.map_stride)[:, 0]
         score = refine(score, inputs, self.options.refine)
+        if self.refinement is not None:
+            score = self.refinement(score, inputs)
         scores, halves, small = (
             tensor.to("cpu", non_blocking=True) for tensor in (score, maps.half(), pooled_score)
         )
@@ -285,6 +292,16 @@ def _fusion(options: ScoringOptions, fusion: WidthFusion | None, device: torch.d
             "use score.fusion: mean",
         )
     return fusion.to(device).eval()
+
+
+def _refinement(
+    options: ScoringOptions, refinement: Refinement | None, device: torch.device
+) -> Refinement | None:
+    if not options.refine_net:
+        return None
+    if refinement is None:
+        raise ConfigError("score.refine_net", "is true, but no network is given", "set it to false")
+    return refinement.to(device).eval()
 
 
 def _mean(maps: Iterable[Tensor]) -> Tensor:

@@ -25,6 +25,8 @@ class ScoringOptions:
         refine: Radii in pixels of an image 1280 wide at which the joined score is filtered with the image as guidance
             (:mod:`anomdino.scorer.guided`); the pooled score among the uncertainty maps stays as it is. Empty: not
             at all.
+        refine_net: Lower the score by a trained network that sees the image (:mod:`anomdino.scorer.refinement`), after
+            ``refine``; the pooled score stays as it is.
         semantic: Kind of U_S.
         distance: Kind of U_D.
         map_stride: Uncertainty maps are area-pooled by this factor.
@@ -42,6 +44,7 @@ class ScoringOptions:
     widths: tuple[int, ...] = ()
     fusion: Literal["mean", "learned"] = "mean"
     refine: tuple[int, ...] = ()
+    refine_net: bool = False
     semantic: SemanticKind = "probabilities"
     distance: DistanceKind = "margin1"
     map_stride: int = 4

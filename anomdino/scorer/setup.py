@@ -12,6 +12,7 @@ from anomdino.scorer.base import WEIGHTS_FILE, load_scorer
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
 from anomdino.scorer.options import ScoringOptions
+from anomdino.scorer.refinement import load_refinement, refinement_file
 from anomdino.scorer.run import RunOptions, content_digest
 from anomdino.scorer.width_fusion import fusion_file, load_fusion
 
@@ -32,6 +33,7 @@ def scoring_options(config: ScoreConfig) -> ScoringOptions:
         widths=tuple(config.widths),
         fusion=config.fusion,
         refine=tuple(config.refine),
+        refine_net=config.refine_net,
         semantic=config.semantic,
         distance=config.distance,
         map_stride=config.map_stride,
@@ -69,17 +71,24 @@ def engine_from(
 
     Raises:
         CheckpointError: The scorer is missing, damaged or does not fit.
-        ConfigError: ``source`` is ``transformers`` without a name, or with residual logits.
+        ConfigError: ``source`` is ``transformers`` without a name, or with residual logits; ``refine_net`` with another
+            score than the one it was trained for.
     """
     options = scoring_options(config)
+    if config.refine_net:
+        _check_refined(config)
     if config.source != "transformers":
         scorer = load_scorer(trained)
-        fusion, extra = None, [str(config.source)]
+        fusion, refinement, extra = None, None, [str(config.source)]
         if config.fusion == "learned":
             fusion = load_fusion(trained, config.widths)
-            extra.append(hashlib.sha256(fusion_file(trained, config.widths).read_bytes()).hexdigest())
+            extra.append(_sha256(fusion_file(trained, config.widths)))
+        if config.refine_net:
+            refinement = load_refinement(trained)
+            extra.append(_sha256(refinement_file(trained)))
         digest = content_digest(options, Path(trained) / WEIGHTS_FILE, *extra)
-        return ScoringEngine(scorer, options, device, consume=True, fusion=fusion), digest
+        engine = ScoringEngine(scorer, options, device, consume=True, fusion=fusion, refinement=refinement)
+        return engine, digest
     if not config.transformers:
         raise ConfigError("score.transformers", "is empty", "give a local folder or a hub name")
     from anomdino.scorer.transformers_scorer import load_transformers
@@ -87,6 +96,21 @@ def engine_from(
     network = load_transformers(config.transformers)
     digest = content_digest(options, None, config.source, config.transformers, network.fingerprint())
     return ScoringEngine(network, options, device, consume=True), digest
+
+
+def _check_refined(config: ScoreConfig) -> None:
+    asked = f"{config.kind} of {config.logits} logits"
+    if config.source == "transformers":
+        asked = "that of another network"
+    elif config.kind == "energy" and config.logits == "residual":
+        return
+    raise ConfigError(
+        "score.refine_net", f"lowers the residual energy alone, and the score is {asked}", "set it to false"
+    )
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def maps_from(config: ScoreConfig, name: str, keys: Iterable[str]) -> MapsSource | None:

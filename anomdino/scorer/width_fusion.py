@@ -14,22 +14,18 @@ by fixed statistics, detector and ADT-Net, finds them where they were.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.errors import CheckpointError
-from anomdino.io.atomic import atomic_path
-from anomdino.scorer.base import WEIGHTS_FILE, load_strictly
+from anomdino.scorer.base import load_strictly
+from anomdino.scorer.beside import load_beside, save_beside
 from anomdino.scorer.scored import resized
 
 GRID_WIDTH = 640
@@ -155,11 +151,8 @@ def save_fusion(network: WidthFusion, scorer: Path | str, details: Mapping[str, 
         scorer: Folder of the scorer.
         details: What else the file's metadata should say; JSON values.
     """
-    content = {"widths": network.widths, "scorer": _digest(Path(scorer)), **(details or {})}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_path(fusion_file(scorer, network.widths)) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "content": json.dumps(content)})
-        temporary.chmod(0o644)
+    content = {"widths": network.widths, **(details or {})}
+    save_beside(fusion_file(scorer, network.widths), network, FORMAT, content)
 
 
 def load_fusion(scorer: Path | str, widths: Sequence[int]) -> WidthFusion:
@@ -173,22 +166,10 @@ def load_fusion(scorer: Path | str, widths: Sequence[int]) -> WidthFusion:
         CheckpointError: There is none, it is damaged, or it was trained for other widths or for another scorer.
     """
     path = fusion_file(scorer, widths)
-    if not path.is_file():
-        raise CheckpointError(path, "does not exist, and score.fusion is learned", CURE)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = json.loads(metadata["content"])
-        trained, digest = tuple(content["widths"]), content["scorer"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(path, f"is damaged, or no fusion of widths ({error})", CURE) from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(path, f"is of the format {metadata.get('format')}, not {FORMAT}", CURE)
+    content, tensors = load_beside(path, FORMAT, "fusion of widths", "score.fusion is learned", CURE)
+    trained = tuple(content.get("widths", ()))
     if trained != tuple(widths):
         raise CheckpointError(path, f"was trained for the widths {trained}, not {tuple(widths)}", CURE)
-    if digest != _digest(Path(scorer)):
-        raise CheckpointError(path, "was trained for another scorer than the one beside it", CURE)
     network = WidthFusion(trained)
     load_strictly(network, tensors, path)
     return network.eval().requires_grad_(False)
@@ -200,8 +181,3 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _digest(scorer: Path) -> str:
-    with (scorer / WEIGHTS_FILE).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

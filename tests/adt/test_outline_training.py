@@ -16,8 +16,6 @@ from anomdino.adt.outline_training import (
     OutlineShare,
     Windows,
     around_nothing,
-    changed_colours,
-    changed_score,
     content,
     draw_box,
     draw_sample,
@@ -198,30 +196,6 @@ def test_images_that_are_not_shown_leave_score_and_box(items):
     windows = Windows([OutlineShare(items, shown=0.5)], STATISTICS, 0)
     samples = [sample for number in range(20) for sample in windows[SampleId(number, 0, False)]]
     assert sum(sample.view.image.any().item() for sample in samples) == pytest.approx(40, abs=15)
-
-
-def test_changed_scores_keep_what_stands_out_on_the_whole():
-    score = np.full((SIDE, SIDE), -2, np.float32)
-    score[60:100, 60:100] = 4
-    source, higher = np.random.default_rng(0), 0
-    for _ in range(60):
-        changed = changed_score(source, score, score < 0)
-        assert changed.dtype == np.float32
-        assert np.isfinite(changed).all()
-        higher += changed[60:100, 60:100].mean() > changed[:40].mean() + 1
-    assert higher >= 54
-    assert np.isfinite(changed_score(source, score, np.zeros_like(score, bool))).all()
-
-
-def test_changed_colours_stay_colours():
-    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
-    source, grey = np.random.default_rng(0), 0
-    for _ in range(60):
-        changed = changed_colours(source, image)
-        assert changed.dtype == np.uint8
-        assert changed.shape == image.shape
-        grey += np.ptp(changed.astype(int), axis=2).max() == 0
-    assert 1 <= grey <= 20
 
 
 def test_the_loss_is_cross_entropy_and_dice_of_what_counts():

@@ -35,7 +35,7 @@ def tiny_release(target, widths=(96,)):
     """The released scorer and detector with parameters that take seconds."""
     shutil.copytree(TARGET, target)
     content = YAML(typ="safe", pure=True).load((target / "params.yaml").read_text())
-    content["score"] |= {"widths": list(widths), "fusion": "mean"}
+    content["score"] |= {"widths": list(widths), "fusion": "mean", "refine_net": False}
     content["detector"] |= {"test_short_side": 96, "long_side": 128}
     content["adt"] |= {"epochs": 1, "samples_per_epoch": 8, "crop": 64}
     content["compose"]["workers"] = 1

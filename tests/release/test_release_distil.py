@@ -98,13 +98,13 @@ def test_evaluation_photos_and_missing_folders_teach_nothing(tiny):
 
 def test_a_new_scorer_joins_its_widths_by_their_mean_again(tiny):
     params = load_params(tiny / "light/params.yaml")
-    score = params.score.model_copy(update={"fusion": "learned"})
+    score = params.score.model_copy(update={"fusion": "learned", "refine_net": True})
     release_distil.put_parameters(params.model_copy(update={"score": score}), tiny / "light")
     assert load_params(tiny / "light/params.yaml") == params
 
 
 def test_a_new_scorer_takes_the_place_of_the_old_one_and_of_its_networks(tmp_path):
-    for name in ("config.json", "model.safetensors", "fusion-64-96.safetensors", "fusion-96.safetensors"):
+    for name in ("config.json", "model.safetensors", "fusion-64-96.safetensors", "refinement.safetensors"):
         (tmp_path / "released").mkdir(exist_ok=True)
         (tmp_path / "released" / name).write_text("old")
     for name in ("config.json", "model.safetensors"):

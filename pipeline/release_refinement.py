@@ -1,0 +1,137 @@
+"""Train the network that lowers the released scorer's score by the photo, and make the released model use it.
+
+Usage: python -m pipeline.release_refinement --inlier SCENES --outliers OBJECTS [--to FOLDER]
+
+SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of training. Images with large and with small
+objects are composed as for `pipeline.release_distil`, the objects' own photos join them, from objects alone that the
+scorer's training did not hold out, and scenes in which a known class is the anomaly (`anomdino/release/street.py`). The
+released scorer scores them as the model's parameters say, but for this network, which starts from the weights of the one
+that outlines objects (`pipeline.release_outline`; from ImageNet's where there is none) and learns what to add
+(`anomdino/scorer/refinement_training.py`). It is written beside the scorer's weights, and the model's parameters say
+`score.refine_net: true`. `anomdino tune` fits ADT-Net's rule to it. A killed training goes on where it stopped when
+called again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomdino.config.params import Params, load_params, render_params
+from anomdino.errors import AnomdinoError
+from anomdino.io.atomic import atomic_write_text
+from anomdino.io.images import read_image
+from anomdino.io.listing import list_images
+from anomdino.io.scores import read_score
+from anomdino.memory import keep_freed_memory
+from anomdino.progress import track
+from anomdino.protocol import refuse_evaluation_data
+from anomdino.seeding import seed_everything
+from pipeline.release import TARGET
+from pipeline.release_adt import IMAGES, score_images
+from pipeline.release_distil import gathered
+from pipeline.release_fusion import label_file, read_kind
+from pipeline.release_outline import SHOWN, STREET, gather_street
+
+if TYPE_CHECKING:
+    from anomdino.scorer.refinement_training import RefinementShare
+
+KINDS = {"photos": (1.0, 5), "small": (3.0, 2), "large": (2.0, 2), STREET: (2.0, 3)}
+"""Weight of the loss and draws of each kind of image."""
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
+    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
+        "out/release_refinement"
+    ),
+    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
+    count: Annotated[
+        int, typer.Option(min=8, help="Images with large objects; three quarters as many have small ones.")
+    ] = 160,
+    photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 900,
+    scenes: Annotated[int, typer.Option(min=2, help="Scenes in which known classes are anomalies.")] = 184,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 1500,
+) -> None:
+    """Gather images, score them, train, and write network and parameters."""
+    from anomdino.adt.store import load_adt
+    from anomdino.device import resolve_device
+    from anomdino.scorer.distributed import World
+    from anomdino.scorer.refinement import save_refinement
+    from anomdino.scorer.refinement_training import RefinementPlan, train_refinement
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        keep_freed_memory()
+        refuse_evaluation_data(inlier, outliers)
+        given = load_params(to / "params.yaml")
+        params = with_refinement(given, used=False)
+        seed_everything(params.seed)
+        world = World(0, 1, resolve_device(params.device))
+        gathered(params, inlier, outliers, work, count, photos, world)
+        adt = load_adt(to / "models" / "adt")
+        gather_street(params, to / "models", inlier, work, scenes, adt.net.statistics)
+        shares = [gather_share(params, to / "models", work, kind) for kind in KINDS]
+        plan = RefinementPlan(steps=steps)
+        measures = adt.net.statistics
+        done = train_refinement(
+            shares,
+            (measures.mean, measures.std),
+            plan,
+            work / "state",
+            seed=params.seed,
+            world=world,
+            start=adt.outliner,
+        )
+        details = {
+            "trained by": "python -m pipeline.release_refinement",
+            "starts from": "ImageNet" if adt.outliner is None else "the network that outlines objects",
+            "steps": steps,
+            "images": {kind: len(share.items) for kind, share in zip(KINDS, shares, strict=True)},
+            "loss before": dict(zip(KINDS, done.before, strict=True)),
+            "loss after": dict(zip(KINDS, done.after, strict=True)),
+        }
+        save_refinement(done.network, to / "models" / "rpl", details)
+        atomic_write_text(to / "params.yaml", render_params(with_refinement(given, used=True)))
+    except AnomdinoError as error:
+        typer.echo(f"release_refinement failed. {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    changes = (
+        f"{kind} {old:.4f} -> {new:.4f}"
+        for kind, old, new in zip(KINDS, done.before, done.after, strict=True)
+    )
+    typer.echo(f"release_refinement: cross-entropy of kept images {', '.join(changes)}; {to}")
+
+
+def with_refinement(params: Params, *, used: bool) -> Params:
+    """Give parameters that use the network, or do not."""
+    score = params.score.model_copy(update={"refine_net": used})
+    return params.model_copy(update={"score": score})
+
+
+def gather_share(params: Params, models: Path, work: Path, kind: str) -> RefinementShare:
+    """Score the images of a kind and store them with their labels on the network's grid."""
+    from anomdino.scorer.refinement_training import RefinementItem, RefinementShare, write_item
+
+    images, seen = work / kind if kind == "photos" else work / kind / IMAGES, work / "seen" / kind
+    if kind != STREET:
+        score_images(params, models, images, seen)
+    items = []
+    for key, path in track(list_images(images).items(), f"store {kind}"):
+        label = read_kind(label_file(key, work, kind), kind)
+        file = work / "grids" / kind / f"{key}.npz"
+        write_item(file, read_image(path), read_score(seen / "scores" / f"{key}.npz", label.shape), label)
+        items.append(RefinementItem(key, file))
+    weight, draws = KINDS[kind]
+    return RefinementShare(items, weight, draws, SHOWN[kind])
+
+
+if __name__ == "__main__":
+    app()
