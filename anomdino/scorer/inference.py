@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.device import cpu_has_bfloat16
-from anomdino.errors import BackendMissing, ConfigError
+from anomdino.errors import BackendMissing, ConfigError, DataError
+from anomdino.io.images import MAX_PIXELS
 from anomdino.scorer.base import (
     Scorer,
     ScorerOutput,
@@ -28,7 +29,7 @@ from anomdino.scorer.efficientnet_lite_fused import FusedLightScorer
 from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.guided import refine
 from anomdino.scorer.options import ScoringOptions
-from anomdino.scorer.refinement import Refinement
+from anomdino.scorer.refinement import GRID_WIDTH, Refinement
 from anomdino.scorer.scored import Part, PendingScores, Scored, pooled, resized
 from anomdino.scorer.tiling import Tile, blend_weights, tiles
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
@@ -112,8 +113,10 @@ class ScoringEngine:
 
         Raises:
             BackendMissing: Memory does not suffice even for small tiles.
+            DataError: The images are far too tall for the widths at which they are scored (:meth:`check_size`).
         """
         names = list(names) or [f"image {index}" for index in range(len(images))]
+        self.check_size(images[0].shape, names[0])
         halvings = 0
         while True:
             try:
@@ -138,6 +141,27 @@ class ScoringEngine:
             halvings += 1
             self.max_pixels = min(self.max_pixels, _largest(images[0], self.options.widths)) // 2
             log.warning("out of memory on %s: going on with tiles of %d pixels", names[0], self.max_pixels)
+
+    def check_size(self, shape: Sequence[int], name: object) -> None:
+        """Refuse an image that would be enlarged to more than 64 megapixels: of few columns and many rows.
+
+        Args:
+            shape: (H, W, ...) of the image.
+            name: What the message calls it, usually its path.
+
+        Raises:
+            DataError: It would be.
+        """
+        height, width = shape[:2]
+        widest = max(*(self.options.widths or (width,)), GRID_WIDTH if self.refinement is not None else 0)
+        rows = round(height * widest / width)
+        if rows * widest > max(MAX_PIXELS, height * width):
+            raise DataError(
+                name,
+                f"is {width} x {height}; at a width of {widest}, at which it is scored, it would have {rows} rows, "
+                f"more than {MAX_PIXELS // 1_000_000} megapixels",
+                "crop it to the shape of a photo, or leave it out",
+            )
 
     def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         """Give images of one size, uint8 (H, W, 3), as the network's input (B, 3, H, W) on its device."""

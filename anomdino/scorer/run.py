@@ -221,7 +221,9 @@ class SetScorer:
             content += f"-{_sha256(self.source.files[key])}"
         if content and self._is_finished(key, content):
             return None
-        return _Loaded(key, path, read_image(path, self.options.max_image_pixels), content)
+        image = read_image(path, self.options.max_image_pixels)
+        self.engine.check_size(image.shape, path)
+        return _Loaded(key, path, image, content)
 
     def _skip_or_raise(self, key: str, error: AnomdinoError, report: RunReport) -> None:
         if not self.options.skip_bad:

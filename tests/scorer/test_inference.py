@@ -37,6 +37,7 @@ from anomdino.scorer.folding import fold_batch_norms
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
 from anomdino.scorer.options import ScoringOptions
+from anomdino.scorer.refinement import Refinement
 from anomdino.scorer.run import DONE_FOLDER, SKIPPED_FILE, Outputs, RunOptions, SetScorer, content_digest
 from anomdino.scorer.setup import engine_from
 from anomdino.scorer.tiling import blend_weights, tiles
@@ -293,6 +294,38 @@ def test_other_errors_are_not_taken_for_memory(pixel):
         ScoringEngine(pixel).score(photo())
 
 
+@pytest.mark.parametrize(
+    ("shape", "widths", "refused"),
+    [
+        ((400, 6), (1600,), True),  # 106,667 rows
+        ((400, 6), (), False),
+        ((240, 6), (1600,), True),  # 64,000 rows
+        ((150, 6), (1600,), False),  # 40,000 rows: 64 megapixels to the pixel
+        ((9000, 8000), (), False),  # 72 megapixels of its own are the reader's to judge
+        ((9000, 8000), (1600,), False),
+        ((40_000, 1600), (), False),  # exactly 64
+        ((20_001, 800), (512, 1600), True),
+        ((20_000, 800), (512, 1600), False),
+    ],
+)
+def test_an_image_that_would_be_enlarged_beyond_the_limit_is_refused(pixel, shape, widths, refused):
+    engine = ScoringEngine(pixel, ScoringOptions(widths=widths))
+    if not refused:
+        return engine.check_size(shape, "thin.png")
+    with pytest.raises(DataError, match=rf"thin.png.*{shape[1]} x {shape[0]}.*1600.*64 megapixels"):
+        engine.check_size(shape, "thin.png")
+    with pytest.raises(DataError, match="thin.png"):
+        engine.launch([np.zeros((*shape, 3), np.uint8)], ["thin.png"])
+    return None
+
+
+def test_the_grid_of_the_refinement_counts_as_a_width(pixel):
+    engine = ScoringEngine(pixel, ScoringOptions(refine_net=True), refinement=Refinement())
+    engine.check_size((100, 1), "thin.png")  # 640 x 64,000
+    with pytest.raises(DataError, match=r"width of 640.*100352 rows"):
+        engine.check_size((784, 5), "thin.png")
+
+
 def test_half_precision_on_a_cpu_is_refused(pixel):
     with pytest.raises(BackendMissing, match="fp16"):
         ScoringEngine(pixel, ScoringOptions(precision="fp16"))
@@ -429,6 +462,19 @@ def test_a_bad_image_fails_or_is_listed(pixel, photos, tmp_path):
     assert not (tmp_path / "score" / f"{bad}.npz").exists()
     with pytest.raises(DataError, match="max_bad"):
         scorer_for(pixel, tmp_path, skip_bad=True).run(photos)
+
+
+def test_an_image_far_too_tall_fails_or_is_listed(pixel, photos, tmp_path):
+    tall, *others = photos
+    write_png(photos[tall], photo(400, 6))
+    strict, lenient = scorer_for(pixel, tmp_path), scorer_for(pixel, tmp_path, skip_bad=True, max_bad=1)
+    for scorer in (strict, lenient):
+        scorer.engine.options = ScoringOptions(widths=(1600,))
+    with pytest.raises(DataError, match="bild_0"):
+        strict.run({tall: photos[tall]})
+    report = lenient.run({key: photos[key] for key in (tall, *others[:2])})
+    assert list(report.skipped) == [tall]
+    assert report.scored == 2
 
 
 def test_nan_leaves_no_file_of_the_image(pixel, photos, tmp_path):
