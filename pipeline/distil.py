@@ -15,9 +15,7 @@ the scorer of another model, one distilled before, say. A killed training goes o
 from __future__ import annotations
 
 import itertools
-import logging
 import shutil
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,13 +23,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomdino.config.params import Params, check_params, load_params, render_params
-from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.listing import list_images
-from anomdino.memory import keep_freed_memory
-from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import seed_everything
-from pipeline.release import TARGET
+from pipeline._release import TARGET, command
 
 if TYPE_CHECKING:
     from anomdino.scorer.distillation import DistillationPlan, Distilled, ScoredImage
@@ -74,10 +70,7 @@ def main(
     from anomdino.scorer.distillation import DistillationPlan
     from anomdino.scorer.distributed import joined_processes
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        keep_freed_memory()
-        refuse_evaluation_data(*images)
+    with command("distil", *images):
         if to.resolve() == of.resolve():
             raise ConfigError("--to", f"is {to}, the teacher itself", "name another folder")
         check_folders(images)
@@ -101,9 +94,6 @@ def main(
                     f"(held-out images, mean); {to}"
                 )
             world.wait()
-    except AnomdinoError as error:
-        typer.echo(f"distil failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
 
 
 def check_folders(folders: list[Path]) -> None:

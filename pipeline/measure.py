@@ -18,9 +18,10 @@ import typer
 
 from anomdino.benchmarks import REGISTRY
 from anomdino.config.params import Params, check_params, load_params, render_params
-from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from pipeline import _stage
+from pipeline._release import command
 from pipeline._steps import Step, assign, named, run_together
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -41,7 +42,7 @@ def main(
     """Score, detect and evaluate; the report shows every image."""
     from anomdino.cascade import find_models
 
-    try:
+    with command("measure"):
         folder, file = find_models(models, params)
         chosen = parameters(load_params(file), named(benchmark), set_ or [])
         work.mkdir(parents=True, exist_ok=True)
@@ -49,9 +50,6 @@ def main(
         shutil.copytree(folder, work / _stage.MODELS, dirs_exist_ok=True)
         for step in steps(list(chosen.benchmark.sets)):
             run_together([step], work)
-    except AnomdinoError as error:
-        typer.echo(f"measure failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
     typer.echo(f"measure: {work / 'metrics.json'}, {work / 'report' / 'index.html'}")
 
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomdino.config.params import Params, load_params
-from anomdino.errors import AnomdinoError, CheckpointError, ConfigError
+from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.listing import list_images
 from anomdino.seeding import seed_everything
-from pipeline.release import TARGET
-from pipeline.release_adt import IMAGES, held_out_objects
+from pipeline._material import IMAGES, held_out_objects
+from pipeline._release import TARGET, Objects, Scenes, command
 
 if TYPE_CHECKING:
     from anomdino.adt.model import ScoreStatistics
@@ -33,8 +33,8 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 @app.command()
 def main(
     before: Annotated[Path, typer.Option(help="The scorer that detector and ADT-Net learned from.")],
-    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
-    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    inlier: Scenes,
+    outliers: Objects,
     work: Annotated[Path, typer.Option(help="Where composed images and scores lie.")] = Path(
         "out/recalibrate"
     ),
@@ -48,7 +48,7 @@ def main(
     from anomdino.detector.weights import score_statistics, set_score_statistics
 
     models = to / "models"
-    try:
+    with command("recalibrate", inlier, outliers):
         params = load_params(to / "params.yaml")
         seed_everything(params.seed)
         adt, now = load_adt(models / "adt"), weights_digest(models / "rpl", params)
@@ -65,9 +65,6 @@ def main(
         set_score_statistics(models / "detector", detector.mean, detector.std)
         adt.provenance["recalibrated_for"] = now
         save_adt(adt, models / "adt")
-    except AnomdinoError as error:
-        typer.echo(f"recalibrate failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
     typer.echo(
         f"recalibrate: scores {old.mean:.3f} +- {old.std:.3f} before, {new.mean:.3f} +- {new.std:.3f} now; "
         f"detector {detector.mean:.3f}, {detector.std:.3f}; ADT-Net {adt.net.statistics.mean:.3f}, "

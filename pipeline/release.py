@@ -17,12 +17,12 @@ from typing import Annotated
 import typer
 
 from anomdino.config.params import Params, check_params, profile_params, render_params
-from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
-from pipeline._steps import ROOT, Step, assign, named, run_together
+from pipeline._release import TARGET, Released, command
+from pipeline._steps import Step, assign, named, run_together
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
-TARGET = ROOT / "anomdino" / "release" / "light"
 
 
 def waves(benchmarks: list[str]) -> list[list[Step]]:
@@ -73,7 +73,7 @@ def main(
     outliers: Annotated[Path | None, typer.Option(help="Folder with images/ and masks/.")] = None,
     benchmark: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a set of the profile.")] = None,
     work: Annotated[Path, typer.Option(help="Where the stages run.")] = Path("out/release"),
-    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
+    to: Released = TARGET,
     profile: Annotated[str, typer.Option(help="Parameters.")] = "light",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE that differs from the profile.")
@@ -86,7 +86,7 @@ def main(
     ] = "download",
 ) -> None:
     """Train everything and write the released model."""
-    try:
+    with command("release"):
         params = parameters(profile, inlier, outliers, named(benchmark or []), set_ or [])
         chosen = waves_between(since, through, list(params.benchmark.sets))
         work.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,6 @@ def main(
             if {step.module for step in wave} & {"train_rpl", "train_detector", "train_adt"}:
                 _report(work, released, to)
         typer.echo(f"release: {time.perf_counter() - started:.0f} s in all, model in {to}")
-    except AnomdinoError as error:
-        typer.echo(f"release failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
 
 
 def parameters(

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,19 +20,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomdino.config.params import Params, check_params, load_params
-from anomdino.errors import AnomdinoError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.seeding import seed_everything
+from pipeline._material import IMAGES, LABELS, LARGE, LIST, compose_twice, score_images
+from pipeline._release import TARGET, Objects, Released, Scenes, command
 from pipeline._steps import assign
-from pipeline.release import TARGET
-from pipeline.release_adt import IMAGES, LABELS, LIST, compose_twice, score_images
 
 if TYPE_CHECKING:
     from anomdino.detector.records import Fold, Record
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 HELD_OUT = 0.25
-LARGE = {"enlarge": 1.0, "height_min": 0.05, "ground_height_min": 0.12, "objects_max": 4}
 TRAINING: dict[str, Any] = {
     "steps": 240,
     "batch_size": 4,
@@ -52,12 +48,12 @@ TRAINING: dict[str, Any] = {
 
 @app.command()
 def main(
-    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
-    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    inlier: Scenes,
+    outliers: Objects,
     work: Annotated[Path, typer.Option(help="Where composed images and scores lie.")] = Path(
         "out/release_detector"
     ),
-    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
+    to: Released = TARGET,
     count: Annotated[int, typer.Option(min=4, help="Composed images of each half.")] = 160,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the detector's parameters.")
@@ -67,8 +63,7 @@ def main(
     from anomdino.detector.training import train_detector
     from anomdino.device import resolve_device
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
+    with command("release_detector", inlier, outliers):
         params = changed(load_params(to / "params.yaml"), to, set_ or [])
         seed_everything(params.seed)
         fold = composed(params, count, inlier, outliers, work, to / "models")
@@ -77,9 +72,6 @@ def main(
             params.detector, fold, work / "detector", work / "state", params.seed, device, scorer
         )
         put(trained.folder, to / "models" / "detector")
-    except AnomdinoError as error:
-        typer.echo(f"release_detector failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
     typer.echo(f"release_detector: AR@100 {trained.best_ar100:.3f} held out, {to / 'models' / 'detector'}")
 
 

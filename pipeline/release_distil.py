@@ -13,48 +13,32 @@ network, `pipeline.recalibrate`, `pipeline.release_refinement` and `anomdino tun
 
 from __future__ import annotations
 
-import logging
 import shutil
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import numpy as np
 import typer
 
 from anomdino.config.params import Params, load_params, render_params
-from anomdino.errors import AnomdinoError, DataError
 from anomdino.io.atomic import atomic_path, atomic_write_text
-from anomdino.io.images import image_size
-from anomdino.io.listing import list_images
-from anomdino.memory import keep_freed_memory
-from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import seed_everything
+from pipeline._material import gathered
+from pipeline._release import TARGET, LargeImages, Objects, Photos, Released, Scenes, command
 from pipeline.distil import SCORING, distilled, write_model
-from pipeline.release import TARGET
-from pipeline.release_adt import IMAGES, compose_twice, linked_objects
-from pipeline.release_detector import LARGE
-
-if TYPE_CHECKING:
-    from anomdino.scorer.distributed import World
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
-LEAST_WIDTH = 300
-"""Photos of objects that are narrower teach nothing: they would be enlarged several times."""
 
 
 @app.command()
 def main(
-    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
-    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    inlier: Scenes,
+    outliers: Objects,
     work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
         "out/release_distil"
     ),
-    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
-    count: Annotated[
-        int, typer.Option(min=8, help="Images with large objects; three quarters as many have small ones.")
-    ] = 160,
-    photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 330,
+    to: Released = TARGET,
+    count: LargeImages = 160,
+    photos: Photos = 330,
     width: Annotated[int, typer.Option(min=16, help="Width of the first round.")] = 1280,
     crop: Annotated[tuple[int, int], typer.Option(help="Height and width of the windows.")] = (608, 800),
     steps: Annotated[tuple[int, int], typer.Option(help="Steps of both rounds.")] = (1200, 600),
@@ -64,10 +48,7 @@ def main(
     from anomdino.scorer.distillation import DistillationPlan
     from anomdino.scorer.distributed import joined_processes
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        keep_freed_memory()
-        refuse_evaluation_data(inlier, outliers)
+    with command("release_distil", inlier, outliers):
         params = load_params(to / "params.yaml")
         seed_everything(params.seed)
         own = tuple(params.score.widths) or (width,)
@@ -90,46 +71,8 @@ def main(
                 if params.score.fusion == "learned" or params.score.refine_net:  # for the scorer before
                     put_parameters(params, to)
             world.wait()
-    except AnomdinoError as error:
-        typer.echo(f"release_distil failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
     if world.leads:
         typer.echo(f"release_distil: {to / 'models' / 'rpl'}")
-
-
-def gathered(
-    params: Params, inlier: Path, outliers: Path, work: Path, count: int, photos: int, world: World
-) -> list[Path]:
-    """Compose images and choose photos; photos are named twice, for they teach twice as often.
-
-    Raises:
-        DataError: A folder is missing, or fewer than two photos are wide enough.
-    """
-    from anomdino.data.compose import compose
-
-    if world.leads:
-        objects = linked_objects(params, outliers, work / "objects", held_out=False)
-        large = params.compose.model_copy(update={**LARGE, "count": count})
-        compose(large, params.seed, inlier, objects, work / "large")
-        compose_twice(params, count * 3 // 8, inlier, objects, work / "small")
-        link_photos(objects / "images", work / "photos", photos)
-    world.wait()
-    return [work / "large" / IMAGES, work / "small" / IMAGES, work / "photos", work / "photos"]
-
-
-def link_photos(images: Path, out: Path, count: int) -> None:
-    """Link at most ``count`` photos that are wide enough, spread over the folder."""
-    wide = [(key, path) for key, path in list_images(images).items() if image_size(path)[1] >= LEAST_WIDTH]
-    if len(wide) < 2:
-        raise DataError(
-            images, f"has {len(wide)} photos of {LEAST_WIDTH} pixels in width", "give at least two"
-        )
-    shutil.rmtree(out, ignore_errors=True)
-    for index in np.unique(np.linspace(0, len(wide) - 1, min(count, len(wide))).round().astype(int)):
-        key, path = wide[index]
-        link = out / f"{key}{path.suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
 
 
 def put(student: Path, released: Path) -> None:

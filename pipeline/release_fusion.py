@@ -14,56 +14,45 @@ called again.
 from __future__ import annotations
 
 import hashlib
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from anomdino.config.params import Params, check_params, load_params, render_params
-from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
-from anomdino.io.images import read_image, read_label
+from anomdino.io.images import read_image
 from anomdino.io.listing import list_images
-from anomdino.memory import keep_freed_memory
 from anomdino.progress import track
-from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import seed_everything
-from pipeline.release import TARGET
-from pipeline.release_adt import IMAGES, LABELS
-from pipeline.release_distil import gathered
+from pipeline._material import IMAGES, gathered, label_file, read_kind
+from pipeline._release import TARGET, LargeImages, Objects, Photos, Released, Scenes, Steps, command
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from anomdino.scorer.width_fusion_training import LabelledGrid
 
 WIDTHS = (512, 800, 1280, 1600)
 KINDS = {"large": (3.0, 1), "small": (8.0, 2), "photos": (1.0, 1)}
 """Weight of the loss and draws of each kind of image."""
-HALF = 127
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
-    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    inlier: Scenes,
+    outliers: Objects,
     work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
         "out/release_fusion"
     ),
-    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
+    to: Released = TARGET,
     width: Annotated[
         list[int] | None,
         typer.Option(min=16, help="Width in pixels at which images are scored; two at least."),
     ] = None,
-    count: Annotated[
-        int, typer.Option(min=8, help="Images with large objects; three quarters as many have small ones.")
-    ] = 160,
-    photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 330,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2000,
+    count: LargeImages = 160,
+    photos: Photos = 330,
+    steps: Steps = 2000,
     share: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of the network in the score; the rest is the widths' mean."),
@@ -81,10 +70,7 @@ def main(
     from anomdino.scorer.width_fusion import save_fusion
     from anomdino.scorer.width_fusion_training import FusionPlan, Share, match_levels, train_fusion
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        keep_freed_memory()
-        refuse_evaluation_data(inlier, outliers)
+    with command("release_fusion", inlier, outliers):
         given = load_params(to / "params.yaml")
         params = with_fusion(given, check_widths(width or given.score.widths or list(WIDTHS)))
         seed_everything(params.seed)
@@ -104,9 +90,6 @@ def main(
         save_fusion(done.network, to / "models" / "rpl", details)
         if not beside:
             atomic_write_text(to / "params.yaml", render_params(params))
-    except AnomdinoError as error:
-        typer.echo(f"release_fusion failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
     changes = (
         f"{kind} {old:.4f} -> {new:.4f}"
         for kind, old, new in zip(KINDS, done.before, done.after, strict=True)
@@ -153,19 +136,6 @@ def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[Lab
             write_grid(grid.file, engine, read_image(path), read_kind(label, kind), content)
         grids.append(grid)
     return grids
-
-
-def label_file(key: str, work: Path, kind: str) -> Path:
-    """Give the file of an image's label: that of a composed image, or the mask of a photo's object."""
-    if kind != "photos":
-        return work / kind / LABELS / f"{key}.png"
-    return list_images(work / "objects" / "masks")[key]
-
-
-def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
-    """Read a label, uint8 (H, W): 0, 1, 255 of composed images, 0 and 1 of photos by their masks (0 / 255)."""
-    read = read_label(label)
-    return (read > HALF).astype(np.uint8) if kind == "photos" else read
 
 
 if __name__ == "__main__":

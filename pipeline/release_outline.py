@@ -13,55 +13,61 @@ training goes on where it stopped when called again.
 
 from __future__ import annotations
 
-import logging
-import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from anomdino.config.params import Params, load_params, render_params
-from anomdino.errors import AnomdinoError, DataError
-from anomdino.io.atomic import atomic_write_json, atomic_write_text
-from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.atomic import atomic_write_text
+from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
-from anomdino.memory import keep_freed_memory
-from anomdino.protocol import refuse_evaluation_data
-from anomdino.seeding import rng, seed_everything
-from pipeline.release import TARGET
-from pipeline.release_adt import IMAGES, LABELS, detect_images, score_images
-from pipeline.release_distil import gathered
-from pipeline.release_fusion import label_file, read_kind
+from anomdino.seeding import seed_everything
+from pipeline._material import (
+    IMAGES,
+    LABELS,
+    SHOWN,
+    STREET,
+    detect_images,
+    gather_street,
+    gathered,
+    label_file,
+    read_kind,
+    score_images,
+)
+from pipeline._release import (
+    TARGET,
+    LargeImages,
+    Objects,
+    Photos,
+    Released,
+    Scenes,
+    Steps,
+    StreetScenes,
+    command,
+)
 
 if TYPE_CHECKING:
-    from anomdino.adt.model import ScoreStatistics
     from anomdino.adt.outline_training import OutlineShare
 
-STREET = "street"
 DRAWS = {"photos": 5, "small": 2, "large": 2, STREET: 3}
 """How often images of each kind are drawn from."""
-SHOWN = {"photos": 0.95, "small": 0.4, "large": 0.4, STREET: 1.0}
-"""How often the network sees a window's image, not only score and box: objects that were pasted give themselves away."""
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
-    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    inlier: Scenes,
+    outliers: Objects,
     work: Annotated[Path, typer.Option(help="Where images, scores, boxes and resume points lie.")] = Path(
         "out/release_outline"
     ),
-    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
-    count: Annotated[
-        int, typer.Option(min=8, help="Images with large objects; three quarters as many have small ones.")
-    ] = 160,
-    photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 900,
-    scenes: Annotated[int, typer.Option(min=2, help="Scenes in which known classes are anomalies.")] = 184,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2400,
+    to: Released = TARGET,
+    count: LargeImages = 160,
+    photos: Photos = 900,
+    scenes: StreetScenes = 184,
+    steps: Steps = 2400,
 ) -> None:
     """Gather images, score them, find boxes in them, train, and write the network."""
     from anomdino.adt.outline_training import OutlinePlan, train_outlines
@@ -69,10 +75,7 @@ def main(
     from anomdino.device import resolve_device
     from anomdino.scorer.distributed import World
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        keep_freed_memory()
-        refuse_evaluation_data(inlier, outliers)
+    with command("release_outline", inlier, outliers):
         params = load_params(to / "params.yaml")
         seed_everything(params.seed)
         world = World(0, 1, resolve_device(params.device))
@@ -95,59 +98,7 @@ def main(
         save_adt(replace(model, rule=rule, threshold=None, outliner=done.network), to / "models" / "adt")
         adt = params.adt.model_copy(update={"outline": True})
         atomic_write_text(to / "params.yaml", render_params(params.model_copy(update={"adt": adt})))
-    except AnomdinoError as error:
-        typer.echo(f"release_outline failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
     typer.echo(f"release_outline: overlap (IoU) of kept images {overlap}; {to}")
-
-
-def gather_street(
-    params: Params, models: Path, inlier: Path, work: Path, count: int, statistics: ScoreStatistics
-) -> None:
-    """Write scenes in which a known class is the anomaly, spread over the folder: images, labels, scores and maps.
-
-    What is there of a call before stays, if the scorer is the same.
-
-    Raises:
-        DataError: There are fewer than two.
-    """
-    from anomdino.device import resolve_device
-    from anomdino.io.scores import write_score
-    from anomdino.release.street import cases
-    from anomdino.scorer.dataset import ImagePairs
-    from anomdino.scorer.setup import engine_from
-
-    score = params.score.model_copy(update={"map_stride": 1})
-    engine, digest = engine_from(score, models / "rpl", resolve_device(params.device))
-    files, out, seen = ImagePairs(inlier, "labels").files, work / STREET, work / "seen" / STREET
-    scorer = out / "scorer.txt"
-    if not scorer.is_file() or scorer.read_text(encoding="utf-8") != digest:
-        for folder in (out, seen):
-            shutil.rmtree(folder, ignore_errors=True)
-        atomic_write_text(scorer, digest)
-    for index in np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)):
-        key, image, label = files[index]
-        done = out / "scenes" / f"{key}.json"
-        if done.is_file():
-            continue
-        names = []
-        source = rng(params.seed, STREET, key)
-        for case in cases(engine, read_image(image), read_label(label), statistics, source):
-            names.append(f"{key}_{case.number}")
-            write_score(seen / "scores" / f"{names[-1]}.npz", case.scored.score)
-            case.scored.maps.save(seen / "maps" / f"{names[-1]}.npz")
-            write_png(out / LABELS / f"{names[-1]}.png", case.label)
-            link = out / IMAGES / f"{names[-1]}{image.suffix}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(image.resolve())
-        atomic_write_json(done, names)
-    if not (out / IMAGES).is_dir() or len(list_images(out / IMAGES)) < 2:
-        raise DataError(
-            inlier,
-            "has no two scenes in which a known object stands out",
-            "give more scenes, or more --scenes",
-        )
 
 
 def gather_share(params: Params, models: Path, work: Path, kind: str) -> OutlineShare:

@@ -14,28 +14,39 @@ called again.
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anomdino.config.params import Params, load_params, render_params
-from anomdino.errors import AnomdinoError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.images import read_image
 from anomdino.io.listing import list_images
 from anomdino.io.scores import read_score
-from anomdino.memory import keep_freed_memory
 from anomdino.progress import track
-from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import seed_everything
-from pipeline.release import TARGET
-from pipeline.release_adt import IMAGES, score_images
-from pipeline.release_distil import gathered
-from pipeline.release_fusion import label_file, read_kind
-from pipeline.release_outline import SHOWN, STREET, gather_street
+from pipeline._material import (
+    IMAGES,
+    SHOWN,
+    STREET,
+    gather_street,
+    gathered,
+    label_file,
+    read_kind,
+    score_images,
+)
+from pipeline._release import (
+    TARGET,
+    LargeImages,
+    Objects,
+    Photos,
+    Released,
+    Scenes,
+    Steps,
+    StreetScenes,
+    command,
+)
 
 if TYPE_CHECKING:
     from anomdino.scorer.refinement_training import RefinementShare
@@ -47,18 +58,16 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 
 @app.command()
 def main(
-    inlier: Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")],
-    outliers: Annotated[Path, typer.Option(help="Folder with images/ and masks/.")],
+    inlier: Scenes,
+    outliers: Objects,
     work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
         "out/release_refinement"
     ),
-    to: Annotated[Path, typer.Option(help="The released model.")] = TARGET,
-    count: Annotated[
-        int, typer.Option(min=8, help="Images with large objects; three quarters as many have small ones.")
-    ] = 160,
-    photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 900,
-    scenes: Annotated[int, typer.Option(min=2, help="Scenes in which known classes are anomalies.")] = 184,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 1500,
+    to: Released = TARGET,
+    count: LargeImages = 160,
+    photos: Photos = 900,
+    scenes: StreetScenes = 184,
+    steps: Steps = 1500,
 ) -> None:
     """Gather images, score them, train, and write network and parameters."""
     from anomdino.adt.store import load_adt
@@ -67,10 +76,7 @@ def main(
     from anomdino.scorer.refinement import save_refinement
     from anomdino.scorer.refinement_training import RefinementPlan, train_refinement
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        keep_freed_memory()
-        refuse_evaluation_data(inlier, outliers)
+    with command("release_refinement", inlier, outliers):
         given = load_params(to / "params.yaml")
         params = with_refinement(given, used=False)
         seed_everything(params.seed)
@@ -100,9 +106,6 @@ def main(
         }
         save_refinement(done.network, to / "models" / "rpl", details)
         atomic_write_text(to / "params.yaml", render_params(with_refinement(given, used=True)))
-    except AnomdinoError as error:
-        typer.echo(f"release_refinement failed. {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
     changes = (
         f"{kind} {old:.4f} -> {new:.4f}"
         for kind, old, new in zip(KINDS, done.before, done.after, strict=True)

@@ -19,7 +19,7 @@ from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_sco
 from anomdino.scorer.setup import engine_from
 from anomdino.synthetic import outlier, scene
 from pipeline import distil
-from pipeline.release import TARGET
+from pipeline._release import TARGET
 from tests.release.test_release_adt import tiny_release
 
 WEIGHTS = "models/{}/model.safetensors"

@@ -14,7 +14,7 @@ from anomdino.detector.weights import score_statistics
 from anomdino.io.scores import read_score
 from anomdino.scorer.width_fusion import WidthFusion, save_fusion
 from pipeline import recalibrate
-from pipeline.release import TARGET
+from pipeline._release import TARGET
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 
 

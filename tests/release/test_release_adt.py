@@ -14,8 +14,8 @@ from anomdino.io.images import read_image, read_label, write_png
 from anomdino.release.camera import other_camera
 from anomdino.scorer.dataset import ImagePairs, split_outliers
 from anomdino.synthetic import outlier, scene
-from pipeline import release_adt
-from pipeline.release import TARGET
+from pipeline import _material, release_adt
+from pipeline._release import TARGET
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_the_whole_way_gives_a_model_that_loads(sources):
 
 def test_the_second_copy_of_an_image_has_its_objects(sources):
     params = tiny_release(sources / "light")
-    release_adt.compose_twice(params, 4, sources / "scenes", sources / "objects", sources / "train")
+    _material.compose_twice(params, 4, sources / "scenes", sources / "objects", sources / "train")
     content = json.loads((sources / "train/ood.json").read_text())
     images = content["images"]
     assert [record["file_name"] for record in images[4:]] == [f"s{r['file_name']}" for r in images[:4]]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from anomdino.detector.weights import load_detector
 from pipeline import release_detector
-from pipeline.release import TARGET
+from pipeline._release import TARGET
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 
 

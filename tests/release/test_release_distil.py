@@ -8,15 +8,16 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from anomdino.config.params import load_params
+from anomdino.errors import DataError
 from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
 from anomdino.protocol import mark_evaluation_only
 from anomdino.scorer.base import load_scorer
 from anomdino.scorer.dataset import ImagePairs, split_outliers
 from anomdino.synthetic import outlier
-from pipeline import release_distil
+from pipeline import _material, release_distil
+from pipeline._release import TARGET
 from pipeline.distil import distilled
-from pipeline.release import TARGET
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 
 WEIGHTS = "models/{}/model.safetensors"
@@ -24,7 +25,7 @@ WEIGHTS = "models/{}/model.safetensors"
 
 @pytest.fixture
 def tiny(sources, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 60)
+    monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
     tiny_release(sources / "light", widths=[64, 96])
     return sources
 
@@ -116,16 +117,16 @@ def test_a_new_scorer_takes_the_place_of_the_old_one_and_of_its_networks(tmp_pat
 
 
 def test_photos_that_are_wide_enough_are_spread_over_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 50)
+    monkeypatch.setattr(_material, "LEAST_WIDTH", 50)
     for index in range(9):
         image = outlier(index)[0]
         size = 60 if index != 4 else 40
         write_png(tmp_path / "images" / f"{index}.png", image[:size, :size])
-    release_distil.link_photos(tmp_path / "images", tmp_path / "out", 3)
+    _material.link_photos(tmp_path / "images", tmp_path / "out", 3)
     wide = [key for key in map(str, range(9)) if key in list_images(tmp_path / "out")]
     assert wide[0] == "0"
     assert wide[-1] == "8"
     assert len(wide) == 3
-    with pytest.raises(release_distil.DataError, match="has 0 photos"):
-        monkeypatch.setattr(release_distil, "LEAST_WIDTH", 500)
-        release_distil.link_photos(tmp_path / "images", tmp_path / "out", 3)
+    with pytest.raises(DataError, match="has 0 photos"):
+        monkeypatch.setattr(_material, "LEAST_WIDTH", 500)
+        _material.link_photos(tmp_path / "images", tmp_path / "out", 3)

@@ -10,7 +10,7 @@ from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.scorer.setup import engine_from
 from anomdino.scorer.width_fusion import fusion_file, load_fusion
-from pipeline import release_distil, release_fusion
+from pipeline import _material, release_fusion
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 from tests.release.test_release_distil import held_out_photos
 
@@ -19,7 +19,7 @@ SCORER = "light/models/rpl"
 
 @pytest.fixture
 def tiny(sources, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 60)
+    monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
     tiny_release(sources / "light", widths=[64])
     return sources
 

@@ -12,15 +12,15 @@ from anomdino.io.images import read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.io.scores import read_score
 from anomdino.scorer.efficientnet_lite import EfficientNetLite0
-from pipeline import release_distil, release_outline
-from pipeline.release import TARGET
+from pipeline import _material, release_outline
+from pipeline._release import TARGET
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 from tests.release.test_release_distil import held_out_photos
 
 
 @pytest.fixture
 def tiny(sources, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 60)
+    monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
     monkeypatch.setattr(EfficientNetLite0, "load_imagenet", lambda self: None)
     tiny_release(sources / "light", widths=[64])
     return sources

@@ -10,15 +10,15 @@ from anomdino.config.params import load_params
 from anomdino.io.listing import list_images
 from anomdino.scorer.efficientnet_lite import EfficientNetLite0
 from anomdino.scorer.refinement import FILE, load_refinement
-from pipeline import release_distil, release_refinement
-from pipeline.release import TARGET
+from pipeline import _material, release_refinement
+from pipeline._release import TARGET
 from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 from tests.release.test_release_distil import held_out_photos
 
 
 @pytest.fixture
 def tiny(sources, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(release_distil, "LEAST_WIDTH", 60)
+    monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
     monkeypatch.setattr(EfficientNetLite0, "load_imagenet", lambda self: None)
     tiny_release(sources / "light", widths=[64])
     return sources

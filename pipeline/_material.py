@@ -1,0 +1,202 @@
+"""What the commands that train parts of a released model learn from: images of the training domain, scores and boxes.
+
+Images with large and with small objects are composed, from objects alone that the scorer's training did not hold out;
+the objects' own photos join them, and street scenes in which a known class is the anomaly. A folder of work has `large/`
+and `small/`, each as the stage `compose` writes them, `photos/`, `objects/` (`images/`, `masks/`), `street/`, and in
+`seen/<kind>/` what the released model makes of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anomdino.config.params import Params
+from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_write_json, atomic_write_text
+from anomdino.io.images import image_size, read_image, read_label, write_png
+from anomdino.io.listing import list_images
+from anomdino.seeding import rng
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from anomdino.adt.model import ScoreStatistics
+    from anomdino.scorer.distributed import World
+
+IMAGES, LABELS, LIST = "offline_dataset", "offline_dataset_label", "ood.json"
+LARGE = {"enlarge": 1.0, "height_min": 0.05, "ground_height_min": 0.12, "objects_max": 4}
+"""Parameters of `compose` for images with large objects."""
+STREET = "street"
+SHOWN = {"photos": 0.95, "small": 0.4, "large": 0.4, STREET: 1.0}
+"""How often a network sees the colours of a kind, not the score alone: objects that were pasted give themselves away."""
+LEAST_WIDTH = 300
+"""Photos of objects that are narrower teach nothing: they would be enlarged several times."""
+HALF = 127
+
+
+def gathered(
+    params: Params, inlier: Path, outliers: Path, work: Path, count: int, photos: int, world: World
+) -> list[Path]:
+    """Compose images and choose photos; photos are named twice, for they teach twice as often.
+
+    Raises:
+        DataError: A folder is missing, or fewer than two photos are wide enough.
+    """
+    from anomdino.data.compose import compose
+
+    if world.leads:
+        objects = linked_objects(params, outliers, work / "objects", held_out=False)
+        large = params.compose.model_copy(update={**LARGE, "count": count})
+        compose(large, params.seed, inlier, objects, work / "large")
+        compose_twice(params, count * 3 // 8, inlier, objects, work / "small")
+        link_photos(objects / "images", work / "photos", photos)
+    world.wait()
+    return [work / "large" / IMAGES, work / "small" / IMAGES, work / "photos", work / "photos"]
+
+
+def linked_objects(params: Params, outliers: Path, out: Path, *, held_out: bool) -> Path:
+    """Link the objects that the scorer's training held out, or the others."""
+    from anomdino.scorer.dataset import ImagePairs, split_outliers
+
+    pairs = ImagePairs(outliers, "masks")
+    learned, held = split_outliers(pairs, params.rpl.residual.outlier_holdout, params.seed)
+    shutil.rmtree(out, ignore_errors=True)
+    for index in held if held_out else learned:
+        key, image, mask = pairs.files[index]
+        for folder, source in (("images", image), ("masks", mask)):
+            link = out / folder / f"{key}{source.suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source.resolve())
+    return out
+
+
+def held_out_objects(params: Params, outliers: Path, out: Path) -> Path:
+    """Link the objects that the scorer's training held out."""
+    return linked_objects(params, outliers, out, held_out=True)
+
+
+def link_photos(images: Path, out: Path, count: int) -> None:
+    """Link at most ``count`` photos that are wide enough, spread over the folder."""
+    wide = [(key, path) for key, path in list_images(images).items() if image_size(path)[1] >= LEAST_WIDTH]
+    if len(wide) < 2:
+        raise DataError(
+            images, f"has {len(wide)} photos of {LEAST_WIDTH} pixels in width", "give at least two"
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    for index in np.unique(np.linspace(0, len(wide) - 1, min(count, len(wide))).round().astype(int)):
+        key, path = wide[index]
+        link = out / f"{key}{path.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+
+
+def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out: Path) -> None:
+    """Compose images and add each one as another camera sees it, under its key with an `s` before it."""
+    from anomdino.data.compose import compose
+    from anomdino.release.camera import other_camera
+
+    compose(params.compose.model_copy(update={"count": count}), params.seed, inlier, outliers, out)
+    content = json.loads((out / LIST).read_text(encoding="utf-8"))
+    copies, boxes = [], []
+    last = max((one["id"] for one in content["annotations"]), default=0)
+    for record in content["images"]:
+        name, rng = record["file_name"], np.random.default_rng(999 + record["id"])
+        write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), rng))
+        write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
+        copies.append({**record, "id": count + record["id"], "file_name": f"s{name}"})
+    for number, one in enumerate(content["annotations"], 1):
+        boxes.append({**one, "id": last + number, "image_id": count + one["image_id"]})
+    content["images"] += copies
+    content["annotations"] += boxes
+    atomic_write_json(out / LIST, content, indent=None)
+
+
+def gather_street(
+    params: Params, models: Path, inlier: Path, work: Path, count: int, statistics: ScoreStatistics
+) -> None:
+    """Write scenes in which a known class is the anomaly, spread over the folder: images, labels, scores and maps.
+
+    What is there of a call before stays, if the scorer is the same.
+
+    Raises:
+        DataError: There are fewer than two.
+    """
+    from anomdino.device import resolve_device
+    from anomdino.io.scores import write_score
+    from anomdino.release.street import cases
+    from anomdino.scorer.dataset import ImagePairs
+    from anomdino.scorer.setup import engine_from
+
+    score = params.score.model_copy(update={"map_stride": 1})
+    engine, digest = engine_from(score, models / "rpl", resolve_device(params.device))
+    files, out, seen = ImagePairs(inlier, "labels").files, work / STREET, work / "seen" / STREET
+    scorer = out / "scorer.txt"
+    if not scorer.is_file() or scorer.read_text(encoding="utf-8") != digest:
+        for folder in (out, seen):
+            shutil.rmtree(folder, ignore_errors=True)
+        atomic_write_text(scorer, digest)
+    for index in np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)):
+        key, image, label = files[index]
+        done = out / "scenes" / f"{key}.json"
+        if done.is_file():
+            continue
+        names = []
+        source = rng(params.seed, STREET, key)
+        for case in cases(engine, read_image(image), read_label(label), statistics, source):
+            names.append(f"{key}_{case.number}")
+            write_score(seen / "scores" / f"{names[-1]}.npz", case.scored.score)
+            case.scored.maps.save(seen / "maps" / f"{names[-1]}.npz")
+            write_png(out / LABELS / f"{names[-1]}.png", case.label)
+            link = out / IMAGES / f"{names[-1]}{image.suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(image.resolve())
+        atomic_write_json(done, names)
+    if not (out / IMAGES).is_dir() or len(list_images(out / IMAGES)) < 2:
+        raise DataError(
+            inlier,
+            "has no two scenes in which a known object stands out",
+            "give more scenes, or more --scenes",
+        )
+
+
+def label_file(key: str, work: Path, kind: str) -> Path:
+    """Give the file of an image's label: that of a composed image, or the mask of a photo's object."""
+    if kind != "photos":
+        return work / kind / LABELS / f"{key}.png"
+    return list_images(work / "objects" / "masks")[key]
+
+
+def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
+    """Read a label, uint8 (H, W): 0, 1, 255 of composed images, 0 and 1 of photos by their masks (0 / 255)."""
+    read = read_label(label)
+    return (read > HALF).astype(np.uint8) if kind == "photos" else read
+
+
+def score_images(params: Params, models: Path, images: Path, work: Path) -> None:
+    """Write scores and maps of a folder of images into ``work``, by the scorer in ``models``; valid ones stay."""
+    from anomdino.device import resolve_device
+    from anomdino.scorer.run import Outputs, SetScorer
+    from anomdino.scorer.setup import engine_from, run_options
+
+    engine, digest = engine_from(params.score, models / "rpl", resolve_device(params.device))
+    outputs = Outputs(work / "scores", work / "maps")
+    runner = SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {work.name}")
+    runner.run(list_images(images))
+
+
+def detect_images(params: Params, models: Path, images: Path, work: Path) -> None:
+    """Write boxes of a folder of images into ``work``, where their maps lie, by the detector in ``models``."""
+    from anomdino.detector.infer import Detector
+    from anomdino.detector.run import Input, detect_set
+    from anomdino.device import resolve_device
+
+    device = resolve_device(params.device)
+    detector = Detector.load(models / "detector", device, params.detect, models / "rpl")
+    inputs = [Input(key, path, work / "maps" / f"{key}.npz") for key, path in list_images(images).items()]
+    detect_set(detector, inputs, work / "boxes.json", "detect")
