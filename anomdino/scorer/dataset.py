@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 UInt8Array = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
+_Item = TypeVar("_Item")
 PAD_COLOUR = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
 
@@ -560,6 +561,18 @@ def split_outliers(outliers: ImagePairs, holdout: float, seed: int) -> tuple[lis
     order = rng(seed, "outlier_holdout").permutation(len(outliers)).tolist()
     held = min(round(holdout * len(order)), len(order) - 1)
     return sorted(order[held:]), sorted(order[:held] or order)
+
+
+def held_back(items: Sequence[_Item], every: int) -> tuple[list[_Item], list[_Item]]:
+    """Split labelled images of one kind into those to learn from, and every so many-th to measure by, from the first on.
+
+    Raises:
+        DataError: Nothing is left to learn from.
+    """
+    learned = [item for index, item in enumerate(items) if index % every]
+    if not learned:
+        raise DataError("labelled images", "are fewer than two of a kind", "give more")
+    return learned, list(items[::every])
 
 
 def _start_worker(_: int) -> None:

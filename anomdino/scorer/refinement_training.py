@@ -26,7 +26,7 @@ from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.scorer.base import normalise
 from anomdino.scorer.changes import changed_colours, changed_score
-from anomdino.scorer.dataset import SampleId, StepSampler, stream
+from anomdino.scorer.dataset import SampleId, StepSampler, held_back, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.photo_unet import PhotoUNet
@@ -378,13 +378,9 @@ def train_refinement(
         DataError: A kind has fewer than two images.
         TrainingError: The loss is not finite.
     """
-    kept = [replace(share, items=share.items[:: plan.held_out]) for share in shares]
-    learned = [
-        replace(share, items=[item for item in share.items if item not in back.items])
-        for share, back in zip(shares, kept, strict=True)
-    ]
-    if not all(share.items for share in learned):
-        raise DataError("labelled images", "are fewer than two of a kind", "give more")
+    parts = [held_back(share.items, plan.held_out) for share in shares]
+    learned = [replace(share, items=part[0]) for share, part in zip(shares, parts, strict=True)]
+    kept = [replace(share, items=part[1]) for share, part in zip(shares, parts, strict=True)]
     torch.manual_seed(seed)
     network = Calibrated(Refinement(*statistics))
     if start is None:

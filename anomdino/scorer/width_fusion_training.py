@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
-from anomdino.scorer.dataset import SampleId, StepSampler, stream
+from anomdino.scorer.dataset import SampleId, StepSampler, held_back, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.objectives import Objective
@@ -284,13 +284,9 @@ def train_fusion(
         DataError: A kind has fewer than two images.
         TrainingError: The loss is not finite.
     """
-    kept = [replace(share, images=share.images[:: plan.held_out]) for share in shares]
-    learned = [
-        replace(share, images=[image for image in share.images if image not in back.images])
-        for share, back in zip(shares, kept, strict=True)
-    ]
-    if not all(share.images for share in learned):
-        raise DataError("labelled images", "are fewer than two of a kind", "give more")
+    parts = [held_back(share.images, plan.held_out) for share in shares]
+    learned = [replace(share, images=part[0]) for share, part in zip(shares, parts, strict=True)]
+    kept = [replace(share, images=part[1]) for share, part in zip(shares, parts, strict=True)]
     torch.manual_seed(seed)
     network = Calibrated(WidthFusion(widths, *statistics(learned))).to(world.device)
     crops = Crops(learned, plan, seed)

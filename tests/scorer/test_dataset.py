@@ -22,6 +22,7 @@ from anomdino.scorer.dataset import (
     centred_photo,
     change_colours,
     cut_out,
+    held_back,
     load_batches,
     network_input,
     random_crop,
@@ -340,3 +341,17 @@ def test_held_out_outliers_are_never_trained_on(outliers):
     assert sorted(train + held) == list(range(5))
     assert split_outliers(outliers, 0.4, 0) == (train, held)
     assert split_outliers(outliers, 0.0, 0) == (list(range(5)), list(range(5)))
+
+
+@given(st.lists(st.integers(), min_size=2, max_size=30, unique=True), st.integers(2, 25))
+def test_every_so_many_th_image_is_held_back_and_none_is_lost(items, every):
+    learned, kept = held_back(items, every)
+    assert kept == [items[index] for index in range(0, len(items), every)]
+    assert sorted(learned + kept) == sorted(items)
+    assert learned == [item for item in items if item not in kept]  # in order
+
+
+@pytest.mark.parametrize(("items", "every"), [([], 20), (["a"], 20), (["a", "b"], 1)])
+def test_nothing_left_to_learn_from_is_refused(items, every):
+    with pytest.raises(DataError, match="fewer than two"):
+        held_back(items, every)
