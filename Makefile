@@ -19,7 +19,7 @@ $(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.setup-dev: pyproject.toml constraints.txt | $(VENV)/.setup
-	$(PIP) -c constraints.txt -e ".[detector,pipeline,light,video,dev]"
+	$(PIP) -c constraints.txt -e ".[detector,pipeline,light,video,onnx,dev]"
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 	       && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; } \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,7 @@ from anomdino.io.boxes import Boxes
 from anomdino.release import released_folder
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.setup import engine_from
+from anomdino.scorer.width_fusion import fusion_file
 from anomdino.uncertainty import UncertaintyMaps
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RELEASED = "released"
+TRAINED_HERE = Path("data/models")
 
 
 class BoxDetector(Protocol):
@@ -115,6 +118,26 @@ class Cascade:
         return Prediction(scored.score, fused.score, fused.mask, fused.boxes, fused.threshold)
 
 
+def at_widths(params: Params, widths: Iterable[int], models: Path) -> Params:
+    """Give parameters that score at other widths, joined by a network if the model has one for them, else by their mean.
+
+    Args:
+        params: The model's parameters.
+        widths: In pixels, in any order.
+        models: Folder with ``rpl``.
+    """
+    ordered = sorted(set(widths))
+    learned = params.score.fusion == "learned" and fusion_file(models / "rpl", ordered).is_file()
+    changes = {"widths": ordered, "fusion": "learned" if learned else "mean"}
+    return params.model_copy(update={"score": params.score.model_copy(update=changes)})
+
+
+def warn_of_drawn_scenes(models: Path, params: Params) -> None:
+    """Say so where models that nobody asked for by name were trained by the demo, and know drawn scenes alone."""
+    if models == TRAINED_HERE and params.data.source == "synthetic":
+        log.warning("%s learned drawn scenes; for photos use `--models released`", models)
+
+
 def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
     """Find the trained pipeline to use: the one asked for, else ``data/models`` here, else the released model.
 
@@ -137,9 +160,8 @@ def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
         beside = [inner.parent / "params.yaml", Path("params.yaml")]
         found = params or next((path for path in beside if path.is_file()), beside[-1])
         return inner, found
-    here = Path("data/models")
-    if not asked and all((here / part / "config.json").is_file() for part in ("rpl", "adt")):
-        return here, params or Path("params.yaml")
+    if not asked and all((TRAINED_HERE / part / "config.json").is_file() for part in ("rpl", "adt")):
+        return TRAINED_HERE, params or Path("params.yaml")
     released = released_folder()
     if released is None:
         if asked:

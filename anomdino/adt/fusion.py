@@ -319,7 +319,7 @@ def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
 
 def _start_score(surfaces: Surfaces, rule: FusionRule) -> Tensor:
     """Start to bring the blended score to the CPU."""
-    return _blend(surfaces, rule).to("cpu", non_blocking=True)
+    return blended(surfaces, rule).to("cpu", non_blocking=True)
 
 
 def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> FloatMap:
@@ -463,7 +463,8 @@ def check_values(score: FloatMap, low: float, high: float) -> None:
         raise DataError("score map", f"is constant ({low:g})", "a map without contrast ranks nothing")
 
 
-def _blend(surfaces: Surfaces, rule: FusionRule) -> Tensor:
+def blended(surfaces: Surfaces, rule: FusionRule) -> Tensor:
+    """Give the final score of a rule, float32 (H, W), in which rounding may tie pixels (:func:`final_score` does not)."""
     if rule.output == "raw":
         return surfaces.raw
     if rule.output == "hard":

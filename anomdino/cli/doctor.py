@@ -79,6 +79,9 @@ _PACKAGES: dict[str, tuple[str, str, str]] = {
         "light",
     ),
     "av": ("av", "videos", "video"),
+    "onnx": ("onnx", "exporting", "onnx"),
+    "onnxscript": ("onnxscript", "exporting", "onnx"),
+    "onnxruntime": ("onnxruntime", "exporting", "onnx"),
 }
 
 

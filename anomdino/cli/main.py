@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import anomdino
-from anomdino.cli import config, data, doctor, evaluate, fuse, predict, show, weights
+from anomdino.cli import config, data, doctor, evaluate, export, fuse, predict, show, weights
 from anomdino.errors import AnomdinoError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(show.show)
 app.command()(fuse.fuse)
 app.command()(fuse.calibrate)
 app.command()(fuse.tune)
+app.command()(export.export)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.compare)
 app.add_typer(evaluate.submit_app, name="submit", help="Write files for a benchmark's server.")

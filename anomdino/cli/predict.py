@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-log = logging.getLogger(__name__)
 
 SHOWN = 5
 
@@ -92,7 +89,7 @@ def predict(
     A photo gives a file in score/, mask/, boxes/ and overlay/ each; a video gives overlay/NAME.mp4 and frames/NAME.jsonl,
     a line a frame. summary.json lists all.
     """
-    from anomdino.cascade import Cascade, find_models
+    from anomdino.cascade import Cascade, at_widths, find_models, warn_of_drawn_scenes
     from anomdino.config.params import load_params
     from anomdino.device import resolve_device
     from anomdino.io.video import Selection
@@ -100,22 +97,17 @@ def predict(
     from anomdino.prediction.inputs import collect
     from anomdino.prediction.run import predict_all
     from anomdino.prediction.writing import PredictionWriter
-    from anomdino.scorer.width_fusion import fusion_file
 
     given, selection = collect(inputs, out), Selection(every, start, end)
     folder, params_file = find_models(models, params)
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
-    if models is None and folder == Path("data/models") and settings.data.source == "synthetic":
-        log.warning("%s learned drawn scenes; for photos use `--models released`", folder)
+    if models is None:
+        warn_of_drawn_scenes(folder, settings)
     if precision:
         score = settings.score.model_copy(update={"precision": precision.value})
         settings = settings.model_copy(update={"score": score})
     if width:
-        ordered = sorted(set(width))
-        learned = settings.score.fusion == "learned" and fusion_file(folder / "rpl", ordered).is_file()
-        fusion = "learned" if learned else "mean"
-        score = settings.score.model_copy(update={"widths": ordered, "fusion": fusion})
-        settings = settings.model_copy(update={"score": score})
+        settings = at_widths(settings, width, folder)
     if chosen.type == "cpu":
         keep_freed_memory()  # the same large arrays come and go with every image
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)

@@ -51,6 +51,20 @@ class Fields(NamedTuple):
     maps: Tensor
 
 
+class Result(NamedTuple):
+    """What images of one size yield, on the device.
+
+    Attributes:
+        score: S, (B, H, W), higher = more anomalous.
+        maps: Uncertainty maps (B, C + 2, ceil(H / stride), ceil(W / stride)).
+        pooled: The score before it was refined, pooled alike, (B, ...).
+    """
+
+    score: Tensor
+    maps: Tensor
+    pooled: Tensor
+
+
 class ScoringEngine:
     """A scorer made ready for many images.
 
@@ -64,6 +78,7 @@ class ScoringEngine:
         consume: Change the scorer itself instead of a copy, which saves the memory of one.
         fusion: The network that joins the scores of all widths, for the option ``fusion: learned``.
         refinement: The network that lowers the score by the image, for the option ``refine_net``.
+        portable: Leave the network in plain operators, which other runtimes have too: slower here, the same results.
 
     Raises:
         BackendMissing: fp16 was asked for on a CPU.
@@ -79,13 +94,19 @@ class ScoringEngine:
         consume: bool = False,
         fusion: WidthFusion | None = None,
         refinement: Refinement | None = None,
+        portable: bool = False,
     ) -> None:
         self.options = options or ScoringOptions()
         self.device = torch.device(device)
         self.fusion = _fusion(self.options, fusion, self.device)
         self.refinement = _refinement(self.options, refinement, self.device)
         self.dtype = self._dtype()
-        self.network = prepared(scorer if consume else copy.deepcopy(scorer), self.device, self.dtype)
+        own = scorer if consume else copy.deepcopy(scorer)
+        self.network = (
+            folded(own).to(device=self.device, dtype=self.dtype)
+            if portable
+            else prepared(own, self.device, self.dtype)
+        )
         self._whole: Callable[[Tensor, int], Fields] = self._network_and_fields
         if self.options.compile:
             mode = None if self.options.compile_mode == "default" else self.options.compile_mode
@@ -189,22 +210,31 @@ class ScoringEngine:
 
     @torch.inference_mode()
     def _launch(self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object]) -> PendingScores:
-        height, width = images[0].shape[:2]
-        inputs = self.inputs(images)
-        grid = (-(-height // self.options.map_stride), -(-width // self.options.map_stride))
-        widths = self.options.widths or (width,)
-        fields = [self._at_width(inputs, target) for target in widths]
+        size = (images[0].shape[0], images[0].shape[1])
+        result = self.evaluate(self.inputs(images))
+        scores, halves, small = (
+            tensor.to("cpu", non_blocking=True)
+            for tensor in (result.score, result.maps.half(), result.pooled)
+        )
+        arrived = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
+        return PendingScores([Part(scores, halves, small, size, tuple(names), arrived)])
+
+    def evaluate(self, inputs: Tensor) -> Result:
+        """Score inputs at every width, join, filter and lower the scores, all as the options say.
+
+        Args:
+            inputs: float32 (B, 3, H, W) of :meth:`inputs`.
+        """
+        height, width = inputs.shape[-2:]
+        stride = self.options.map_stride
+        fields = [self._at_width(inputs, target) for target in self.options.widths or (width,)]
         score = self._fused([field.score for field in fields], (height, width))
-        maps = _mean(resized(field.maps, grid) for field in fields)
-        pooled_score = pooled(score[:, None], self.options.map_stride)[:, 0]
+        maps = _mean(resized(field.maps, (-(-height // stride), -(-width // stride))) for field in fields)
+        pooled_score = pooled(score[:, None], stride)[:, 0]
         score = refine(score, inputs, self.options.refine)
         if self.refinement is not None:
             score = self.refinement(score, inputs)
-        scores, halves, small = (
-            tensor.to("cpu", non_blocking=True) for tensor in (score, maps.half(), pooled_score)
-        )
-        arrived = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
-        return PendingScores([Part(scores, halves, small, (height, width), tuple(names), arrived)])
+        return Result(score, maps, pooled_score)
 
     @torch.inference_mode()
     def score_widths(self, image: npt.NDArray[np.uint8]) -> list[Tensor]:
@@ -283,6 +313,12 @@ class ScoringEngine:
         return torch.float16 if half else torch.float32
 
 
+def folded(scorer: Scorer) -> nn.Module:
+    """Fold a scorer's batch normalisations into its convolutions, using up the one given."""
+    fold_batch_norms(scorer.requires_grad_(False).eval())
+    return scorer
+
+
 def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Make a scorer fast, using up the one given.
 
@@ -290,8 +326,7 @@ def prepared(scorer: Scorer, device: torch.device, dtype: torch.dtype) -> nn.Mod
     channels-last; in float32 on the CPU, which lays them out for every call anyway, wide 3x3 convolutions use Winograd's
     algorithm, and those of large dilation skip the products with their padding.
     """
-    fold_batch_norms(scorer.requires_grad_(False).eval())
-    network: nn.Module = scorer
+    network = folded(scorer)
     if isinstance(scorer, WideResNet38Scorer):
         network = FusedWideResNet38(scorer)
     elif isinstance(scorer, LightScorer):

@@ -57,7 +57,7 @@ def run_options(config: ScoreConfig) -> RunOptions:
 
 
 def engine_from(
-    config: ScoreConfig, trained: Path | str, device: torch.device | str = "cpu"
+    config: ScoreConfig, trained: Path | str, device: torch.device | str = "cpu", *, portable: bool = False
 ) -> tuple[ScoringEngine, str]:
     """Load the scorer that the parameters name.
 
@@ -65,6 +65,7 @@ def engine_from(
         config: Block ``score``.
         trained: Folder of the trained scorer, used unless ``source`` is ``transformers``.
         device: Where it runs.
+        portable: Leave its network in plain operators (:class:`anomdino.scorer.inference.ScoringEngine`).
 
     Returns:
         The engine, and the digest of all that its results depend on besides the image.
@@ -87,7 +88,15 @@ def engine_from(
             refinement = load_refinement(trained)
             extra.append(_sha256(refinement_file(trained)))
         digest = content_digest(options, Path(trained) / WEIGHTS_FILE, *extra)
-        engine = ScoringEngine(scorer, options, device, consume=True, fusion=fusion, refinement=refinement)
+        engine = ScoringEngine(
+            scorer,
+            options,
+            device,
+            consume=True,
+            fusion=fusion,
+            refinement=refinement,
+            portable=portable,
+        )
         return engine, digest
     if not config.transformers:
         raise ConfigError("score.transformers", "is empty", "give a local folder or a hub name")
@@ -95,7 +104,7 @@ def engine_from(
 
     network = load_transformers(config.transformers)
     digest = content_digest(options, None, config.source, config.transformers, network.fingerprint())
-    return ScoringEngine(network, options, device, consume=True), digest
+    return ScoringEngine(network, options, device, consume=True, portable=portable), digest
 
 
 def _check_refined(config: ScoreConfig) -> None:
