@@ -2,36 +2,40 @@
 
 All that stands around the networks is in the file: normalisation, the widths and how they are joined, the filter, the
 lowering by the photo, ADT-Net's standardisation and threshold. A runtime that reads ONNX needs nothing of this package.
-The detector stays out, for Grounding DINO cannot be exported: score and mask are those of `anomdino predict --no-boxes`.
-A file is for one size of image.
+The detector stays out, for Grounding DINO cannot be exported: score and mask are those of
+`anomdino predict --no-boxes --output raw`. A file is for one size of image.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 import anomdino
-from anomdino.adt.fusion import AdtModel, blended, surfaces_of, with_floor
+from anomdino.adt.fusion import AdtModel, blended, fuse, surfaces_of, with_floor
 from anomdino.adt.model import ramp_probability
 from anomdino.adt.surfaces import surface_tensors
-from anomdino.errors import BackendMissing, CheckpointError, ConfigError
+from anomdino.errors import AnomdinoError, BackendMissing, CheckpointError, ConfigError, DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.io.boxes import Boxes
+from anomdino.io.images import MAX_PIXELS
 from anomdino.scorer.base import normalise
 from anomdino.scorer.inference import ScoringEngine
-from anomdino.seeding import rng
+from anomdino.synthetic import scene
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -39,10 +43,27 @@ if TYPE_CHECKING:
 OPSET = 18
 """The first one whose `Resize` shrinks without aliasing."""
 INPUT, SCORE, MASK = "image", "score", "mask"
-TOLERANCE, FLIPPED = 1e-3, 0.01
-"""Largest difference of a score from that of the network here, in standard deviations of the scores; and the share of the
-mask that may change by it, pixels whose score is the threshold to the last digits."""
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LARGEST = 1_500_000_000
+"""Bytes of weights that one file holds."""
+TOLERANCE = 1e-3
+"""Largest difference of a score, in standard deviations of the scores, and of what the mask is decided by."""
 CURE = 'pip install "anomdino[onnx]"'
+OTHER_VERSIONS = "try other versions of onnx, onnxscript and onnxruntime"
+
+
+class Checked(NamedTuple):
+    """How a file compares with the networks that it was made of, on a drawn scene.
+
+    Attributes:
+        difference: Largest difference of a score.
+        in_mask: Share of the scene that both masks hold.
+        flipped: Pixels of which one mask says what the other does not, and that are no matter of rounding.
+    """
+
+    difference: float
+    in_mask: float
+    flipped: int
 
 
 class CascadeGraph(nn.Module):
@@ -85,7 +106,7 @@ def export_onnx(
     size: tuple[int, int],
     path: Path | str,
     details: Mapping[str, Any] | None = None,
-) -> float:
+) -> Checked:
     """Write the cascade without boxes as an ONNX file, whole or not at all, and check what it computes.
 
     Args:
@@ -97,27 +118,68 @@ def export_onnx(
         details: What else this text should say; JSON values.
 
     Returns:
-        Largest difference of a score of a drawn picture from that of the network here, by ONNX Runtime.
+        How ONNX Runtime's results compare with those of :meth:`ScoringEngine.score` and :func:`fuse`.
 
     Raises:
         BackendMissing: `onnx`, `onnxscript` or `onnxruntime` is not installed.
-        CheckpointError: The file computes something else.
-        ConfigError: The network cannot be exported.
+        CheckpointError: The file cannot be run, or computes something else.
+        ConfigError: The path is a folder, the engine is another one, or its network cannot be exported.
         DataError: Photos of this size cannot be scored.
     """
-    engine.check_size(size, f"{size[1]} x {size[0]}")
+    check_packages()
+    _check_given(engine, size, Path(path))
     graph = CascadeGraph(engine, adt).requires_grad_(False).eval()
-    picture = draw_picture(size)
     with atomic_path(path) as temporary:
-        _write(graph, picture, temporary, describe(engine, adt, size, details or {}))
-        difference, changed = compare(graph, picture, temporary)
-        if not difference <= TOLERANCE * adt.net.statistics.std or changed > FLIPPED:
+        _write(graph, size, temporary, describe(engine, adt, size, details or {}))
+        try:
+            checked = compare(engine, adt, draw_picture(size), temporary)
+        except AnomdinoError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            cause = str(error).strip().splitlines()[0]
+            raise CheckpointError(path, f"ONNX Runtime cannot run it: {cause}", OTHER_VERSIONS) from error
+        if not checked.difference <= TOLERANCE * adt.net.statistics.std or checked.flipped:
             raise CheckpointError(
                 path,
-                f"would not be what the networks are: scores differ by {difference:.3g}, masks on {changed:.2%}",
-                "try other versions of onnx and onnxruntime",
+                f"would not be what the networks are: scores differ by {checked.difference:.3g}, "
+                f"masks in {checked.flipped} pixels",
+                OTHER_VERSIONS,
             )
-    return difference
+    return checked
+
+
+def check_packages() -> None:
+    """Check that all packages are there.
+
+    Raises:
+        BackendMissing: One is not.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendMissing(", ".join(missing), "not installed", CURE)
+
+
+def _check_given(engine: ScoringEngine, size: tuple[int, int], path: Path) -> None:
+    if path.is_dir():
+        raise ConfigError(path, "is a folder", "name a file, as in anomdino.onnx")
+    if not engine.portable or engine.dtype != torch.float32 or engine.device.type != "cpu":
+        raise ConfigError("the engine", "is not portable, or not in float32 on the CPU", "make it so")
+    networks = [part for part in (engine.network, engine.fusion, engine.refinement) if part is not None]
+    weights = sum(tensor.nbytes for part in networks for tensor in part.state_dict().values())
+    if weights > LARGEST:
+        raise ConfigError(
+            "the scorer",
+            f"has {weights / 1e9:.1f} GB of weights, and one file holds {LARGEST / 1e9:.1f}",
+            "export a smaller one",
+        )
+    height, width = size
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{width} x {height}",
+            f"is more than {MAX_PIXELS // 1_000_000} megapixels",
+            "choose a smaller size",
+        )
+    engine.check_size(size, f"{width} x {height}")
 
 
 def describe(
@@ -141,20 +203,26 @@ def describe(
 
 
 def draw_picture(size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Draw a picture of patches of random colour with noise, uint8 (H, W, 3)."""
-    source, side = rng(0, "export"), 16
-    patches = source.integers(0, 256, (-(-size[0] // side), -(-size[1] // side), 3))
-    picture = patches.repeat(side, 0).repeat(side, 1)[: size[0], : size[1]]
-    return np.clip(picture + source.normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
+    """Draw a road with objects that do not belong there, uint8 (H, W, 3), whatever its shape."""
+    picture = scene("road", 0, size=(360, 640)).image
+    return np.asarray(cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
-@torch.inference_mode()
-def compare(graph: CascadeGraph, picture: npt.NDArray[np.uint8], path: Path) -> tuple[float, float]:
-    """Give the largest difference of a score in a file from the graph's, and the share of mask pixels that differ."""
-    session = open_session(path)
-    score, mask = session.run([SCORE, MASK], {INPUT: picture})
-    expected, expected_mask = (part.numpy() for part in graph(torch.from_numpy(picture)))
-    return float(np.abs(score - expected).max()), float((mask != expected_mask).mean())
+def compare(
+    engine: ScoringEngine, adt: AdtModel, picture: npt.NDArray[np.uint8], path: Path | str
+) -> Checked:
+    """Compare a file's score and mask of a picture, uint8 (H, W, 3), with the networks' own, without boxes."""
+    score, mask = open_session(path).run([SCORE, MASK], {INPUT: picture})
+    expected = engine.score(picture).score
+    fused = fuse(expected, Boxes.empty(), adt, replace(adt.rule, min_component=0))
+    if adt.threshold is None:
+        margin = np.abs(fused.decision - fused.threshold)
+    else:
+        margin = np.abs(fused.score - adt.threshold.value)
+    flipped = (mask != fused.mask) & (margin > TOLERANCE)
+    return Checked(
+        float(np.abs(score - expected).max()), float((mask & fused.mask).mean()), int(flipped.sum())
+    )
 
 
 def open_session(path: Path | str) -> onnxruntime.InferenceSession:
@@ -163,41 +231,32 @@ def open_session(path: Path | str) -> onnxruntime.InferenceSession:
     Raises:
         BackendMissing: It is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendMissing("onnxruntime", "is not installed", CURE) from error
+    check_packages()
+    import onnxruntime
+
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def _write(
-    graph: CascadeGraph, picture: npt.NDArray[np.uint8], path: Path, description: Mapping[str, Any]
-) -> None:
-    try:
-        import onnx  # noqa: F401 - the exporter needs both
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise BackendMissing(error.name, "is not installed", CURE) from error
+def _write(graph: CascadeGraph, size: tuple[int, int], path: Path, description: Mapping[str, Any]) -> None:
     try:
         with _quiet():
             program = torch.onnx.export(
                 graph,
-                (torch.from_numpy(picture),),
+                (torch.zeros(*size, 3, dtype=torch.uint8),),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[SCORE, MASK],
                 verbose=False,
             )
+            assert program is not None
+            program.model.metadata_props["anomdino"] = json.dumps(dict(description), sort_keys=True)
+            program.save(path)
     except torch.onnx.OnnxExporterError as error:
-        cause = str(error).strip().splitlines()[0]
+        cause = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[0]
         raise ConfigError(
             "the scorer", f"cannot be exported: {cause}", "export another architecture"
         ) from error
-    assert program is not None
-    program.model.metadata_props["anomdino"] = json.dumps(dict(description), sort_keys=True)
-    with _quiet():
-        program.save(path)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """What the commands that train parts of a released model learn from: images of the training domain, scores and boxes.
 
-Images with large and with small objects are composed, from objects alone that the scorer's training did not hold out;
-the objects' own photos join them, and street scenes in which a known class is the anomaly. A folder of work has `large/`
-and `small/`, each as the stage `compose` writes them, `photos/`, `objects/` (`images/`, `masks/`), `street/`, and in
-`seen/<kind>/` what the released model makes of them.
+:func:`gathered` composes images with large and with small objects, from objects alone that the scorer's training did not
+hold out, and chooses the objects' own photos; :func:`gather_street` makes street scenes in which a known class is the
+anomaly. Their folder of work has `large/` and `small/`, each as the stage `compose` writes them, `photos/`, `objects/`
+(`images/`, `masks/`), `street/`, and in `seen/<kind>/` what the released model makes of them.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out:
     copies, boxes = [], []
     last = max((one["id"] for one in content["annotations"]), default=0)
     for record in content["images"]:
-        name, rng = record["file_name"], np.random.default_rng(999 + record["id"])
-        write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), rng))
+        name, source = record["file_name"], np.random.default_rng(999 + record["id"])
+        write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), source))
         write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
         copies.append({**record, "id": count + record["id"], "file_name": f"s{name}"})
     for number, one in enumerate(content["annotations"], 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,13 +31,14 @@ Steps = Annotated[int, typer.Option(min=1, help="Steps of the training.")]
 
 @contextmanager
 def command(name: str, *training: Path) -> Iterator[None]:
-    """Run a command: set up the log, turn errors into one clear message and an exit code.
+    """Run a command: set up log and memory (:func:`keep_freed_memory`), turn errors into one message and an exit code.
 
     Args:
         name: Of the command, for the message.
         training: Folders that it learns from; evaluation data is refused.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = os.environ.get("ANOMDINO_LOG", "INFO")
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         keep_freed_memory()
         refuse_evaluation_data(*training)

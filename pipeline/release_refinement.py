@@ -1,6 +1,6 @@
 """Train the network that lowers the released scorer's score by the photo, and make the released model use it.
 
-Usage: python -m pipeline.release_refinement --inlier SCENES --outliers OBJECTS [--to FOLDER]
+Usage: python -m pipeline.release_refinement --inlier SCENES --outliers OBJECTS [--seed N] [--to FOLDER]
 
 SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of training. Images with large and with small
 objects are composed as for `pipeline.release_distil`, the objects' own photos join them, from objects alone that the
@@ -68,6 +68,10 @@ def main(
     photos: Photos = 900,
     scenes: StreetScenes = 184,
     steps: Steps = 1500,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the training alone; default: the model's, as the images' is."),
+    ] = None,
 ) -> None:
     """Gather images, score them, train, and write network and parameters."""
     from anomdino.adt.store import load_adt
@@ -85,14 +89,14 @@ def main(
         adt = load_adt(to / "models" / "adt")
         gather_street(params, to / "models", inlier, work, scenes, adt.net.statistics)
         shares = [gather_share(params, to / "models", work, kind) for kind in KINDS]
-        plan = RefinementPlan(steps=steps)
+        plan, chosen = RefinementPlan(steps=steps), params.seed if seed is None else seed
         measures = adt.net.statistics
         done = train_refinement(
             shares,
             (measures.mean, measures.std),
             plan,
             work / "state",
-            seed=params.seed,
+            seed=chosen,
             world=world,
             start=adt.outliner,
         )
@@ -100,6 +104,7 @@ def main(
             "trained by": "python -m pipeline.release_refinement",
             "starts from": "ImageNet" if adt.outliner is None else "the network that outlines objects",
             "steps": steps,
+            "seed": chosen,
             "images": {kind: len(share.items) for kind, share in zip(KINDS, shares, strict=True)},
             "loss before": dict(zip(KINDS, done.before, strict=True)),
             "loss after": dict(zip(KINDS, done.after, strict=True)),

@@ -6,31 +6,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from anomdino import export
-from anomdino.adt.fusion import AdtModel, FusionRule, fuse
-from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
-from anomdino.adt.thresholds import Threshold
-from anomdino.cascade import Cascade, find_models
-from anomdino.cli.main import app
-from anomdino.config.params import load_params
-from anomdino.config.score import ScoreConfig
-from anomdino.errors import BackendMissing, CheckpointError, DataError
-from anomdino.export import export_onnx, open_session
-from anomdino.io.boxes import Boxes
-from anomdino.io.images import write_png
-from anomdino.io.scores import read_score
-from anomdino.scorer.base import ScorerSpec, build_scorer
-from anomdino.scorer.inference import ScoringEngine
-from anomdino.scorer.options import ScoringOptions
-from anomdino.scorer.refinement import Refinement
-from anomdino.scorer.setup import engine_from
-from anomdino.scorer.width_fusion import WidthFusion
-from tests.scorer.test_inference import with_statistics
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from anomdino import export  # noqa: E402
+from anomdino.adt.fusion import AdtModel, FusionRule, fuse  # noqa: E402
+from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics  # noqa: E402
+from anomdino.adt.store import save_adt  # noqa: E402
+from anomdino.adt.thresholds import Threshold  # noqa: E402
+from anomdino.cli.main import app  # noqa: E402
+from anomdino.config.score import ScoreConfig  # noqa: E402
+from anomdino.errors import BackendMissing, CheckpointError, ConfigError, DataError  # noqa: E402
+from anomdino.export import Checked, export_onnx, open_session  # noqa: E402
+from anomdino.io.boxes import Boxes  # noqa: E402
+from anomdino.io.images import read_label, write_png  # noqa: E402
+from anomdino.io.scores import read_score  # noqa: E402
+from anomdino.scorer.base import ScorerSpec, build_scorer, save_scorer  # noqa: E402
+from anomdino.scorer.inference import ScoringEngine  # noqa: E402
+from anomdino.scorer.options import ScoringOptions  # noqa: E402
+from anomdino.scorer.refinement import Refinement  # noqa: E402
+from anomdino.scorer.setup import engine_from  # noqa: E402
+from anomdino.scorer.width_fusion import WidthFusion  # noqa: E402
+from anomdino.synthetic import scene  # noqa: E402
+from tests.scorer.test_inference import with_statistics  # noqa: E402
 
 JOINED = ScoringOptions(widths=(48, 96), fusion="learned", refine=(120, 240), refine_net=True)
 """Windows of seven and of fourteen pixels in a picture of 72 columns."""
@@ -77,8 +80,7 @@ def run(path, image):
     [
         (ScoringOptions(), (40, 64)),
         (ScoringOptions(kind="entropy", logits="closed"), (33, 47)),
-        (ScoringOptions(kind="max_logit", widths=(80,)), (50, 50)),
-        (ScoringOptions(max_pixels=4096, tile_overlap=16), (90, 120)),
+        (ScoringOptions(kind="max_logit", widths=(80,), max_pixels=4096, tile_overlap=16), (66, 50)),
         (JOINED, (45, 72)),
     ],
 )
@@ -86,13 +88,14 @@ def test_a_file_computes_what_the_engine_and_adt_net_do(options, size, tmp_path)
     path, image = tmp_path / "a.onnx", picture(*size)
     scores = engine(options, portable=False).score(image).score
     adt = adt_for(scores, mask_floor=0.6, min_component=0)
-    difference = export_onnx(engine(options, portable=True), adt, size, path)
+    checked = export_onnx(engine(options, portable=True), adt, size, path)
     score, mask = run(path, image)
     assert score.shape == mask.shape == size
     assert (score.dtype, mask.dtype) == (np.float32, bool)
     np.testing.assert_allclose(score, scores, atol=2e-4, rtol=0)
     assert np.ptp(scores) > (0.1 if options.kind == "entropy" else 3)
-    assert difference < 2e-4
+    assert checked.difference < 2e-4
+    assert (checked.in_mask > 0, checked.flipped) == (True, 0)
     expected = fuse(scores, Boxes.empty(), adt)
     near = np.abs(expected.decision - expected.threshold) < 1e-4
     np.testing.assert_array_equal(mask[~near], expected.mask[~near])
@@ -115,7 +118,7 @@ def test_a_stored_threshold_decides_the_mask(tmp_path):
     assert 0.1 < mask.mean() < 0.3
 
 
-def test_other_methods_signs_and_metadata_go_along(tmp_path):
+def test_what_a_file_says_of_itself_and_asks_of_a_runtime(tmp_path):
     size, path = (40, 64), tmp_path / "a.onnx"
     scores = engine(ScoringOptions(), portable=False).score(picture(*size)).score
     adt = adt_for(scores, mask_floor=0.25, min_component=7)
@@ -133,11 +136,12 @@ def test_other_methods_signs_and_metadata_go_along(tmp_path):
     ]  # any runtime has them
 
 
-@pytest.mark.parametrize("name", ["segformer", "mask2former"])
-def test_networks_of_transformers_are_exported_too(name, tmp_path):
-    tiny = pytest.importorskip("tests.scorer.test_transformers").NETWORKS[name]
+def test_a_network_of_transformers_is_exported_too(tmp_path):
+    pytest.importorskip("transformers")
+    from tests.scorer.test_transformers import tiny_segformer
+
     torch.manual_seed(0)
-    network = tiny()
+    network, name = tiny_segformer(), "segformer"
     for weights in network.parameters():
         if weights.ndim > 1:
             weights.data.mul_(6)  # logits that are told apart
@@ -153,7 +157,7 @@ def test_networks_of_transformers_are_exported_too(name, tmp_path):
 
 @pytest.mark.slow
 def test_the_released_model_scores_as_predict_does(tmp_path):
-    image, out = picture(144, 256), tmp_path / "released.onnx"
+    image, out = scene("road", 1, size=(144, 256)).image, tmp_path / "released.onnx"
     write_png(tmp_path / "photo.png", image)
     call = CliRunner().invoke(
         app, ["export", "--models", "released", "--size", "256x144", "-o", str(out), "--width", "320"]
@@ -163,37 +167,40 @@ def test_the_released_model_scores_as_predict_does(tmp_path):
     assert "256 x 144" in call.output
     asked = ["predict", str(tmp_path / "photo.png"), "-o", str(tmp_path / "out"), "--models", "released"]
     call = CliRunner().invoke(
-        app, [*asked, "--no-boxes", "--width", "320", "--output", "raw", "--device", "cpu", "--no-overlay"]
+        app,
+        [
+            *asked,
+            "--no-boxes",
+            "--width",
+            "320",
+            "--output",
+            "raw",
+            "--min-component",
+            "0",
+            "--device",
+            "cpu",
+        ],
     )
     assert call.exit_code == 0, call.output
-    score, _ = run(out, image)
+    score, mask = run(out, image)
+    np.testing.assert_array_equal(mask, read_label(tmp_path / "out/mask/photo.png") > 0)
+    assert 0 < mask.mean() < 1
     expected = read_score(tmp_path / "out/score/photo.npz", (144, 256))
     np.testing.assert_allclose(score, expected, atol=1e-3)
     assert np.ptp(expected) > 1
 
 
-def test_the_released_mask_is_that_of_the_cascade(tmp_path):
-    folder, file = find_models(Path("released"), None)
-    params = load_params(file, only=("score",))
-    cascade = Cascade.load(folder, params, torch.device("cpu"), boxes=False).with_rule(min_component=0)
-    image = picture(72, 128, 3)
-    prediction = cascade.predict(image)
-    graph = export.CascadeGraph(cascade.engine, cascade.adt)
-    with torch.inference_mode():
-        score, mask = graph(torch.from_numpy(image))
-    np.testing.assert_allclose(score.numpy(), prediction.raw, atol=1e-4)
-    np.testing.assert_array_equal(mask.numpy(), prediction.mask)
+@pytest.fixture
+def quick(monkeypatch):
+    """An exporter that writes a file at once, and says how often it did."""
+    calls = []
 
+    def written(*_, **__):
+        calls.append(1)
+        return Written()
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_named_and_nothing_is_left(package, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(export.torch.onnx, "export", lambda *_, **__: Written())
-    with pytest.raises(BackendMissing, match=rf"{package}[\s\S]*anomdino\[onnx\]"):
-        export_onnx(
-            engine(ScoringOptions(), portable=True), adt_for(np.arange(9.0)), (20, 30), tmp_path / "a.onnx"
-        )
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(export.torch.onnx, "export", written)
+    return calls
 
 
 class Written:
@@ -206,26 +213,116 @@ class Written:
         Path(path).write_bytes(b"graph")
 
 
-@pytest.mark.parametrize("found", [(0.5, 0.0), (0.0, 0.1), (float("nan"), 0.0)])
-def test_a_file_that_computes_something_else_is_not_kept(found, tmp_path, monkeypatch):
+def small():
+    return engine(ScoringOptions(), portable=True), adt_for(np.arange(9.0))
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_before_anything_is_done(package, quick, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BackendMissing, match=rf"{package}[\s\S]*anomdino\[onnx\]"):
+        export_onnx(*small(), (20, 30), tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert not quick
+
+
+@pytest.mark.parametrize("found", [Checked(0.1, 0.2, 0), Checked(0.0, 0.2, 1), Checked(float("nan"), 0.2, 0)])
+def test_a_file_that_computes_something_else_is_not_kept(found, quick, tmp_path, monkeypatch):
     path = tmp_path / "a.onnx"
     path.write_bytes(b"before")
-    monkeypatch.setattr(export.torch.onnx, "export", lambda *_, **__: Written())
     monkeypatch.setattr(export, "compare", lambda *_: found)
     with pytest.raises(CheckpointError, match="would not be what the networks are"):
-        export_onnx(engine(ScoringOptions(), portable=True), adt_for(np.arange(9.0)), (20, 30), path)
+        export_onnx(*small(), (20, 30), path)
+    assert quick
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_size_that_cannot_be_scored_is_refused(tmp_path):
-    with pytest.raises(DataError, match="6 x 400.*64 megapixels"):
+def test_a_file_that_the_runtime_refuses_is_not_kept(quick, tmp_path):
+    with pytest.raises(CheckpointError, match="ONNX Runtime cannot run it"):
+        export_onnx(*small(), (20, 30), tmp_path / "a.onnx")  # b"graph" is none
+    assert list(tmp_path.iterdir()) == []
+
+
+class Session:
+    """A runtime that gives what it is told to."""
+
+    def __init__(self, score, mask):
+        self.results = score, mask
+
+    def run(self, names, inputs):
+        return self.results
+
+
+def test_flips_count_where_they_are_no_matter_of_rounding(monkeypatch):
+    scorer, image = engine(ScoringOptions(), portable=True), picture(40, 64)
+    scores = scorer.score(image).score
+    adt = adt_for(scores, mask_floor=0.6)
+    fused = fuse(scores, Boxes.empty(), adt)
+    margin = np.abs(fused.decision - fused.threshold)
+    clear, close = (np.unravel_index(pick(margin), margin.shape) for pick in (np.argmax, np.argmin))
+    assert margin[close] < 1e-3 < margin[clear]
+    for place, flips in ((clear, 1), (close, 0)):
+        mask = fused.mask.copy()
+        mask[place] = ~mask[place]
+        monkeypatch.setattr(export, "open_session", lambda _, mask=mask: Session(scores + 0.25, mask))
+        checked = export.compare(scorer, adt, image, "a.onnx")
+        assert checked.flipped == flips
+        assert checked.difference == pytest.approx(0.25, abs=1e-6)
+        assert checked.in_mask == (mask & fused.mask).mean()
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [((400, 6), "6 x 400.*64 megapixels"), ((99_999, 99_999), "more than 64 megapixels")]
+)
+def test_a_size_that_cannot_be_scored_is_refused(size, words, quick, tmp_path):
+    with pytest.raises(DataError, match=words):
         export_onnx(
             engine(ScoringOptions(widths=(1600,)), portable=True),
             adt_for(np.arange(9.0)),
-            (400, 6),
+            size,
             tmp_path / "a.onnx",
         )
+    assert not quick
+
+
+def test_engines_that_other_runtimes_cannot_follow_are_refused(quick, tmp_path, monkeypatch):
+    _, adt = small()
+    with pytest.raises(ConfigError, match="portable"):
+        export_onnx(engine(ScoringOptions(), portable=False), adt, (20, 30), tmp_path / "a.onnx")
+    with pytest.raises(ConfigError, match="float32"):
+        export_onnx(
+            engine(ScoringOptions(precision="bf16"), portable=True), adt, (20, 30), tmp_path / "a.onnx"
+        )
+    monkeypatch.setattr(export, "LARGEST", 1000)
+    with pytest.raises(ConfigError, match="of weights"):
+        export_onnx(*small(), (20, 30), tmp_path / "a.onnx")
+    with pytest.raises(ConfigError, match="is a folder"):
+        export_onnx(*small(), (20, 30), tmp_path)
+    assert not quick
+
+
+def test_precision_and_compilation_do_not_reach_a_portable_engine(tmp_path):
+    save_scorer(build_scorer(ScorerSpec("small")), tmp_path)
+    made, _ = engine_from(ScoreConfig(precision="bf16", compile=True), tmp_path, portable=True)
+    assert (made.dtype, made.options.compile, made.portable) == (torch.float32, False, True)
+
+
+def test_the_command_takes_other_widths_and_refuses_maps(quick, tmp_path, monkeypatch):
+    save_scorer(build_scorer(ScorerSpec("small")), tmp_path / "models/rpl")
+    save_adt(adt_for(np.arange(9.0)), tmp_path / "models/adt")
+    (tmp_path / "params.yaml").write_text("score: {}\n")
+    (tmp_path / "maps.yaml").write_text("score: {source: maps}\n")
+    seen = []
+    monkeypatch.setattr(export, "compare", lambda engine, *_: seen.append(engine) or Checked(0.0, 0.0, 0))
+    asked = ["export", "--models", str(tmp_path), "--size", "64x40", "-o", str(tmp_path / "a.onnx")]
+    call = CliRunner().invoke(app, [*asked, "--width", "96", "--width", "48"])
+    assert call.exit_code == 0, call.output
+    assert "64 x 40" in call.output
+    assert "none of its pixels is in the mask" in call.output
+    assert seen[0].options.widths == (48, 96)
+    call = CliRunner().invoke(app, [*asked, "--params", str(tmp_path / "maps.yaml")])
+    assert "score.source" in str(call.exception)
 
 
 @pytest.mark.parametrize("size", ["1280", "0x7", "1280x720x3", "axb", "-4x5", "1e3x3"])

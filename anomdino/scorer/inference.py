@@ -100,7 +100,7 @@ class ScoringEngine:
         self.device = torch.device(device)
         self.fusion = _fusion(self.options, fusion, self.device)
         self.refinement = _refinement(self.options, refinement, self.device)
-        self.dtype = self._dtype()
+        self.dtype, self.portable = self._dtype(), portable
         own = scorer if consume else copy.deepcopy(scorer)
         self.network = (
             folded(own).to(device=self.device, dtype=self.dtype)
@@ -164,7 +164,7 @@ class ScoringEngine:
             log.warning("out of memory on %s: going on with tiles of %d pixels", names[0], self.max_pixels)
 
     def check_size(self, shape: Sequence[int], name: object) -> None:
-        """Refuse an image that would be enlarged to more than 64 megapixels: of few columns and many rows.
+        """Refuse an image that would be enlarged to more than 64 megapixels: one of few columns and many rows, say.
 
         Args:
             shape: (H, W, ...) of the image.
@@ -181,7 +181,7 @@ class ScoringEngine:
                 name,
                 f"is {width} x {height}; at a width of {widest}, at which it is scored, it would have {rows} rows, "
                 f"more than {MAX_PIXELS // 1_000_000} megapixels",
-                "crop it to the shape of a photo, or leave it out",
+                "lower score.widths (--width), or crop it to the shape of a photo",
             )
 
     def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ def engine_from(
         config: Block ``score``.
         trained: Folder of the trained scorer, used unless ``source`` is ``transformers``.
         device: Where it runs.
-        portable: Leave its network in plain operators (:class:`anomdino.scorer.inference.ScoringEngine`).
+        portable: Leave its network in plain operators (:class:`anomdino.scorer.inference.ScoringEngine`), in float32,
+            whatever ``precision`` and ``compile`` say.
 
     Returns:
         The engine, and the digest of all that its results depend on besides the image.
@@ -76,6 +78,8 @@ def engine_from(
             score than the one it was trained for.
     """
     options = scoring_options(config)
+    if portable:
+        options = replace(options, precision="fp32", compile=False)
     if config.refine_net:
         _check_refined(config)
     if config.source != "transformers":

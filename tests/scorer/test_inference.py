@@ -306,13 +306,14 @@ def test_other_errors_are_not_taken_for_memory(pixel):
         ((40_000, 1600), (), False),  # exactly 64
         ((20_001, 800), (512, 1600), True),
         ((20_000, 800), (512, 1600), False),
+        ((720, 1280), (12_000,), True),  # an ordinary photo, at an extraordinary width
     ],
 )
 def test_an_image_that_would_be_enlarged_beyond_the_limit_is_refused(pixel, shape, widths, refused):
     engine = ScoringEngine(pixel, ScoringOptions(widths=widths))
     if not refused:
         return engine.check_size(shape, "thin.png")
-    with pytest.raises(DataError, match=rf"thin.png.*{shape[1]} x {shape[0]}.*1600.*64 megapixels"):
+    with pytest.raises(DataError, match=rf"thin.png.*{shape[1]} x {shape[0]}.*{max(widths)}.*64 megapixels"):
         engine.check_size(shape, "thin.png")
     with pytest.raises(DataError, match="thin.png"):
         engine.launch([np.zeros((*shape, 3), np.uint8)], ["thin.png"])
