@@ -39,23 +39,38 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         A path in the same folder that the block writes to.
 
     Raises:
-        DiskError: The disk is full, or the place is not writable.
+        DiskError: The disk is full, or the place is not writable or no folder.
     """
     path = Path(path)
     stem = os.fsdecode(os.fsencode(path.stem)[:100])  # names are limited in bytes
     temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
+    with _disk_errors(path):
+        _make_folder(path)
+        try:
+            yield temporary
+            if temporary.exists():
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.exists():
-            os.replace(temporary, path)
+        yield
     except OSError as error:
         if error.errno in _DISK_ERRORS:
             cause, cure = _DISK_ERRORS[error.errno]
             raise DiskError(path, cause, cure) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        cause = "cannot be made: a part of its path is a file and no folder"
+        raise DiskError(path, cause, "choose another output folder") from error
 
 
 def atomic_write_bytes(path: Path | str, content: bytes) -> None:

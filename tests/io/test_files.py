@@ -190,3 +190,20 @@ def test_boxes_of_unknown_images_are_refused(tmp_path):
     write_box_results(tmp_path / "b.json", {"x": Boxes(np.ones((1, 4)), np.ones(1))}, {"x": (3, 4)})
     with pytest.raises(DataError, match="unknown image_id"):
         read_box_results(tmp_path / "b.json", ["y"])
+
+
+@pytest.mark.parametrize("below", ["a.txt", "deep/er/a.txt"])
+def test_a_path_below_a_file_is_explained_and_the_file_stays(below, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(DiskError, match="a part of its path is a file") as raised:
+        atomic_write_text(file / below, "text")
+    assert raised.value.what == str(file / below)
+    assert file.read_text() == "kept"
+
+
+def test_an_error_of_the_block_itself_is_passed_on(tmp_path):
+    with pytest.raises(NotADirectoryError, match="theirs"), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise NotADirectoryError("theirs")
+    assert list(tmp_path.iterdir()) == []
