@@ -136,8 +136,8 @@ def export_onnx(
         except AnomdinoError:
             raise
         except Exception as error:  # ONNX Runtime's errors have no common class
-            cause = str(error).strip().splitlines()[0]
-            raise CheckpointError(path, f"ONNX Runtime cannot run it: {cause}", OTHER_VERSIONS) from error
+            cause = f"ONNX Runtime cannot run it: {_first_line(error)}"
+            raise CheckpointError(path, cause, OTHER_VERSIONS) from error
         if not checked.difference <= TOLERANCE * adt.net.statistics.std or checked.flipped:
             raise CheckpointError(
                 path,
@@ -253,10 +253,14 @@ def _write(graph: CascadeGraph, size: tuple[int, int], path: Path, description: 
             program.model.metadata_props["anomdino"] = json.dumps(dict(description), sort_keys=True)
             program.save(path)
     except torch.onnx.OnnxExporterError as error:
-        cause = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[0]
-        raise ConfigError(
-            "the scorer", f"cannot be exported: {cause}", "export another architecture"
-        ) from error
+        cause = f"cannot be exported: {_first_line(error)}"
+        raise ConfigError("the scorer", cause, "export another architecture") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Give the first line of an error's message, without colours of the terminal."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 @contextmanager

@@ -244,6 +244,19 @@ def test_a_file_that_the_runtime_refuses_is_not_kept(quick, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["\x1b[31mno operator\x1b[0m for it\nnext steps: ...", ""])
+def test_what_the_exporter_cannot_do_is_said_in_a_line(text, tmp_path, monkeypatch):
+    def refuses(*_, **__):
+        raise torch.onnx.OnnxExporterError(text)
+
+    monkeypatch.setattr(export.torch.onnx, "export", refuses)
+    with pytest.raises(ConfigError) as raised:
+        export_onnx(*small(), (20, 30), tmp_path / "a.onnx")
+    said = "no operator for it" if text else "OnnxExporterError"
+    assert raised.value.cause == f"cannot be exported: {said}"
+    assert list(tmp_path.iterdir()) == []
+
+
 class Session:
     """A runtime that gives what it is told to."""
 
