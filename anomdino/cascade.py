@@ -111,11 +111,13 @@ class Cascade:
         Raises:
             DataError: A score is NaN or infinite.
         """
-        scored = self.engine.score(image, name)
-        boxes = Boxes.empty() if self.detector is None else self.detector.detect(image, scored.maps)
-        size = (image.shape[0], image.shape[1])
-        fused = fuse(scored.score, boxes, self.adt, image=image, image_size=size)
-        return Prediction(scored.score, fused.score, fused.mask, fused.boxes, fused.threshold)
+        if self.detector is None:
+            score, boxes = self.engine.score_alone(image, name), Boxes.empty()
+        else:
+            scored = self.engine.score(image, name)
+            score, boxes = scored.score, self.detector.detect(image, scored.maps)
+        fused = fuse(score, boxes, self.adt, image=image, image_size=(image.shape[0], image.shape[1]))
+        return Prediction(score, fused.score, fused.mask, fused.boxes, fused.threshold)
 
 
 def at_widths(params: Params, widths: Iterable[int], models: Path) -> Params:

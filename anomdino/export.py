@@ -91,7 +91,7 @@ class CascadeGraph(nn.Module):
         Returns:
             S, float32 (H, W), higher = more anomalous; and the mask, bool (H, W), with components of every size.
         """
-        score = self.engine.evaluate(normalise(image[None])).score[0]
+        score = self.engine.evaluate(normalise(image[None]), maps=False).score[0]
         tensors = surface_tensors(self.adt.net, score, torch.full_like(score, -1))
         surfaces = with_floor(surfaces_of(tensors, Boxes.empty()), self.adt.net, self.adt.rule.mask_floor)
         if self.adt.threshold is not None:
@@ -213,7 +213,7 @@ def compare(
 ) -> Checked:
     """Compare a file's score and mask of a picture, uint8 (H, W, 3), with the networks' own, without boxes."""
     score, mask = open_session(path).run([SCORE, MASK], {INPUT: picture})
-    expected = engine.score(picture).score
+    expected = engine.score_alone(picture)
     fused = fuse(expected, Boxes.empty(), adt, replace(adt.rule, min_component=0))
     if adt.threshold is None:
         margin = np.abs(fused.decision - fused.threshold)

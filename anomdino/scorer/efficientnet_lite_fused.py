@@ -33,11 +33,20 @@ class FusedLightScorer(nn.Module):
 
     def forward(self, images: Tensor) -> ScorerOutput:
         """Compute both sets of logits at the size of the images (see :meth:`Scorer.forward`)."""
+        logits, residual_logits = (self._finished(path, images) for path in self._paths(images))
+        return ScorerOutput(logits, residual_logits)
+
+    def residual_logits(self, images: Tensor) -> Tensor:
+        """Compute the residual logits of :meth:`forward` alone, (B, C, H, W)."""
+        _, residual = self._paths(images)
+        return self._finished(residual, images)
+
+    def _paths(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute both paths up to the head's first convolution, at stride 4."""
         deep, decoder = self.scorer.closed_set_features(images)
         attention = resize(self.bot_atten_aspp(self.atten_aspp(deep)), decoder.shape[-2:])
         closed = self.first(decoder)
-        residual = self.residual_head(attention).add_(closed)
-        del deep, decoder, attention
-        size = images.shape[-2:]
-        logits, residual_logits = (enlarged(self.rest(F.relu_(path)), size) for path in (closed, residual))
-        return ScorerOutput(logits, residual_logits)
+        return closed, self.residual_head(attention).add_(closed)
+
+    def _finished(self, path: Tensor, images: Tensor) -> Tensor:
+        return enlarged(self.rest(F.relu_(path)), images.shape[-2:])

@@ -45,10 +45,10 @@ HALVINGS = 2
 
 
 class Fields(NamedTuple):
-    """What a batch (B, 3, h, w) yields at its own size: score (B, h, w), pooled maps (B, C + 2, gh, gw)."""
+    """What a batch (B, 3, h, w) yields at its own size: score (B, h, w), pooled maps (B, C + 2, gh, gw) if asked for."""
 
     score: Tensor
-    maps: Tensor
+    maps: Tensor | None
 
 
 class Result(NamedTuple):
@@ -56,12 +56,12 @@ class Result(NamedTuple):
 
     Attributes:
         score: S, (B, H, W), higher = more anomalous.
-        maps: Uncertainty maps (B, C + 2, ceil(H / stride), ceil(W / stride)).
+        maps: Uncertainty maps (B, C + 2, ceil(H / stride), ceil(W / stride)); None where they were not asked for.
         pooled: The score before it was refined, pooled alike, (B, ...).
     """
 
     score: Tensor
-    maps: Tensor
+    maps: Tensor | None
     pooled: Tensor
 
 
@@ -107,7 +107,7 @@ class ScoringEngine:
             if portable
             else prepared(own, self.device, self.dtype)
         )
-        self._whole: Callable[[Tensor, int], Fields] = self._network_and_fields
+        self._whole: Callable[[Tensor, int, bool], Fields] = self._network_and_fields
         if self.options.compile:
             mode = None if self.options.compile_mode == "default" else self.options.compile_mode
             self._whole = torch.compile(self._network_and_fields, dynamic=False, mode=mode)
@@ -117,13 +117,23 @@ class ScoringEngine:
         """Score one image, uint8 (H, W, 3) RGB (see :meth:`score_batch`)."""
         return self.score_batch([image], [name])[0]
 
+    def score_alone(self, image: npt.NDArray[np.uint8], name: object = "image") -> npt.NDArray[np.float32]:
+        """Score one image, uint8 (H, W, 3) RGB, as :meth:`score` does, without the maps, in less time.
+
+        Returns:
+            float32 (H, W), higher = more anomalous.
+        """
+        return self.launch([image], [name], maps=False).scores()[0]
+
     def score_batch(
         self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object] = ()
     ) -> list[Scored]:
         """Score images of one size and wait for the results (see :meth:`launch`)."""
         return self.launch(images, names).results()
 
-    def launch(self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object] = ()) -> PendingScores:
+    def launch(
+        self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object] = (), *, maps: bool = True
+    ) -> PendingScores:
         """Start scoring images of one size; on CUDA the results come while the caller goes on.
 
         When memory runs out, the batch is halved, then the tiles, twice at most.
@@ -131,6 +141,7 @@ class ScoringEngine:
         Args:
             images: uint8 (H, W, 3), RGB.
             names: What messages call the images, usually their paths.
+            maps: Make the uncertainty maps too.
 
         Raises:
             BackendMissing: Memory does not suffice even for small tiles.
@@ -141,7 +152,7 @@ class ScoringEngine:
         halvings = 0
         while True:
             try:
-                return self._launch(images, names)
+                return self._launch(images, names, maps)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -150,8 +161,8 @@ class ScoringEngine:
             if len(images) > 1:
                 half = len(images) // 2
                 log.warning("out of memory with %d images at once: going on with %d", len(images), half)
-                first = self.launch(images[:half], names[:half])
-                second = self.launch(images[half:], names[half:])
+                first = self.launch(images[:half], names[:half], maps=maps)
+                second = self.launch(images[half:], names[half:], maps=maps)
                 return PendingScores(first.parts + second.parts)
             if halvings == HALVINGS:
                 raise BackendMissing(
@@ -199,42 +210,45 @@ class ScoringEngine:
         """Give inputs in the network's precision and memory format."""
         return inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
-    def fields(self, inputs: Tensor, stride: int) -> Fields:
+    def fields(self, inputs: Tensor, stride: int, maps: bool = True) -> Fields:
         """Run the network once and give score and maps at the size of the inputs, without blur.
 
         Args:
             inputs: float32 (B, 3, h, w) of :meth:`inputs`.
             stride: Factor by which the maps are pooled.
+            maps: Make the maps; without them the closed set's logits are not finished.
         """
-        return self._whole(self.layout(inputs), stride)
+        return self._whole(self.layout(inputs), stride, maps)
 
     @torch.inference_mode()
-    def _launch(self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object]) -> PendingScores:
+    def _launch(
+        self, images: Sequence[npt.NDArray[np.uint8]], names: Sequence[object], maps: bool
+    ) -> PendingScores:
         size = (images[0].shape[0], images[0].shape[1])
-        result = self.evaluate(self.inputs(images))
-        scores, halves, small = (
-            tensor.to("cpu", non_blocking=True)
-            for tensor in (result.score, result.maps.half(), result.pooled)
-        )
+        result = self.evaluate(self.inputs(images), maps)
+        halves = None if result.maps is None else result.maps.half().to("cpu", non_blocking=True)
+        scores, small = (tensor.to("cpu", non_blocking=True) for tensor in (result.score, result.pooled))
         arrived = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
         return PendingScores([Part(scores, halves, small, size, tuple(names), arrived)])
 
-    def evaluate(self, inputs: Tensor) -> Result:
+    def evaluate(self, inputs: Tensor, maps: bool = True) -> Result:
         """Score inputs at every width, join, filter and lower the scores, all as the options say.
 
         Args:
             inputs: float32 (B, 3, H, W) of :meth:`inputs`.
+            maps: Make the uncertainty maps too.
         """
         height, width = inputs.shape[-2:]
         stride = self.options.map_stride
-        fields = [self._at_width(inputs, target) for target in self.options.widths or (width,)]
+        fields = [self._at_width(inputs, target, maps) for target in self.options.widths or (width,)]
         score = self._fused([field.score for field in fields], (height, width))
-        maps = _mean(resized(field.maps, (-(-height // stride), -(-width // stride))) for field in fields)
+        grid = (-(-height // stride), -(-width // stride))
+        found = [resized(field.maps, grid) for field in fields if field.maps is not None]
         pooled_score = pooled(score[:, None], stride)[:, 0]
         score = refine(score, inputs, self.options.refine)
         if self.refinement is not None:
             score = self.refinement(score, inputs)
-        return Result(score, maps, pooled_score)
+        return Result(score, _mean(found) if found else None, pooled_score)
 
     @torch.inference_mode()
     def score_widths(self, image: npt.NDArray[np.uint8]) -> list[Tensor]:
@@ -243,49 +257,50 @@ class ScoringEngine:
         The order is that of the widths; higher is more anomalous.
         """
         inputs = self.inputs([image])
-        return [self._at_width(inputs, target).score for target in self.options.widths or (image.shape[1],)]
+        widths = self.options.widths or (image.shape[1],)
+        return [self._at_width(inputs, target, maps=False).score for target in widths]
 
     def _fused(self, scores: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         if self.fusion is not None:
             return self.fusion([score.float() for score in scores], size)  # type: ignore[no-any-return]
         return _mean(resized(score[:, None], size)[:, 0] for score in scores)
 
-    def _at_width(self, inputs: Tensor, target: int) -> Fields:
+    def _at_width(self, inputs: Tensor, target: int, maps: bool) -> Fields:
         height, width = inputs.shape[-2:]
         if target != width:
             size = (max(1, round(height * target / width)), target)
             inputs = F.interpolate(inputs, size=size, mode="bilinear", align_corners=False, antialias=True)
         stride = max(1, round(self.options.map_stride * target / width))
-        fields = self._tiled(inputs, stride)
+        fields = self._tiled(inputs, stride, maps)
         return Fields(gaussian_blur(fields.score) if self.options.blurs else fields.score, fields.maps)
 
-    def _tiled(self, inputs: Tensor, stride: int) -> Fields:
+    def _tiled(self, inputs: Tensor, stride: int, maps: bool) -> Fields:
         height, width = inputs.shape[-2:]
         overlap = self.options.tile_overlap
         parts = tiles(height, width, self.max_pixels, overlap, align=8 * stride)
         if len(parts) == 1:
-            return self.fields(inputs, stride)
+            return self.fields(inputs, stride, maps)
         score = inputs.new_zeros(inputs.shape[0], height, width)
         weight = inputs.new_zeros(height, width)
         grid = Tile(0, 0, height, width).shrunk(stride)
-        maps: Tensor | None = None
+        blended: Tensor | None = None
         grid_weight = inputs.new_zeros(grid.bottom, grid.right)
         for tile in parts:
-            fields = self.fields(inputs[..., tile.rows, tile.columns], stride)
+            fields = self.fields(inputs[..., tile.rows, tile.columns], stride, maps)
             share = blend_weights(tile, height, width, overlap).to(self.device)
             score[:, tile.rows, tile.columns] += fields.score * share
             weight[tile.rows, tile.columns] += share
+            if fields.maps is None:
+                continue
             cells, pooled_share = tile.shrunk(stride), pooled(share[None, None], stride)[0, 0]
-            if maps is None:
-                maps = inputs.new_zeros(*fields.maps.shape[:2], grid.bottom, grid.right)
-            maps[..., cells.rows, cells.columns] += fields.maps * pooled_share
+            if blended is None:
+                blended = inputs.new_zeros(*fields.maps.shape[:2], grid.bottom, grid.right)
+            blended[..., cells.rows, cells.columns] += fields.maps * pooled_share
             grid_weight[cells.rows, cells.columns] += pooled_share
-        assert maps is not None
-        return Fields(score / weight, maps / grid_weight)
+        return Fields(score / weight, None if blended is None else blended / grid_weight)
 
-    def _network_and_fields(self, inputs: Tensor, stride: int) -> Fields:
-        output: ScorerOutput = self.network(inputs)
-        scored = output.residual_logits if self.options.logits == "residual" else output.logits
+    def _network_and_fields(self, inputs: Tensor, stride: int, with_maps: bool = True) -> Fields:
+        scored, closed = self._logits(inputs, with_maps)
         height, width = inputs.shape[-2:]
         rows = height
         if self.device.type == "cpu":
@@ -294,11 +309,21 @@ class ScoringEngine:
         for top in range(0, height, rows):
             strip = slice(top, top + rows)
             scores.append(pixel_score(scored[..., strip, :].contiguous(), self.options.kind))
+            if closed is None:
+                continue
             semantic, entropy, distance = uncertainty_maps(
-                output.logits[..., strip, :].contiguous(), self.options.semantic, self.options.distance
+                closed[..., strip, :].contiguous(), self.options.semantic, self.options.distance
             )
             maps.append(pooled(torch.cat([semantic, entropy[:, None], distance[:, None]], dim=1), stride))
-        return Fields(torch.cat(scores, dim=1), torch.cat(maps, dim=2))
+        return Fields(torch.cat(scores, dim=1), torch.cat(maps, dim=2) if maps else None)
+
+    def _logits(self, inputs: Tensor, maps: bool) -> tuple[Tensor, Tensor | None]:
+        """Give the logits that are scored, and those that the maps are made of, if these are wanted."""
+        residual = self.options.logits == "residual"
+        if residual and not maps and isinstance(self.network, FusedLightScorer | FusedWideResNet38):
+            return self.network.residual_logits(inputs), None
+        output: ScorerOutput = self.network(inputs)
+        return output.residual_logits if residual else output.logits, output.logits if maps else None
 
     def _dtype(self) -> torch.dtype:
         if self.options.precision == "fp16" and self.device.type == "cpu":

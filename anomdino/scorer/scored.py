@@ -36,10 +36,10 @@ class Scored:
 
 
 class Part(NamedTuple):
-    """Results of one batch on their way to the CPU: score (B, H, W), maps (B, C + 2, h, w), pooled (B, h, w)."""
+    """Results of one batch on their way to the CPU: score (B, H, W), maps (B, C + 2, h, w) or none, pooled (B, h, w)."""
 
     score: Tensor
-    maps: Tensor
+    maps: Tensor | None
     pooled: Tensor
     size: tuple[int, int]
     names: tuple[object, ...]
@@ -57,12 +57,20 @@ class PendingScores:
     parts: list[Part]
 
     def results(self) -> list[Scored]:
-        """Wait for the results.
+        """Wait for the results, launched with maps.
 
         Raises:
             DataError: A score is NaN or infinite; the message names the image.
         """
         return [scored for part in self.parts for scored in _collected(part)]
+
+    def scores(self) -> list[npt.NDArray[np.float32]]:
+        """Wait for the scores alone, float32 (H, W) each.
+
+        Raises:
+            DataError: A score is NaN or infinite; the message names the image.
+        """
+        return [score for part in self.parts for score in _arrived(part)]
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -79,12 +87,20 @@ def pooled(maps: Tensor, stride: int) -> Tensor:
     return F.avg_pool2d(maps, stride, ceil_mode=True, count_include_pad=False)
 
 
-def _collected(part: Part) -> list[Scored]:
+def _arrived(part: Part) -> npt.NDArray[np.float32]:
+    """Wait for the scores of a part, (B, H, W), and check them."""
     if part.arrived is not None:
         part.arrived.synchronize()
-    scores, maps, small = part.score.numpy(), part.maps.numpy(), part.pooled.numpy()
+    scores: npt.NDArray[np.float32] = part.score.numpy()
     for name, score in zip(part.names, scores, strict=True):
         check_score(name, score, cure=NOT_FINITE)
+    return scores
+
+
+def _collected(part: Part) -> list[Scored]:
+    scores = _arrived(part)
+    assert part.maps is not None
+    maps, small = part.maps.numpy(), part.pooled.numpy()
     return [
         Scored(
             scores[index],

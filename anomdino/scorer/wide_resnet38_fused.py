@@ -82,37 +82,48 @@ class FusedWideResNet38(nn.Module):
 
     def forward(self, images: Tensor) -> ScorerOutput:
         """Compute both sets of logits at the size of the images (see :meth:`Scorer.forward`)."""
+        return ScorerOutput(*self._enlarged_logits(images).chunk(2))
+
+    def residual_logits(self, images: Tensor) -> Tensor:
+        """Compute the residual logits of :meth:`forward` alone, (B, C, H, W)."""
+        return self._enlarged_logits(images, closed_set=False)
+
+    def _enlarged_logits(self, images: Tensor, *, closed_set: bool = True) -> Tensor:
+        """Give Z, if asked for, and Zr, one after the other in a batch, at the size of the images."""
         low_level, deep = self.branch.trunk(images)
         skip = self.branch.bot_fine(low_level)
         del low_level
         context, attention = self.twin(deep)
         del deep
         context, attention = self.branch.bot_aspp(context), self.bot_atten_aspp(attention)
-        logits = self._logits(skip, context, attention)
+        logits = self._logits(skip, context, attention, closed_set)
         del skip, context, attention
-        return ScorerOutput(*enlarged(logits, images.shape[-2:]).chunk(2))
+        return enlarged(logits, images.shape[-2:])
 
-    def _logits(self, skip: Tensor, context: Tensor, attention: Tensor) -> Tensor:
-        """Run the head: Z and Zr, one after the other in a batch, at the size of the skip connection."""
+    def _logits(self, skip: Tensor, context: Tensor, attention: Tensor, closed_set: bool) -> Tensor:
+        """Run the head: Z, if asked for, and Zr, one after the other in a batch, at the size of the skip connection."""
         height, width = skip.shape[-2:]
         if skip.is_cuda or height * width <= STRIP_PIXELS:
-            return self._strip(skip, context, attention, 0, height)
+            return self._strip(skip, context, attention, (0, height), closed_set)
         rows = max(LEAST_STRIP, STRIP_PIXELS // width) // 4 * 4
         strips = [
-            self._strip(skip, context, attention, top, min(top + rows, height))
+            self._strip(skip, context, attention, (top, min(top + rows, height)), closed_set)
             for top in range(0, height, rows)
         ]
         return torch.cat(strips, dim=2)
 
-    def _strip(self, skip: Tensor, context: Tensor, attention: Tensor, top: int, bottom: int) -> Tensor:
+    def _strip(
+        self, skip: Tensor, context: Tensor, attention: Tensor, rows: tuple[int, int], closed_set: bool
+    ) -> Tensor:
         """Compute the logits of some rows; the two 3x3 convolutions read two rows more on either side."""
+        top, bottom = rows
         size = (skip.shape[-2], skip.shape[-1])
         first, last = max(0, top - HALO), min(size[0], bottom + HALO)
         decoder = torch.cat([skip[:, :, first:last], resized_rows(context, size, first, last)], dim=1)
         closed = self.branch.final[0](decoder)
         del decoder
         residual = self.residual_head(resized_rows(attention, size, first, last)).add_(closed)
-        paths = [closed, residual]
+        paths = [closed, residual] if closed_set else [residual]
         del closed, residual
         if skip.is_cuda:
             paths = [torch.cat(paths)]

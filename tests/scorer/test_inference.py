@@ -254,6 +254,41 @@ def test_below_the_limit_nothing_is_cut(wide):
     assert np.array_equal(exact.score, large.score)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ScoringOptions(),
+        ScoringOptions(kind="entropy", logits="closed"),
+        ScoringOptions(widths=(48, 64)),
+        ScoringOptions(max_pixels=2000, tile_overlap=16),
+    ],
+)
+@pytest.mark.parametrize("name", ["wide", "light", "small"])
+def test_a_score_alone_is_the_score_and_makes_no_maps(request, name, options, monkeypatch):
+    engine = ScoringEngine(request.getfixturevalue(name), options)
+    expected = engine.score(photo()).score
+
+    def forbidden(*_):
+        raise AssertionError("maps are made")
+
+    monkeypatch.setattr(inference, "uncertainty_maps", forbidden)
+    np.testing.assert_allclose(engine.score_alone(photo()), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(AssertionError, match="maps are made"):
+        engine.score(photo())
+
+
+@pytest.mark.parametrize("name", ["wide", "light"])
+def test_a_residual_score_alone_leaves_the_closed_set_s_head_out(request, name):
+    engine = ScoringEngine(request.getfixturevalue(name))
+    head = engine.network.rest if name == "light" else engine.network.head
+    calls = []
+    head[-1].register_forward_hook(lambda *_: calls.append(1))
+    engine.score_alone(photo())
+    assert len(calls) == 1
+    engine.score(photo())
+    assert len(calls) == 3
+
+
 def test_batch_gives_what_single_images_give(wide):
     images = [photo(seed=seed) for seed in range(3)]
     engine = ScoringEngine(wide, ScoringOptions(batch=3))
@@ -284,6 +319,8 @@ def test_out_of_memory_halves_the_batch_then_the_tiles(caplog):
     assert engine.score(images[0]).score.shape == (200, 300)
     assert engine.max_pixels == 30_000
     assert "tiles of 30000 pixels" in caplog.text
+    alone = ScoringEngine(Hungry(40_000), ScoringOptions(tile_overlap=16), consume=True)
+    assert alone.score_alone(images[0]).shape == (200, 300)
     with pytest.raises(BackendMissing, match="does not fit in the memory"):
         ScoringEngine(Hungry(500), ScoringOptions(tile_overlap=16), consume=True).score(images[0], "x.png")
 
