@@ -27,6 +27,10 @@ LargeImages = Annotated[
 Photos = Annotated[int, typer.Option(min=2, help="Photos of objects.")]
 StreetScenes = Annotated[int, typer.Option(min=2, help="Scenes in which known classes are anomalies.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the training.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Seed of the training alone; default: the model's, as the images' is."),
+]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Train the ADT-Net of the released light model anew, on a CPU in minutes: its scorer and detector stay as they are.
 
-Usage: python -m pipeline.release_adt --inlier SCENES --outliers OBJECTS [--work out/release_adt] [--to FOLDER]
+Usage: python -m pipeline.release_adt --inlier SCENES --outliers OBJECTS [--seed N] [--work out/release_adt] [--to FOLDER]
 
 SCENES (`images/`, `labels/`) must have trained neither scorer nor detector: CamVid's *val*, for the released model. Of
 OBJECTS (`images/`, `masks/`) those are pasted that the scorer's training held out. Every composed image comes a
@@ -27,7 +27,7 @@ from pipeline._material import (
     held_out_objects,
     score_images,
 )
-from pipeline._release import TARGET, Objects, Released, Scenes, command
+from pipeline._release import TARGET, Objects, Released, Scenes, Seed, command
 
 if TYPE_CHECKING:
     from anomdino.adt.fusion import AdtModel
@@ -45,6 +45,7 @@ def main(
     ),
     to: Released = TARGET,
     count: Annotated[int, typer.Option(min=2, help="Composed images before they are doubled.")] = 40,
+    seed: Seed = None,
 ) -> None:
     """Compose, score, detect, train, and put the result in the place of the released ADT-Net."""
     from anomdino.adt.outline_net import load_outline_net
@@ -59,11 +60,12 @@ def main(
         score_images(params, to / "models", composed, work)
         detect_images(params, to / "models", composed, work)
         outliner = load_outline_net(to / "models" / "adt")
-        save_adt(trained(params, work, outliner), to / "models" / "adt")
+        chosen = params.seed if seed is None else seed
+        save_adt(trained(params, work, outliner, chosen), to / "models" / "adt")
     typer.echo(f"release_adt: {to / 'models' / 'adt'}")
 
 
-def trained(params: Params, work: Path, outliner: OutlineNet | None = None) -> AdtModel:
+def trained(params: Params, work: Path, outliner: OutlineNet | None, seed: int) -> AdtModel:
     """Train ADT-Net and search k and b on what its training held out; the network that outlines objects stays."""
     from anomdino.adt.dataset import TrainingFiles
     from anomdino.adt.training import plan_from, train_adt
@@ -73,9 +75,9 @@ def trained(params: Params, work: Path, outliner: OutlineNet | None = None) -> A
     images = composed / IMAGES if params.adt.outline else None
     files = TrainingFiles(work / "scores", composed / LABELS, work / "boxes.json", composed / LIST, images)
     plan, out = plan_from(params.adt), work / "adt"
-    model = replace(train_adt(files, plan, out, seed=params.seed), outliner=outliner)
+    model = replace(train_adt(files, plan, out, seed=seed), outliner=outliner)
     floor = params.adt.mask_floor == "auto"
-    return tune_trained(model, files, plan, out, seed=params.seed, floor=floor)
+    return tune_trained(model, files, plan, out, seed=seed, floor=floor)
 
 
 if __name__ == "__main__":

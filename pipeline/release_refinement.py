@@ -43,6 +43,7 @@ from pipeline._release import (
     Photos,
     Released,
     Scenes,
+    Seed,
     Steps,
     StreetScenes,
     command,
@@ -68,10 +69,7 @@ def main(
     photos: Photos = 900,
     scenes: StreetScenes = 184,
     steps: Steps = 1500,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of the training alone; default: the model's, as the images' is."),
-    ] = None,
+    seed: Seed = None,
 ) -> None:
     """Gather images, score them, train, and write network and parameters."""
     from anomdino.adt.store import load_adt
