@@ -30,7 +30,7 @@ from pipeline._material import IMAGES, gathered, label_file, read_kind
 from pipeline._release import TARGET, LargeImages, Objects, Photos, Released, Scenes, Steps, command
 
 if TYPE_CHECKING:
-    from anomdino.scorer.width_fusion_training import LabelledGrid
+    from anomdino.scorer.small_training import StoredItem
 
 WIDTHS = (512, 800, 1280, 1600)
 KINDS = {"large": (3.0, 1), "small": (8.0, 2), "photos": (1.0, 1)}
@@ -68,7 +68,7 @@ def main(
     from anomdino.device import resolve_device
     from anomdino.scorer.distributed import World
     from anomdino.scorer.width_fusion import save_fusion
-    from anomdino.scorer.width_fusion_training import FusionPlan, Share, match_levels, train_fusion
+    from anomdino.scorer.width_fusion_training import FusionPlan, FusionShare, match_levels, train_fusion
 
     with command("release_fusion", inlier, outliers):
         given = load_params(to / "params.yaml")
@@ -77,7 +77,7 @@ def main(
         world = World(0, 1, resolve_device(params.device))
         gathered(params, inlier, outliers, work, count, photos, world)
         grids = {kind: score_grids(params, to / "models" / "rpl", work, kind) for kind in KINDS}
-        shares = [Share(grids[kind], *settings) for kind, settings in KINDS.items()]
+        shares = [FusionShare(grids[kind], draws, weight) for kind, (weight, draws) in KINDS.items()]
         widths, plan = tuple(params.score.widths), FusionPlan(steps=steps)
         done = train_fusion(shares, widths, plan, work / "state", seed=params.seed, world=world)
         done.network.share.fill_(share)
@@ -115,11 +115,12 @@ def with_fusion(params: Params, widths: list[int]) -> Params:
     return check_params(content, "the parameters with a learned fusion")
 
 
-def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[LabelledGrid]:
+def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[StoredItem]:
     """Score the images of a kind at every width, onto the network's grid; what is there and valid is kept."""
     from anomdino.device import resolve_device
     from anomdino.scorer.setup import engine_from
-    from anomdino.scorer.width_fusion_training import LabelledGrid, is_written, write_grid
+    from anomdino.scorer.small_training import StoredItem
+    from anomdino.scorer.width_fusion_training import is_written, write_grid
 
     after_widths = {"fusion": "mean", "refine": [], "refine_net": False}
     score = params.score.model_copy(update=after_widths)
@@ -127,7 +128,7 @@ def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[Lab
     folder = work / kind if kind == "photos" else work / kind / IMAGES
     grids = []
     for key, path in track(list_images(folder).items(), f"score {kind}"):
-        grid = LabelledGrid(key, work / "grids" / kind / f"{key}.npz")
+        grid = StoredItem(key, work / "grids" / kind / f"{key}.npz")
         label = label_file(key, work, kind)
         content = "-".join(
             [digest, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, label))]

@@ -124,7 +124,8 @@ def with_refinement(params: Params, *, used: bool) -> Params:
 
 def gather_share(params: Params, models: Path, work: Path, kind: str) -> RefinementShare:
     """Score the images of a kind and store them with their labels on the network's grid."""
-    from anomdino.scorer.refinement_training import RefinementItem, RefinementShare, write_item
+    from anomdino.scorer.refinement_training import RefinementShare, write_item
+    from anomdino.scorer.small_training import StoredItem
 
     images, seen = work / kind if kind == "photos" else work / kind / IMAGES, work / "seen" / kind
     if kind != STREET:
@@ -134,9 +135,9 @@ def gather_share(params: Params, models: Path, work: Path, kind: str) -> Refinem
         label = read_kind(label_file(key, work, kind), kind)
         file = work / "grids" / kind / f"{key}.npz"
         write_item(file, read_image(path), read_score(seen / "scores" / f"{key}.npz", label.shape), label)
-        items.append(RefinementItem(key, file))
+        items.append(StoredItem(key, file))
     weight, draws = KINDS[kind]
-    return RefinementShare(items, weight, draws, SHOWN[kind])
+    return RefinementShare(items, draws, weight, SHOWN[kind])
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ hidden in part and made uneven, and half of the windows are as coarse as those o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, optim
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from anomdino.adt.model import ScoreStatistics
 from anomdino.adt.outline_net import (
@@ -41,15 +40,13 @@ from anomdino.io.images import read_image, read_label
 from anomdino.io.scores import read_score
 from anomdino.scorer.base import normalise
 from anomdino.scorer.changes import changed_colours, changed_score
-from anomdino.scorer.dataset import SampleId, StepSampler, held_back, stream
+from anomdino.scorer.dataset import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
-from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Plan, Record, fingerprint, fit
+from anomdino.scorer.small_training import VOID, FineTuningPlan, InTurns, Share, adamw, split, train
+from anomdino.scorer.training import Record
 from anomdino.seeding import rng
 
-VOID = 2
-"""Labels from here on count for nothing."""
 PER_IMAGE = 4
 """Windows of an image that is read."""
 FOUND = 0.5
@@ -79,30 +76,12 @@ Generator = np.random.Generator
 
 
 @dataclass(frozen=True)
-class OutlinePlan:
-    """How the network learns.
-
-    Attributes:
-        steps: Steps of the training.
-        batch: Windows a step, four an image.
-        lr: Peak learning rate of AdamW.
-        encoder_lr: That of the encoder, which starts from ImageNet.
-        weight_decay: Of all weights.
-        warmup: Steps of a linear rise.
-        clip: Largest gradient norm.
-        held_out: Every so many-th image of a kind is kept to measure the network.
-        checkpoint_every: Steps between resume points.
-    """
+class OutlinePlan(FineTuningPlan):
+    """How the network, whose encoder starts from ImageNet, learns: windows a step, four an image."""
 
     steps: int = 2400
     batch: int = 16
-    lr: float = 1e-3
-    encoder_lr: float = 1e-4
-    weight_decay: float = 1e-3
     warmup: int = 50
-    clip: float = 5.0
-    held_out: int = 20
-    checkpoint_every: int = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,20 +102,24 @@ class OutlineItem:
     label: Path
     boxes: Boxes
 
+    def content(self) -> str:
+        """Give the SHA-256 of everything that training reads of the image."""
+        digest = hashlib.sha256()
+        for path in (self.image, self.score, self.label):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(self.boxes.xyxy.tobytes() + self.boxes.scores.tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
-class OutlineShare:
+class OutlineShare(Share[OutlineItem]):
     """Images of one kind.
 
     Attributes:
-        items: The images.
-        draws: How often they are drawn from, relative to the other kinds.
         shown: Probability that the network sees the image; where it does not, only score and box. What it learns of
             pasted objects by their looks does not hold for real ones.
     """
 
-    items: Sequence[OutlineItem]
-    draws: int = 1
     shown: float = 1.0
 
 
@@ -175,8 +158,8 @@ class SampleBatch(NamedTuple):
         return SampleBatch(images, context, targets, weights, self.keys)
 
 
-class Windows(Dataset[list[Sample]]):
-    """Windows of random images; they depend on the seed and on their number alone.
+class Windows(InTurns[list[Sample], OutlineShare]):
+    """Windows of random images.
 
     Args:
         shares: Images by kind.
@@ -185,14 +168,12 @@ class Windows(Dataset[list[Sample]]):
     """
 
     def __init__(self, shares: Sequence[OutlineShare], statistics: ScoreStatistics, seed: int) -> None:
-        self.turns = [share for share in shares for _ in range(share.draws)]
-        self.statistics, self.seed = statistics, seed
+        super().__init__(shares, seed, "outlines")
+        self.statistics = statistics
 
     def __getitem__(self, sample: SampleId) -> list[Sample]:
-        """Draw the windows of a number from one image; kinds take turns."""
-        source = rng(self.seed, "outlines", sample.number)
-        share = self.turns[sample.number % len(self.turns)]
-        item = share.items[int(source.integers(len(share.items)))]
+        """Draw the windows of a number from one image."""
+        source, share, item = self.turn(sample)
         loaded = load(item, self.statistics)
         return [draw_sample(source, loaded, item.key, share.shown) for _ in range(PER_IMAGE)]
 
@@ -337,14 +318,7 @@ class OutlineObjective(Objective[SampleBatch]):
 
     def optimiser(self) -> optim.Optimizer:
         """AdamW over all weights."""
-        encoder = list(self.scorer.encoder.parameters())
-        own = {id(parameter) for parameter in encoder}
-        others = [parameter for parameter in self.scorer.parameters() if id(parameter) not in own]
-        groups = [
-            {"params": others, "base_lr": self.plan.lr, "factor": 1.0},
-            {"params": encoder, "base_lr": self.plan.encoder_lr, "factor": 1.0},
-        ]
-        return optim.AdamW(groups, self.plan.lr, weight_decay=self.plan.weight_decay)
+        return adamw(self.scorer, self.plan, self.scorer.encoder)
 
     def forward(self, batch: SampleBatch, **hints: Any) -> dict[str, Tensor]:
         """Give ``loss`` and, of the windows with an object, ``overlap`` (IoU at 0.5)."""
@@ -423,40 +397,32 @@ def train_outlines(
         DataError: A kind has fewer than two images.
         TrainingError: The loss is not finite.
     """
-    parts = [held_back(share.items, plan.held_out) for share in shares]
-    learned = [replace(share, items=part[0]) for share, part in zip(shares, parts, strict=True)]
-    kept = [replace(share, items=part[1]) for share, part in zip(shares, parts, strict=True)]
+    learned, kept = split(shares, plan.held_out)
     torch.manual_seed(seed)
     network = OutlineNet()
     network.encoder.load_imagenet()
     network.to(world.device)
-    windows = Windows(learned, statistics, seed)
-
-    def batches(first: int) -> Iterable[SampleBatch]:
-        count = sum(len(share.items) for share in learned)
-        sampler = StepSampler(
-            count, plan.batch // PER_IMAGE, plan.steps, seed, start=first, rank=world.rank, world=world.size
-        )
-        return stream(windows, sampler, join, 0)
 
     def measured() -> Mapping[str, float]:
         overlap = (kept_overlap(network, share, statistics, seed) for share in kept)
         return {f"overlap {index}": value for index, value in enumerate(overlap)}
 
-    training = Plan(
-        name="outlines",
-        schedule=PolySchedule(plan.steps, warmup=plan.warmup),
-        clip=plan.clip,
-        checkpoint_every=plan.checkpoint_every,
-        fingerprint=fingerprint(
-            plan=asdict(replace(plan, checkpoint_every=0)),
-            seed=seed,
-            statistics=asdict(statistics),
-            images=[[share.draws, share.shown, *map(content, share.items)] for share in shares],
-        ),
+    depends = {
+        "statistics": asdict(statistics),
+        "images": [[share.draws, share.shown, *(item.content() for item in share.items)] for share in shares],
+    }
+    objective, windows = OutlineObjective(network, world, plan), Windows(learned, statistics, seed)
+    history = train(
+        objective,
+        windows,
+        join,
+        plan,
+        state,
+        measure=measured,
+        depends=depends,
+        per_image=PER_IMAGE,
+        world=world,
     )
-    objective = OutlineObjective(network, world, plan)
-    history = fit(objective, batches, measured, training, world=world, folder=state)
     overlap = [float(history[-1][f"overlap {index}"]) for index in range(len(kept))]
     return Trained(network.eval().requires_grad_(False), overlap, history)
 
@@ -476,12 +442,3 @@ def kept_overlap(
         )
         values.append(overlaps(network(batch.images, batch.context), batch.targets, batch.weights))
     return float(torch.cat(values).nanmean())
-
-
-def content(item: OutlineItem) -> str:
-    """Give the SHA-256 of everything that training reads of an image."""
-    digest = hashlib.sha256()
-    for path in (item.image, item.score, item.label):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    digest.update(item.boxes.xyxy.tobytes() + item.boxes.scores.tobytes())
-    return digest.hexdigest()

@@ -10,8 +10,8 @@ keeps the scale on which the number of the network is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,22 +20,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn, optim
-from torch.utils.data import Dataset
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.scorer.base import normalise
 from anomdino.scorer.changes import changed_colours, changed_score
-from anomdino.scorer.dataset import SampleId, StepSampler, held_back, stream
+from anomdino.scorer.dataset import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.photo_unet import PhotoUNet
 from anomdino.scorer.refinement import Refinement, grid_size
-from anomdino.scorer.schedule import PolySchedule
 from anomdino.scorer.scored import resized
-from anomdino.scorer.training import Plan, Record, fingerprint, fit
-from anomdino.scorer.width_fusion_training import VOID, cross_entropy
-from anomdino.seeding import rng
+from anomdino.scorer.small_training import (
+    VOID,
+    FineTuningPlan,
+    InTurns,
+    StoredItem,
+    WeightedShare,
+    adamw,
+    split,
+    train,
+)
+from anomdino.scorer.training import Record
+from anomdino.scorer.width_fusion_training import cross_entropy
 
 CROP = 320
 """Rows and columns of a crop, in cells of the grid."""
@@ -53,59 +60,30 @@ Generator = np.random.Generator
 
 
 @dataclass(frozen=True)
-class RefinementPlan:
+class RefinementPlan(FineTuningPlan):
     """How the network learns.
 
     Attributes:
-        steps: Steps of the training.
-        batch: Crops a step.
-        lr: Peak learning rate of AdamW.
-        encoder_lr: That of the encoder.
-        weight_decay: Of all weights.
-        warmup: Steps of a linear rise.
-        clip: Largest gradient norm.
         overlap: Weight of 1 - Dice beside the cross-entropy.
         anchor: Weight of the cross-entropy of the score itself.
-        held_out: Every so many-th image of a kind is kept to measure the network.
-        checkpoint_every: Steps between resume points.
     """
 
     steps: int = 1500
-    batch: int = 4
     lr: float = 5e-4
     encoder_lr: float = 5e-5
-    weight_decay: float = 1e-3
-    warmup: int = 40
-    clip: float = 5.0
     overlap: float = 0.3
     anchor: float = 0.3
-    held_out: int = 20
-    checkpoint_every: int = 250
 
 
 @dataclass(frozen=True)
-class RefinementItem:
-    """A labelled image: its key, and its file of :func:`write_item`."""
-
-    key: str
-    file: Path
-
-
-@dataclass(frozen=True)
-class RefinementShare:
-    """Images of one kind.
+class RefinementShare(WeightedShare[StoredItem]):
+    """Images of one kind, stored by :func:`write_item`.
 
     Attributes:
-        items: The images.
-        weight: Weight of their loss.
-        draws: How often they are drawn from, relative to the other kinds.
         shown: Probability that the network sees a crop's photo, and not only the score: what it learns of pasted objects
             by their looks does not hold for real ones.
     """
 
-    items: Sequence[RefinementItem]
-    weight: float = 1.0
-    draws: int = 1
     shown: float = 1.0
 
 
@@ -185,8 +163,8 @@ def read_item(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32
         return stored["image"], stored["score"].astype(np.float32), stored["label"]
 
 
-class Crops(Dataset[Sample]):
-    """Random crops; one depends on the seed and on its number alone.
+class Crops(InTurns[Sample, RefinementShare]):
+    """Random crops.
 
     Args:
         shares: Images by kind.
@@ -195,19 +173,17 @@ class Crops(Dataset[Sample]):
     """
 
     def __init__(self, shares: Sequence[RefinementShare], statistics: tuple[float, float], seed: int) -> None:
-        self.turns = [share for share in shares for _ in range(share.draws)]
-        self.statistics, self.seed = statistics, seed
+        super().__init__(shares, seed, "refinement")
+        self.statistics = statistics
 
     def __getitem__(self, sample: SampleId) -> Sample:
-        """Draw the crop of a number; kinds take turns."""
-        source = rng(self.seed, "refinement", sample.number)
-        share = self.turns[sample.number % len(self.turns)]
-        item = share.items[int(source.integers(len(share.items)))]
+        """Draw the crop of a number."""
+        source, share, item = self.turn(sample)
         return draw_sample(source, item, share, self.statistics)
 
 
 def draw_sample(
-    source: Generator, item: RefinementItem, share: RefinementShare, statistics: tuple[float, float]
+    source: Generator, item: StoredItem, share: RefinementShare, statistics: tuple[float, float]
 ) -> Sample:
     """Draw a crop of an image, changed at random."""
     image, score, label = read_item(item.file)
@@ -302,14 +278,7 @@ class RefinementObjective(Objective[SampleBatch]):
 
     def optimiser(self) -> optim.Optimizer:
         """AdamW over all weights."""
-        encoder = list(self.scorer.refinement.network.encoder.parameters())
-        own = {id(parameter) for parameter in encoder}
-        others = [parameter for parameter in self.scorer.parameters() if id(parameter) not in own]
-        groups = [
-            {"params": others, "base_lr": self.plan.lr, "factor": 1.0},
-            {"params": encoder, "base_lr": self.plan.encoder_lr, "factor": 1.0},
-        ]
-        return optim.AdamW(groups, self.plan.lr, weight_decay=self.plan.weight_decay)
+        return adamw(self.scorer, self.plan, self.scorer.refinement.network.encoder)
 
     def forward(self, batch: SampleBatch, **hints: Any) -> dict[str, Tensor]:
         """Give ``loss``, and the cross-entropy ``before`` and ``after``, without weights."""
@@ -378,9 +347,7 @@ def train_refinement(
         DataError: A kind has fewer than two images.
         TrainingError: The loss is not finite.
     """
-    parts = [held_back(share.items, plan.held_out) for share in shares]
-    learned = [replace(share, items=part[0]) for share, part in zip(shares, parts, strict=True)]
-    kept = [replace(share, items=part[1]) for share, part in zip(shares, parts, strict=True)]
+    learned, kept = split(shares, plan.held_out)
     torch.manual_seed(seed)
     network = Calibrated(Refinement(*statistics))
     if start is None:
@@ -388,14 +355,6 @@ def train_refinement(
     else:
         network.refinement.network.load_state_dict(start.state_dict())
     network.to(world.device)
-    crops = Crops(learned, statistics, seed)
-
-    def load(first: int) -> Iterable[SampleBatch]:
-        count = sum(len(share.items) for share in learned)
-        sampler = StepSampler(
-            count, plan.batch, plan.steps, seed, start=first, rank=world.rank, world=world.size
-        )
-        return stream(crops, sampler, join, 0)
 
     def measured() -> Mapping[str, float]:
         found = losses_of(network, kept, world.device)
@@ -405,23 +364,16 @@ def train_refinement(
             for name, value in zip(("before", "after"), pair, strict=True)
         }
 
-    training = Plan(
-        name="refinement",
-        schedule=PolySchedule(plan.steps, warmup=plan.warmup),
-        clip=plan.clip,
-        checkpoint_every=plan.checkpoint_every,
-        fingerprint=fingerprint(
-            plan=asdict(replace(plan, checkpoint_every=0)),
-            seed=seed,
-            statistics=list(statistics),
-            start=None if start is None else _weights(start),
-            images=[
-                [share.weight, share.draws, share.shown, *map(_content, share.items)] for share in shares
-            ],
-        ),
-    )
-    objective = RefinementObjective(network, world, plan)
-    history = fit(objective, load, measured, training, world=world, folder=state)
+    depends = {
+        "statistics": list(statistics),
+        "start": None if start is None else _weights(start),
+        "images": [
+            [share.weight, share.draws, share.shown, *(item.content() for item in share.items)]
+            for share in shares
+        ],
+    }
+    objective, crops = RefinementObjective(network, world, plan), Crops(learned, statistics, seed)
+    history = train(objective, crops, join, plan, state, measure=measured, depends=depends, world=world)
     before, after = zip(*losses_of(network, kept, world.device), strict=True)
     return Refined(network.refinement.eval().requires_grad_(False), list(before), list(after), history)
 
@@ -458,7 +410,3 @@ def _weights(network: nn.Module) -> str:
     for tensor in network.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _content(item: RefinementItem) -> str:
-    return hashlib.sha256(item.file.read_bytes()).hexdigest()

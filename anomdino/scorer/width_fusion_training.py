@@ -6,10 +6,9 @@ The scorer stays as it is. What it gives at each width for a labelled image is s
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,75 +18,48 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
-from anomdino.scorer.dataset import SampleId, StepSampler, held_back, stream
+from anomdino.scorer.dataset import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.objectives import Objective
-from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Plan, Record, fingerprint, fit
+from anomdino.scorer.small_training import (
+    VOID,
+    InTurns,
+    SmallPlan,
+    StoredItem,
+    WeightedShare,
+    adamw,
+    split,
+    train,
+)
+from anomdino.scorer.training import Record
 from anomdino.scorer.width_fusion import KNOTS, WidthFusion, at_grid
-from anomdino.seeding import rng
 
-VOID = 2
-"""Labels from here on count for nothing."""
 CELLS = 4_000_000
 """Cells of all images, about, whose scores the rising function is fitted on."""
 
 
 @dataclass(frozen=True)
-class FusionPlan:
+class FusionPlan(SmallPlan):
     """How the fusion learns.
 
     Attributes:
-        steps: Steps of the training.
-        batch: Crops a step.
         crop: Rows and columns of a crop, in cells of the grid.
-        lr: Peak learning rate of AdamW.
-        weight_decay: Of all weights.
-        warmup: Steps of a linear rise.
-        clip: Largest gradient norm.
         flip: Probability that a crop is mirrored.
-        held_out: Every so many-th image of a folder is kept to measure the fusion.
-        checkpoint_every: Steps between resume points.
     """
 
-    steps: int = 2000
-    batch: int = 4
-    crop: int = 320
-    lr: float = 1e-3
-    weight_decay: float = 1e-3
     warmup: int = 30
     clip: float = 1.0
-    flip: float = 0.5
-    held_out: int = 20
     checkpoint_every: int = 500
+    crop: int = 320
+    flip: float = 0.5
 
 
-@dataclass(frozen=True)
-class LabelledGrid:
-    """A labelled image: its key, and its file of :func:`write_grid`."""
-
-    key: str
-    file: Path
-
-
-@dataclass(frozen=True)
-class Share:
-    """Images of one kind.
-
-    Attributes:
-        images: The images.
-        weight: Weight of their loss: small objects hold few pixels, and their loss is small.
-        draws: How often they are drawn from, relative to the other kinds.
-    """
-
-    images: Sequence[LabelledGrid]
-    weight: float = 1.0
-    draws: int = 1
+class FusionShare(WeightedShare[StoredItem]):
+    """Images of one kind, stored by :func:`write_grid`."""
 
 
 class Crop(NamedTuple):
@@ -154,8 +126,8 @@ def read_grid(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8
         return stored["scores"].astype(np.float32), stored["label"]
 
 
-class Crops(Dataset[Crop]):
-    """Random crops; one depends on the seed and on its number alone.
+class Crops(InTurns[Crop, FusionShare]):
+    """Random crops.
 
     Args:
         shares: Images by kind.
@@ -163,15 +135,13 @@ class Crops(Dataset[Crop]):
         seed: Seed of all crops.
     """
 
-    def __init__(self, shares: Sequence[Share], plan: FusionPlan, seed: int) -> None:
-        self.turns = [share for share in shares for _ in range(share.draws)]
-        self.plan, self.seed = plan, seed
+    def __init__(self, shares: Sequence[FusionShare], plan: FusionPlan, seed: int) -> None:
+        super().__init__(shares, seed, "width fusion")
+        self.plan = plan
 
     def __getitem__(self, sample: SampleId) -> Crop:
-        """Cut the crop of a number; kinds take turns."""
-        source = rng(self.seed, "width fusion", sample.number)
-        share = self.turns[sample.number % len(self.turns)]
-        image = share.images[int(source.integers(len(share.images)))]
+        """Cut the crop of a number."""
+        source, share, image = self.turn(sample)
         scores, label = read_grid(image.file)
         corner = [int(source.integers(max(1, side - self.plan.crop + 1))) for side in label.shape]
         rows, columns = (slice(start, start + self.plan.crop) for start in corner)
@@ -227,8 +197,7 @@ class WidthFusionObjective(Objective[CropBatch]):
 
     def optimiser(self) -> optim.Optimizer:
         """AdamW over all weights."""
-        group = {"params": list(self.scorer.parameters()), "base_lr": self.plan.lr, "factor": 1.0}
-        return optim.AdamW([group], self.plan.lr, weight_decay=self.plan.weight_decay)
+        return adamw(self.scorer, self.plan)
 
     def forward(self, batch: CropBatch, **hints: Any) -> dict[str, Tensor]:
         """Give ``loss``."""
@@ -267,7 +236,13 @@ class Fused:
 
 
 def train_fusion(
-    shares: Sequence[Share], widths: Sequence[int], plan: FusionPlan, state: Path, *, seed: int, world: World
+    shares: Sequence[FusionShare],
+    widths: Sequence[int],
+    plan: FusionPlan,
+    state: Path,
+    *,
+    seed: int,
+    world: World,
 ) -> Fused:
     """Train the fusion of the scores at some widths; a training that was killed goes on from ``state``.
 
@@ -284,44 +259,28 @@ def train_fusion(
         DataError: A kind has fewer than two images.
         TrainingError: The loss is not finite.
     """
-    parts = [held_back(share.images, plan.held_out) for share in shares]
-    learned = [replace(share, images=part[0]) for share, part in zip(shares, parts, strict=True)]
-    kept = [replace(share, images=part[1]) for share, part in zip(shares, parts, strict=True)]
+    learned, kept = split(shares, plan.held_out)
     torch.manual_seed(seed)
     network = Calibrated(WidthFusion(widths, *statistics(learned))).to(world.device)
-    crops = Crops(learned, plan, seed)
-
-    def load(first: int) -> Iterable[CropBatch]:
-        count = sum(len(share.images) for share in learned)
-        sampler = StepSampler(
-            count, plan.batch, plan.steps, seed, start=first, rank=world.rank, world=world.size
-        )
-        return stream(crops, sampler, join, 0)
 
     def measured() -> Mapping[str, float]:
         return {f"kind {index}": value for index, value in enumerate(losses_of(network, kept, world.device))}
 
     before = losses_of(network, kept, world.device)
-    training = Plan(
-        name="width fusion",
-        schedule=PolySchedule(plan.steps, warmup=plan.warmup),
-        clip=plan.clip,
-        checkpoint_every=plan.checkpoint_every,
-        fingerprint=fingerprint(
-            plan=asdict(replace(plan, checkpoint_every=0)),
-            seed=seed,
-            widths=list(widths),
-            images=[[share.weight, share.draws, *map(_content, share.images)] for share in shares],
-        ),
-    )
-    objective = WidthFusionObjective(network, world, plan)
-    history = fit(objective, load, measured, training, world=world, folder=state)
+    depends = {
+        "widths": list(widths),
+        "images": [
+            [share.weight, share.draws, *(item.content() for item in share.items)] for share in shares
+        ],
+    }
+    objective, crops = WidthFusionObjective(network, world, plan), Crops(learned, plan, seed)
+    history = train(objective, crops, join, plan, state, measure=measured, depends=depends, world=world)
     after = losses_of(network, kept, world.device)
     return Fused(network.fusion.eval().requires_grad_(False), before, after, history)
 
 
 @torch.inference_mode()
-def match_levels(network: WidthFusion, shares: Sequence[Share]) -> None:
+def match_levels(network: WidthFusion, shares: Sequence[FusionShare]) -> None:
     """Fit the rising function of the network: the quantiles of its score become those of the mean of the widths.
 
     Some four million cells are looked at, evenly from all images.
@@ -330,7 +289,7 @@ def match_levels(network: WidthFusion, shares: Sequence[Share]) -> None:
         network: The trained network; its ``levels`` change.
         shares: Labelled images by kind.
     """
-    images = [image for share in shares for image in share.images]
+    images = [image for share in shares for image in share.items]
     fused, means = [], []
     for image in images:
         grid = torch.from_numpy(read_grid(image.file)[0])[None].to(network.levels.device)
@@ -348,10 +307,10 @@ def _rising(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(np.maximum.accumulate(levels) + 1e-3 * np.arange(len(levels)))
 
 
-def statistics(shares: Sequence[Share]) -> tuple[float, float]:
+def statistics(shares: Sequence[FusionShare]) -> tuple[float, float]:
     """Give mean and standard deviation of all stored scores."""
     count, total, squares = 0, 0.0, 0.0
-    for image in (image for share in shares for image in share.images):
+    for image in (image for share in shares for image in share.items):
         scores = read_grid(image.file)[0].astype(np.float64)
         count, total, squares = count + scores.size, total + scores.sum(), squares + np.square(scores).sum()
     mean = total / count
@@ -359,18 +318,14 @@ def statistics(shares: Sequence[Share]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def losses_of(network: Calibrated, shares: Sequence[Share], device: torch.device) -> list[float]:
+def losses_of(network: Calibrated, shares: Sequence[FusionShare], device: torch.device) -> list[float]:
     """Give the mean cross-entropy of whole images, kind by kind."""
     network.eval()
     means = []
     for share in shares:
         losses = []
-        for image in share.images:
+        for image in share.items:
             scores, label = (torch.from_numpy(part)[None].to(device) for part in read_grid(image.file))
             losses.append(float(cross_entropy(network(scores), label)))
         means.append(float(np.mean(losses)))
     return means
-
-
-def _content(image: LabelledGrid) -> str:
-    return hashlib.sha256(image.file.read_bytes()).hexdigest()

@@ -16,7 +16,6 @@ from anomdino.adt.outline_training import (
     OutlineShare,
     Windows,
     around_nothing,
-    content,
     draw_box,
     draw_sample,
     load,
@@ -270,12 +269,12 @@ def test_kinds_of_one_image_are_refused(items, tmp_path):
 
 
 def test_the_content_of_an_item_is_all_that_training_reads(items, tmp_path):
-    before = content(items[0])
-    assert content(items[1]) != before
+    before = items[0].content()
+    assert items[1].content() != before
     moved = OutlineItem("0", items[0].image, items[0].score, items[0].label, Boxes.empty())
-    assert content(moved) != before
+    assert moved.content() != before
     write_png(tmp_path / "l0.png", np.zeros((80, 120), np.uint8))
-    assert content(items[0]) != before
+    assert items[0].content() != before
 
 
 def test_the_rate_of_the_encoder_is_its_own(items):

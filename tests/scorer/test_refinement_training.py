@@ -19,7 +19,6 @@ from anomdino.scorer.refinement_training import (
     CROP,
     Calibrated,
     Crops,
-    RefinementItem,
     RefinementObjective,
     RefinementPlan,
     RefinementShare,
@@ -31,6 +30,7 @@ from anomdino.scorer.refinement_training import (
     train_refinement,
     write_item,
 )
+from anomdino.scorer.small_training import StoredItem
 
 STATISTICS = -8.0, 1.0
 ALONE = World(0, 1, torch.device("cpu"))
@@ -64,7 +64,7 @@ def photo(source):
 def items(tmp_path):
     source, made = np.random.default_rng(4), []
     for number in range(8):
-        made.append(RefinementItem(str(number), tmp_path / f"{number}.npz"))
+        made.append(StoredItem(str(number), tmp_path / f"{number}.npz"))
         write_item(made[-1].file, *photo(source))
     return made
 
@@ -133,7 +133,7 @@ def test_the_photo_is_hidden_as_often_as_asked(items):
 
 
 def test_kinds_are_drawn_as_often_as_they_ask(items):
-    shares = [RefinementShare(items[:4], 1.0, 3), RefinementShare(items[4:], 2.0, 1)]
+    shares = [RefinementShare(items[:4], 3, 1.0), RefinementShare(items[4:], 1, 2.0)]
     crops = Crops(shares, STATISTICS, 0)
     weights = [crops[SampleId(number, 0, False)].weight for number in range(8)]
     assert weights == [1, 1, 1, 2, 1, 1, 1, 2]
@@ -158,7 +158,7 @@ def test_the_loss_is_that_of_the_moved_score_its_overlap_and_the_anchor(items):
     torch.manual_seed(0)
     network = Calibrated(Refinement(*STATISTICS))
     objective = RefinementObjective(network, ALONE, PLAN)
-    crops = Crops([RefinementShare(items, 3.0)], STATISTICS, 1)
+    crops = Crops([RefinementShare(items, weight=3.0)], STATISTICS, 1)
     batch = join([crops[SampleId(number, 0, False)] for number in range(2)])
     with torch.no_grad():
         losses = objective(batch)

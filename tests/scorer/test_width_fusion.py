@@ -17,6 +17,7 @@ from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.setup import engine_from
+from anomdino.scorer.small_training import StoredItem
 from anomdino.scorer.width_fusion import (
     GRID_WIDTH,
     WidthFusion,
@@ -29,8 +30,7 @@ from anomdino.scorer.width_fusion_training import (
     Calibrated,
     Crops,
     FusionPlan,
-    LabelledGrid,
-    Share,
+    FusionShare,
     cross_entropy,
     is_written,
     join,
@@ -239,12 +239,15 @@ def stored(folder, count, right, seed=0, shape=(40, GRID_WIDTH)):
         scores[right] += 6.0 * label
         path = folder / f"{index}.npz"
         np.savez(path, scores=scores.astype(np.float16), label=label, digest=np.array("x"))
-        images.append(LabelledGrid(f"{folder.name}/{index}", path))
+        images.append(StoredItem(f"{folder.name}/{index}", path))
     return images
 
 
 def test_crops_depend_on_their_number_alone_and_labels_go_with_the_scores(tmp_path):
-    shares = [Share(stored(tmp_path / "a", 3, 0), 2.0), Share(stored(tmp_path / "b", 3, 1), 5.0, draws=2)]
+    shares = [
+        FusionShare(stored(tmp_path / "a", 3, 0), weight=2.0),
+        FusionShare(stored(tmp_path / "b", 3, 1), 2, 5.0),
+    ]
     crops = Crops(shares, FusionPlan(crop=64), seed=1)
     assert [crops[SampleId(n, 0, True)].weight for n in range(6)] == [2.0, 5.0, 5.0, 2.0, 5.0, 5.0]
     for number in range(12):
@@ -266,15 +269,15 @@ def test_crops_depend_on_their_number_alone_and_labels_go_with_the_scores(tmp_pa
 def test_statistics_are_those_of_all_stored_scores(tmp_path):
     images = [stored(tmp_path / "a", 2, 0), stored(tmp_path / "b", 1, 1)]
     every = np.concatenate([read_grid(image.file)[0].ravel() for part in images for image in part])
-    mean, std = statistics([Share(part) for part in images])
+    mean, std = statistics([FusionShare(part) for part in images])
     assert mean == pytest.approx(every.mean(), rel=1e-5)
     assert std == pytest.approx(every.std(), rel=1e-5)
 
 
 def test_matched_levels_keep_the_order_and_give_the_means_distribution(tmp_path):
-    shares = [Share(stored(tmp_path / "a", 3, 0)), Share(stored(tmp_path / "b", 3, 1))]
+    shares = [FusionShare(stored(tmp_path / "a", 3, 0)), FusionShare(stored(tmp_path / "b", 3, 1))]
     fusion = random_fusion()
-    grids = [torch.from_numpy(read_grid(image.file)[0])[None] for share in shares for image in share.images]
+    grids = [torch.from_numpy(read_grid(image.file)[0])[None] for share in shares for image in share.items]
 
     def fused():
         return np.concatenate([fusion(grid.unbind(1), (40, GRID_WIDTH)).numpy().ravel() for grid in grids])
@@ -290,7 +293,7 @@ def test_matched_levels_keep_the_order_and_give_the_means_distribution(tmp_path)
 
 
 def trained(tmp_path, state, steps=24, **changes):
-    shares = [Share(stored(tmp_path / "right", 6, 1))]
+    shares = [FusionShare(stored(tmp_path / "right", 6, 1))]
     plan = FusionPlan(steps=steps, batch=2, crop=40, lr=5e-3, warmup=2, checkpoint_every=10, **changes)
     return train_fusion(shares, WIDTHS, plan, tmp_path / state, seed=0, world=ALONE)
 
@@ -346,11 +349,16 @@ def test_scores_that_are_not_finite_stop_the_training_by_name(tmp_path):
     np.savez(images[1].file, scores=scores, label=label, digest=np.array("x"))
     plan = FusionPlan(steps=4, batch=2, crop=40, held_out=2)
     with pytest.raises(TrainingError, match="a/1"):
-        train_fusion([Share(images)], WIDTHS, plan, tmp_path / "state", seed=0, world=ALONE)
+        train_fusion([FusionShare(images)], WIDTHS, plan, tmp_path / "state", seed=0, world=ALONE)
 
 
 def test_one_image_of_a_kind_is_too_few(tmp_path):
     with pytest.raises(DataError, match="fewer than two"):
         train_fusion(
-            [Share(stored(tmp_path / "a", 1, 0))], WIDTHS, FusionPlan(), tmp_path / "s", seed=0, world=ALONE
+            [FusionShare(stored(tmp_path / "a", 1, 0))],
+            WIDTHS,
+            FusionPlan(),
+            tmp_path / "s",
+            seed=0,
+            world=ALONE,
         )
