@@ -39,7 +39,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         A path in the same folder that the block writes to.
 
     Raises:
-        DiskError: The disk is full, or the place is not writable or no folder.
+        DiskError: The disk is full, or the place is not writable, or no folder can be made there.
     """
     path = Path(path)
     stem = os.fsdecode(os.fsencode(path.stem)[:100])  # names are limited in bytes
@@ -70,6 +70,11 @@ def _make_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         cause = "cannot be made: a part of its path is a file and no folder"
+        raise DiskError(path, cause, "choose another output folder") from error
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise
+        cause = f"cannot be made: {(error.strerror or 'the system refuses').lower()}"
         raise DiskError(path, cause, "choose another output folder") from error
 
 

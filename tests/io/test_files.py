@@ -202,6 +202,12 @@ def test_a_path_below_a_file_is_explained_and_the_file_stays(below, tmp_path):
     assert file.read_text() == "kept"
 
 
+def test_a_folder_that_the_system_refuses_is_explained(tmp_path):
+    with pytest.raises(DiskError, match="cannot be made: file name too long") as raised:
+        atomic_write_text(tmp_path / ("f" * 300) / "x.txt", "text")
+    assert "choose another output folder" in str(raised.value)
+
+
 def test_an_error_of_the_block_itself_is_passed_on(tmp_path):
     with pytest.raises(NotADirectoryError, match="theirs"), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
