@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from anomdino.config.params import load_params
 from anomdino.io.images import read_image, write_png
@@ -20,7 +19,7 @@ from anomdino.scorer.setup import engine_from
 from anomdino.synthetic import outlier, scene
 from pipeline import distil
 from pipeline._release import TARGET
-from tests.release.test_release_adt import tiny_release
+from tests.release.tiny import invoke, tiny_release
 
 WEIGHTS = "models/{}/model.safetensors"
 SIZES = ["--width", "96", "--crop", "64", "80", "--steps", "2", "--batch", "2"]
@@ -37,8 +36,7 @@ def photos(tmp_path):
 
 def run(folder, *more):
     names = {"--images": "roads", "--of": "light", "--to": "student", "--work": "work"}
-    given = [text for name, part in names.items() for text in (name, str(folder / part))]
-    return CliRunner().invoke(distil.app, [*given, *SIZES, *more])
+    return invoke(distil.app, folder, *SIZES, *more, folders=names)
 
 
 def test_the_student_takes_the_scorers_place_in_a_whole_model(photos):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from anomdino.adt.store import load_adt
 from anomdino.config.params import render_params
@@ -15,7 +14,7 @@ from anomdino.io.scores import read_score
 from anomdino.scorer.width_fusion import WidthFusion, save_fusion
 from pipeline import recalibrate
 from pipeline._release import TARGET
-from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+from tests.release.tiny import FOLDERS, invoke, tiny_release
 
 
 def another_scorer(folder):
@@ -25,16 +24,8 @@ def another_scorer(folder):
     save_file(state, folder / "model.safetensors")
 
 
-def run(sources, *more):  # noqa: F811
-    arguments = {
-        "--inlier": "scenes",
-        "--outliers": "objects",
-        "--work": "work",
-        "--to": "light",
-        "--before": "before",
-    }
-    given = [text for name, folder in arguments.items() for text in (name, str(sources / folder))]
-    return CliRunner().invoke(recalibrate.app, [*given, "--count", "4", *more])
+def run(sources, *more):
+    return invoke(recalibrate.app, sources, "--count", "4", *more, folders={**FOLDERS, "--before": "before"})
 
 
 def standardised(folder, statistics):
@@ -46,7 +37,7 @@ def standardised(folder, statistics):
     return (scores.mean() - mean) / std, scores.std() / std
 
 
-def test_what_reads_the_scores_sees_them_as_before(sources):  # noqa: F811
+def test_what_reads_the_scores_sees_them_as_before(sources):
     pytest.importorskip("mmdet")
     target = sources / "light"
     tiny_release(target)
@@ -83,7 +74,7 @@ def test_what_reads_the_scores_sees_them_as_before(sources):  # noqa: F811
     assert score_statistics(target / "models/detector") == now["detector"]
 
 
-def test_the_same_scorer_changes_nothing(sources):  # noqa: F811
+def test_the_same_scorer_changes_nothing(sources):
     pytest.importorskip("mmdet")
     tiny_release(sources / "light")
     another_scorer(sources / "light/models/rpl")  # the released model is fitted to its own already
@@ -94,7 +85,7 @@ def test_the_same_scorer_changes_nothing(sources):  # noqa: F811
     assert score_statistics(sources / "light/models/detector") == before
 
 
-def test_widths_joined_by_a_network_count_as_another_scorer(sources):  # noqa: F811
+def test_widths_joined_by_a_network_count_as_another_scorer(sources):
     pytest.importorskip("mmdet")
     target, scorer = sources / "light", sources / "light/models/rpl"
     params = tiny_release(target, widths=(64, 96))
@@ -114,7 +105,7 @@ def test_widths_joined_by_a_network_count_as_another_scorer(sources):  # noqa: F
     assert "nothing is left to do" in again.output
 
 
-def test_a_scorer_that_is_not_there_is_named_and_nothing_changes(sources):  # noqa: F811
+def test_a_scorer_that_is_not_there_is_named_and_nothing_changes(sources):
     tiny_release(sources / "light")
     another_scorer(sources / "light/models/rpl")
     kept = (sources / "light/models/adt/model.safetensors").read_bytes()
@@ -124,7 +115,7 @@ def test_a_scorer_that_is_not_there_is_named_and_nothing_changes(sources):  # no
     assert (sources / "light/models/adt/model.safetensors").read_bytes() == kept
 
 
-def test_a_detector_without_its_description_is_refused_before_anything_is_written(sources):  # noqa: F811
+def test_a_detector_without_its_description_is_refused_before_anything_is_written(sources):
     pytest.importorskip("mmdet")
     target = sources / "light"
     tiny_release(target)

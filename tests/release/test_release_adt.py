@@ -1,55 +1,25 @@
 """Training the released ADT-Net anew, from scenes to the model that `predict` loads, at tiny size."""
 
 import json
-import shutil
 
 import numpy as np
-import pytest
-from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from anomdino.adt.store import load_adt
-from anomdino.config.params import check_params, load_params, render_params
-from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.images import read_image, read_label
 from anomdino.release.camera import other_camera
 from anomdino.scorer.dataset import ImagePairs, split_outliers
-from anomdino.synthetic import outlier, scene
+from anomdino.synthetic import scene
 from pipeline import _material, release_adt
 from pipeline._release import TARGET
-
-
-@pytest.fixture
-def sources(tmp_path):
-    for index in range(6):
-        frame = scene("val", index, size=(96, 128))
-        write_png(tmp_path / "scenes/images" / f"{index}.png", frame.image)
-        write_png(tmp_path / "scenes/labels" / f"{index}.png", frame.label)
-    for index in range(20):
-        image, mask = outlier(index)
-        write_png(tmp_path / "objects/images" / f"{index:02d}.png", image)
-        write_png(tmp_path / "objects/masks" / f"{index:02d}.png", mask)
-    return tmp_path
-
-
-def tiny_release(target, widths=(96,)):
-    """The released scorer and detector with parameters that take seconds."""
-    shutil.copytree(TARGET, target)
-    content = YAML(typ="safe", pure=True).load((target / "params.yaml").read_text())
-    content["score"] |= {"widths": list(widths), "fusion": "mean", "refine_net": False}
-    content["detector"] |= {"test_short_side": 96, "long_side": 128}
-    content["adt"] |= {"epochs": 1, "samples_per_epoch": 8, "crop": 64}
-    content["compose"]["workers"] = 1
-    (target / "params.yaml").write_text(render_params(check_params(content, "tiny")))
-    return load_params(target / "params.yaml")
+from tests.release.tiny import invoke, tiny_release
 
 
 def test_the_whole_way_gives_a_model_that_loads(sources):
     target = sources / "light"
     params = tiny_release(target)
     before = load_adt(target / "models" / "adt")
-    arguments = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
-    given = [text for name, folder in arguments.items() for text in (name, str(sources / folder))]
-    result = CliRunner().invoke(release_adt.app, [*given, "--count", "6", "--seed", "5"])
+    result = invoke(release_adt.app, sources, "--count", "6", "--seed", "5")
     assert result.exit_code == 0, result.output
     after = load_adt(target / "models" / "adt")
     assert after.provenance["seed"] == 5

@@ -6,24 +6,21 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from anomdino.detector.weights import load_detector
 from pipeline import release_detector
 from pipeline._release import TARGET
-from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+from tests.release.tiny import invoke, tiny_release
 
 
 def run(folder, *settings):
-    arguments = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
-    given = [text for name, part in arguments.items() for text in (name, str(folder / part))]
     sizes = ["short_sides=[64]", "steps=1", "warmup=0", "val_interval=1", "log_interval=1", "batch_size=2"]
     changes = [text for change in (*sizes, *settings) for text in ("--set", change)]
-    return CliRunner().invoke(release_detector.app, [*given, "--count", "8", *changes])
+    return invoke(release_detector.app, folder, "--count", "8", *changes)
 
 
 @pytest.mark.slow
-def test_the_detector_is_trained_on_from_the_released_one(sources):  # noqa: F811
+def test_the_detector_is_trained_on_from_the_released_one(sources):
     target = sources / "light"
     tiny_release(target)
     params = (target / "params.yaml").read_bytes()
@@ -48,7 +45,7 @@ def test_the_detector_is_trained_on_from_the_released_one(sources):  # noqa: F81
     assert (target / "params.yaml").read_bytes() == params
 
 
-def test_both_halves_are_learned_from_and_no_scene_is_on_both_sides(sources):  # noqa: F811
+def test_both_halves_are_learned_from_and_no_scene_is_on_both_sides(sources):
     params = release_detector.changed(tiny_release(sources / "light"), sources / "light", [])
     fold = release_detector.composed(
         params, 8, sources / "scenes", sources / "objects", sources / "work", sources / "light" / "models"
@@ -61,7 +58,7 @@ def test_both_halves_are_learned_from_and_no_scene_is_on_both_sides(sources):  #
     assert not {record.source for record in fold.train} & {record.source for record in fold.val}
 
 
-def test_a_missing_folder_is_named_and_nothing_is_lost(sources):  # noqa: F811
+def test_a_missing_folder_is_named_and_nothing_is_lost(sources):
     tiny_release(sources / "light")
     shutil.rmtree(sources / "scenes")
     result = run(sources)

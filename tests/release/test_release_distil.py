@@ -5,7 +5,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from anomdino.config.params import load_params
 from anomdino.errors import DataError
@@ -18,23 +17,21 @@ from anomdino.synthetic import outlier
 from pipeline import _material, release_distil
 from pipeline._release import TARGET
 from pipeline.distil import distilled
-from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+from tests.release.tiny import invoke, tiny_release
 
 WEIGHTS = "models/{}/model.safetensors"
 
 
 @pytest.fixture
-def tiny(sources, monkeypatch):  # noqa: F811
+def tiny(sources, monkeypatch):
     monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
     tiny_release(sources / "light", widths=[64, 96])
     return sources
 
 
 def run(folder, *more):
-    names = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
-    given = [text for name, part in names.items() for text in (name, str(folder / part))]
     sizes = ["--count", "8", "--photos", "4", "--width", "80", "--crop", "48", "64"]
-    return CliRunner().invoke(release_distil.app, [*given, *sizes, "--steps", "2", "2", *more])
+    return invoke(release_distil.app, folder, *sizes, "--steps", "2", "2", *more)
 
 
 @pytest.mark.slow

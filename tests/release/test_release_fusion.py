@@ -10,25 +10,16 @@ from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.scorer.setup import engine_from
 from anomdino.scorer.width_fusion import fusion_file, load_fusion
-from pipeline import _material, release_fusion
-from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
+from pipeline import release_fusion
 from tests.release.test_release_distil import held_out_photos
+from tests.release.tiny import invoke
 
 SCORER = "light/models/rpl"
 
 
-@pytest.fixture
-def tiny(sources, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
-    tiny_release(sources / "light", widths=[64])
-    return sources
-
-
 def run(folder, *more):
-    names = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
-    given = [text for name, part in names.items() for text in (name, str(folder / part))]
     sizes = ["--count", "8", "--photos", "4", "--steps", "2", "--width", "48", "--width", "64"]
-    return CliRunner().invoke(release_fusion.app, [*given, *sizes, *more])
+    return invoke(release_fusion.app, folder, *sizes, *more)
 
 
 @pytest.mark.slow

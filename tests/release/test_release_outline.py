@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from anomdino.adt.outline_net import FILE
 from anomdino.adt.store import load_adt
@@ -11,25 +10,14 @@ from anomdino.config.params import load_params
 from anomdino.io.images import read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.io.scores import read_score
-from anomdino.scorer.efficientnet_lite import EfficientNetLite0
 from pipeline import _material, release_outline
 from pipeline._release import TARGET
-from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 from tests.release.test_release_distil import held_out_photos
-
-
-@pytest.fixture
-def tiny(sources, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
-    monkeypatch.setattr(EfficientNetLite0, "load_imagenet", lambda self: None)
-    tiny_release(sources / "light", widths=[64])
-    return sources
+from tests.release.tiny import invoke
 
 
 def run(folder, *more):
-    names = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
-    given = [text for name, part in names.items() for text in (name, str(folder / part))]
-    return CliRunner().invoke(release_outline.app, [*given, "--count", "8", "--photos", "4", *more])
+    return invoke(release_outline.app, folder, "--count", "8", "--photos", "4", *more)
 
 
 @pytest.mark.slow

@@ -4,30 +4,18 @@ import json
 
 import pytest
 from safetensors import safe_open
-from typer.testing import CliRunner
 
 from anomdino.config.params import load_params
 from anomdino.io.listing import list_images
-from anomdino.scorer.efficientnet_lite import EfficientNetLite0
 from anomdino.scorer.refinement import FILE, load_refinement
-from pipeline import _material, release_refinement
+from pipeline import release_refinement
 from pipeline._release import TARGET
-from tests.release.test_release_adt import sources, tiny_release  # noqa: F401 - a fixture
 from tests.release.test_release_distil import held_out_photos
-
-
-@pytest.fixture
-def tiny(sources, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(_material, "LEAST_WIDTH", 60)
-    monkeypatch.setattr(EfficientNetLite0, "load_imagenet", lambda self: None)
-    tiny_release(sources / "light", widths=[64])
-    return sources
+from tests.release.tiny import invoke
 
 
 def run(folder, *more):
-    names = {"--inlier": "scenes", "--outliers": "objects", "--work": "work", "--to": "light"}
-    given = [text for name, part in names.items() for text in (name, str(folder / part))]
-    return CliRunner().invoke(release_refinement.app, [*given, "--count", "8", "--photos", "4", *more])
+    return invoke(release_refinement.app, folder, "--count", "8", "--photos", "4", *more)
 
 
 @pytest.mark.slow
