@@ -1,12 +1,13 @@
 """Train the detector of the released light model on, on a CPU: from its own weights, on the scores of its scorer.
 
-Usage: python -m pipeline.release_detector --inlier SCENES --outliers OBJECTS [--work out/release_detector] [--to FOLDER]
+Usage: python -m pipeline.release_detector --inlier SCENES --outliers OBJECTS [--seed N] [--work FOLDER] [--to FOLDER]
 
 SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are those of training. Half of the composed images have
 objects of 5 % of the height and more on scenes as they come; the other half is made as the parameters beside the model
-say, with small objects, and comes a second time as another camera sees it. The released scorer scores them all, and the
-detector learns from what `ood.json` marks `train`. Its parameters are those beside the model, changed by TRAINING and
-then by `--set`. The released detector is replaced at the very end; `pipeline.release_adt` fits ADT-Net to its boxes.
+say, with small objects, and comes a second time as another camera sees it. Street scenes in which a known class is the
+anomaly join them: nobody pasted what they show. The released scorer scores them all; a quarter of the scenes, composed
+or not, is held out to measure the detector. Its parameters are those beside the model, changed by TRAINING and then by
+`--set`. The released detector is replaced at the very end; `anomdino tune --box-evidence` fits ADT-Net to its boxes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +24,17 @@ import typer
 from anomdino.config.params import Params, check_params, load_params
 from anomdino.io.atomic import atomic_write_json
 from anomdino.seeding import seed_everything
-from pipeline._material import IMAGES, LABELS, LARGE, LIST, compose_twice, score_images
-from pipeline._release import TARGET, Objects, Released, Scenes, command
+from pipeline._material import (
+    IMAGES,
+    LABELS,
+    LARGE,
+    LIST,
+    STREET,
+    compose_twice,
+    gather_street,
+    score_images,
+)
+from pipeline._release import TARGET, Objects, Released, Scenes, Seed, StreetScenes, command
 from pipeline._steps import assign
 
 if TYPE_CHECKING:
@@ -55,11 +66,14 @@ def main(
     ),
     to: Released = TARGET,
     count: Annotated[int, typer.Option(min=4, help="Composed images of each half.")] = 160,
+    scenes: StreetScenes = 184,
+    seed: Seed = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the detector's parameters.")
     ] = None,
 ) -> None:
     """Compose, score, train on, and put the result in the place of the released detector."""
+    from anomdino.adt.store import load_adt
     from anomdino.detector.training import train_detector
     from anomdino.device import resolve_device
 
@@ -67,9 +81,17 @@ def main(
         params = changed(load_params(to / "params.yaml"), to, set_ or [])
         seed_everything(params.seed)
         fold = composed(params, count, inlier, outliers, work, to / "models")
+        statistics = load_adt(to / "models" / "adt").net.statistics
+        plain = params.score.model_copy(
+            update={"refine_net": False}
+        )  # the maps hold the score as it is before
+        gather_street(
+            params.model_copy(update={"score": plain}), to / "models", inlier, work, scenes, statistics
+        )
+        fold, chosen = with_street(fold, work), params.seed if seed is None else seed
         device, scorer = resolve_device(params.device), to / "models" / "rpl"
         trained = train_detector(
-            params.detector, fold, work / "detector", work / "state", params.seed, device, scorer
+            params.detector, fold, work / "detector", work / "state", chosen, device, scorer
         )
         put(trained.folder, to / "models" / "detector")
     typer.echo(f"release_detector: AR@100 {trained.best_ar100:.3f} held out, {to / 'models' / 'detector'}")
@@ -99,9 +121,26 @@ def composed(params: Params, count: int, inlier: Path, outliers: Path, work: Pat
         score_images(params, models, work / name / "train" / IMAGES, work / name)
         (half,) = split_folds(records_of(work / name), 1, params.detect.holdout, params.seed)
         halves.append(half)
-    # both parts of the held-out images must be seen, whatever detector.val_images leaves
-    held_out = [record for pair in zip(*(half.val for half in halves), strict=False) for record in pair]
+    held_out = in_turns(*(half.val for half in halves))
     return Fold("final", [record for half in halves for record in half.train], held_out, [])
+
+
+def in_turns(*kinds: list[Record]) -> list[Record]:
+    """Give the images of every kind in turns, so that each is seen, whatever `detector.val_images` leaves."""
+    return [record for turn in zip_longest(*kinds) for record in turn if record is not None]
+
+
+def with_street(fold: Fold, work: Path) -> Fold:
+    """Add the street scenes of :func:`gather_street`; those that were held out for composing stay held out."""
+    from anomdino.detector.records import labelled_records
+
+    folder, maps = work / STREET, work / "seen" / STREET / "maps"
+    found = labelled_records(folder / IMAGES, folder / LABELS, maps, lambda key: key.rpartition("_")[0])
+    records = [replace(record, key=f"{STREET}/{record.key}") for record in found]
+    held = {record.source for record in fold.val}
+    learned = [record for record in records if record.source not in held]
+    kept = [record for record in records if record.source in held]
+    return replace(fold, train=[*fold.train, *learned], val=in_turns(fold.val, kept))
 
 
 def records_of(folder: Path) -> list[Record]:

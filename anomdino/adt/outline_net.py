@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from anomdino.adt.outline import Outlines, check_sizes
 from anomdino.errors import CheckpointError
-from anomdino.io.atomic import atomic_path
 from anomdino.io.boxes import Boxes
+from anomdino.io.tensors import write_tensors
 from anomdino.scorer.base import normalise
 from anomdino.scorer.photo_unet import PhotoUNet
 
@@ -250,8 +250,7 @@ def save_outline_net(network: OutlineNet, folder: Path | str) -> None:
         for name, tensor in network.state_dict().items()
     }
     config = json.dumps({"format": FORMAT, "details": network.details}, sort_keys=True)
-    with atomic_path(Path(folder) / FILE) as temporary:
-        save_file(tensors, temporary, metadata={"config": config})
+    write_tensors(Path(folder) / FILE, tensors, {"config": config})
 
 
 def load_outline_net(folder: Path | str, device: str | torch.device = "cpu") -> OutlineNet | None:

@@ -9,14 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from anomdino.adt.fusion import AdtModel, FusionRule
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.outline_net import FILE, load_outline_net, save_outline_net
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import CheckpointError, ConfigError
-from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.tensors import write_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "anomdino-adt-1"
@@ -36,8 +37,7 @@ def save_adt(model: AdtModel, folder: Path | str) -> None:
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"config": json.dumps(config, sort_keys=True)}  # safetensors writes several keys in any order
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_tensors(folder / WEIGHTS, tensors, metadata)
     atomic_write_json(folder / CONFIG, config)
     if model.outliner is None:
         (folder / FILE).unlink(missing_ok=True)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from anomdino.errors import DataError
-from anomdino.io.images import image_size
+from anomdino.io.images import image_size, read_label
+from anomdino.io.listing import list_images
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import derive_seed
 
 FINAL_HOLDOUT = 0.1
+LEAST_OBJECT = 12
+"""Pixels of the smallest part of a label that is taken for an object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +96,40 @@ def read_records(
     if not records:
         raise DataError(path, "names no image", "run the compose stage again")
     return sorted(records, key=lambda record: record.key)
+
+
+def labelled_records(
+    images: Path | str, labels: Path | str, maps: Path | str, source_of: Callable[[str], str]
+) -> list[Record]:
+    """Read labelled images that no ``ood.json`` names; an object is an 8-connected part of the label.
+
+    Args:
+        images: Folder of images.
+        labels: Folder of ``<key>.png``, 0, 1, 255, of the images' sizes.
+        maps: Folder of ``<key>.npz``.
+        source_of: Gives the source of an image by its key.
+
+    Returns:
+        The images that hold an object of 12 pixels or more, sorted by key, for training; smaller parts have no box.
+
+    Raises:
+        DataError: A label is missing or damaged.
+        ProtocolError: The images are evaluation data.
+    """
+    refuse_evaluation_data(images, labels)
+    records = []
+    for key, image in sorted(list_images(images).items()):
+        label = Path(labels) / f"{key}.png"
+        values = read_label(label)
+        _, _, figures, _ = cv2.connectedComponentsWithStats((values == 1).view(np.uint8), connectivity=8)
+        x, y, width, height, pixels = figures[1:].T
+        boxes = np.stack([x, y, x + width, y + height], 1)[pixels >= LEAST_OBJECT].astype(np.float32)
+        if not len(boxes):
+            continue
+        size = (values.shape[0], values.shape[1])
+        file = Path(maps) / f"{key}.npz"
+        records.append(Record(key, image, file, label, size, source_of(key), "train", boxes))
+    return records
 
 
 _Entry = tuple[str, tuple[int, int], str, str, list[list[float]]]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from anomdino.config.detector import DetectorConfig
 from anomdino.errors import CheckpointError
-from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.tensors import write_tensors
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -146,11 +147,8 @@ def save_detector(
         folder: The detector's folder.
         extra: Further facts for ``config.json``.
     """
-    from safetensors.torch import save_file
-
     state = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
-    with atomic_path(Path(folder) / WEIGHTS_FILE) as temporary:
-        save_file(_without_aliases(state), temporary)
+    write_tensors(Path(folder) / WEIGHTS_FILE, _without_aliases(state))
     content = {"format": FORMAT, "classes": classes, "detector": config.model_dump(mode="json"), **extra}
     atomic_write_json(Path(folder) / CONFIG_FILE, content)
 
@@ -175,8 +173,6 @@ def set_score_statistics(folder: Path | str, mean: float, std: float) -> None:
     Raises:
         CheckpointError: The folder holds no detector, or a damaged one.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     state = dict(read_checkpoint(folder / WEIGHTS_FILE)["state_dict"])
     try:
@@ -187,8 +183,7 @@ def set_score_statistics(folder: Path | str, mean: float, std: float) -> None:
     content["score"] = {"mean": mean, "std": std}
     for name, value in zip(_STATISTICS, (mean, std), strict=True):
         state[name] = torch.full_like(state[name], value)
-    with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary)
+    write_tensors(folder / WEIGHTS_FILE, state)
     atomic_write_json(folder / CONFIG_FILE, content)
 
 

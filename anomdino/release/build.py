@@ -65,11 +65,13 @@ def build_release(
 
 def halve_detector(source: Path, folder: Path) -> None:
     """Put the detector of one folder into another, its weights in half precision; each file whole or not at all."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
+
+    from anomdino.io.tensors import write_tensors
 
     tensors = load_file(source / WEIGHTS)
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, temporary)
+    halved = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    write_tensors(folder / WEIGHTS, halved)
     with atomic_path(folder / CONFIG) as temporary:
         shutil.copyfile(source / CONFIG, temporary)
 

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.errors import CheckpointError, ConfigError
-from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.io.atomic import atomic_write_json
+from anomdino.io.tensors import write_tensors
 
 ScoreKind = Literal["energy", "entropy", "max_softmax", "max_logit"]
 LogitsKind = Literal["residual", "closed"]
@@ -245,9 +246,7 @@ def save_scorer(
         "options": dict(scorer.spec.options),
         "details": dict(details or {}),
     }
-    with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary)
-        temporary.chmod(0o644)
+    write_tensors(folder / WEIGHTS_FILE, tensors)
     atomic_write_json(folder / CONFIG_FILE, config)
 
 

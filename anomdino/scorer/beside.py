@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomdino.errors import CheckpointError
-from anomdino.io.atomic import atomic_path
+from anomdino.io.tensors import write_tensors
 from anomdino.scorer.base import WEIGHTS_FILE
 
 
@@ -37,9 +36,7 @@ def save_beside(
         for name, tensor in network.state_dict().items()
     }
     content = {"scorer": _digest(path.parent), **details}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": file_format, "content": json.dumps(content)})
-        temporary.chmod(0o644)
+    write_tensors(path, tensors, {"format": file_format, "content": json.dumps(content)})
 
 
 def load_beside(

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anomdino.errors import CheckpointError
-from anomdino.io.atomic import atomic_path
+from anomdino.io.tensors import write_tensors
 from anomdino.scorer.base import load_strictly
 
 WRAPPERS = ("model", "model_state", "state_dict")
@@ -166,9 +166,7 @@ def convert_checkpoint(source: Path | str, target: Path | str, seed: int = 0) ->
         "source_sha256": file_sha256(source),
     }
     tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
-    with atomic_path(target) as temporary:
-        save_file(tensors, str(temporary), metadata=metadata)
-        temporary.chmod(0o644)
+    write_tensors(target, tensors, metadata)
     return metadata
 
 

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from anomdino.detector.records import Record, read_records, split_folds
+from anomdino.detector.records import Record, labelled_records, read_records, split_folds
 from anomdino.errors import DataError, ProtocolError
+from anomdino.io.images import write_png
 from anomdino.protocol import mark_evaluation_only
 from tests.detector.conftest import read_set
 
@@ -107,3 +108,34 @@ def test_split_depends_on_the_seed_alone():
 def test_too_few_sources():
     with pytest.raises(DataError, match="too few"):
         split_folds(fake_records(3), 2, 0.4, seed=0)
+
+
+def test_labels_alone_give_a_box_to_every_part_that_is_large_enough(tmp_path):
+    label = np.zeros((30, 40), np.uint8)
+    label[2:6, 3:9] = 1
+    label[6, 9] = 1  # touches by a corner: the same part
+    label[20:23, 20:24] = 1  # 12 pixels
+    label[12, 30:35] = 1  # 5 pixels
+    label[25:, 30:] = 255
+    empty = np.where(label == 1, np.uint8(0), label)
+    for key, values in (("b/town_11", label), ("a_0", label.T.copy()), ("none_13", empty)):
+        write_png(tmp_path / "images" / f"{key}.png", np.zeros((*values.shape, 3), np.uint8))
+        write_png(tmp_path / "labels" / f"{key}.png", values)
+    folders = (tmp_path / name for name in ("images", "labels", "maps"))
+    first, second = labelled_records(*folders, lambda key: key.rpartition("_")[0])
+    assert (first.key, first.source, first.size) == ("a_0", "a", (40, 30))
+    assert (second.key, second.source, second.size) == ("b/town_11", "b/town", (30, 40))
+    assert second.boxes.tolist() == [[3, 2, 10, 7], [20, 20, 24, 23]]
+    assert first.boxes[:, [1, 0, 3, 2]].tolist() == second.boxes.tolist()
+    assert second.maps == tmp_path / "maps/b/town_11.npz"
+    assert {first.split, second.split} == {"train"}
+
+
+def test_labels_that_miss_or_belong_to_an_evaluation_are_refused(tmp_path):
+    write_png(tmp_path / "images/a.png", np.zeros((4, 4, 3), np.uint8))
+    folders = [tmp_path / name for name in ("images", "labels", "maps")]
+    with pytest.raises(DataError, match=r"labels/a\.png"):
+        labelled_records(*folders, str)
+    mark_evaluation_only(tmp_path / "images")
+    with pytest.raises(ProtocolError):
+        labelled_records(*folders, str)

@@ -3,11 +3,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import load_detector
+from anomdino.io.images import write_png
+from anomdino.io.listing import list_images
+from anomdino.seeding import derive_seed
 from pipeline import release_detector
 from pipeline._release import TARGET
 from tests.release.tiny import invoke, tiny_release
@@ -16,7 +21,7 @@ from tests.release.tiny import invoke, tiny_release
 def run(folder, *settings):
     sizes = ["short_sides=[64]", "steps=1", "warmup=0", "val_interval=1", "log_interval=1", "batch_size=2"]
     changes = [text for change in (*sizes, *settings) for text in ("--set", change)]
-    return invoke(release_detector.app, folder, "--count", "8", *changes)
+    return invoke(release_detector.app, folder, "--count", "8", "--scenes", "3", "--seed", "5", *changes)
 
 
 @pytest.mark.slow
@@ -38,6 +43,11 @@ def test_the_detector_is_trained_on_from_the_released_one(sources):
     network, config, content = load_detector(target / "models/detector")
     assert config.init_checkpoint == ""
     assert str(sources) not in json.dumps(content)
+    assert content["seed"] == derive_seed(5, "detector", "final") % 2**31
+    street = list_images(sources / "work/street/offline_dataset")
+    assert street
+    for key in street:
+        assert (sources / "work/seen/street/maps" / f"{key}.npz").is_file()
     assert content["score"]["mean"] == pytest.approx(float(network.ouafs.score_mean), rel=1e-3)
     for part in ("rpl", "adt"):
         kept, released = (folder / "models" / part / "model.safetensors" for folder in (target, TARGET))
@@ -56,6 +66,30 @@ def test_both_halves_are_learned_from_and_no_scene_is_on_both_sides(sources):
     assert any(record.key.startswith("small/s") and len(record.boxes) for record in fold.train)
     assert len({record.key for record in (*fold.train, *fold.val)}) == len(fold.train) + len(fold.val)
     assert not {record.source for record in fold.train} & {record.source for record in fold.val}
+
+
+def test_street_scenes_join_on_the_side_that_their_scene_is_on(tmp_path):
+    label = np.zeros((24, 32), np.uint8)
+    label[4:12, 6:20] = 1
+    for scene in ("town/1", "town/2", "town/3"):
+        for number in (11, 13):
+            key = f"{scene}_{number}"
+            write_png(tmp_path / "street/offline_dataset" / f"{key}.png", np.zeros((24, 32, 3), np.uint8))
+            write_png(tmp_path / "street/offline_dataset_label" / f"{key}.png", label)
+
+    def record(key, source):
+        return Record(key, tmp_path, tmp_path, tmp_path, (1, 1), source, "train", np.zeros((0, 4)))
+
+    composed = [record("large/0", "town/1"), record("large/1", "town/2"), record("small/0", "town/2")]
+    fold = release_detector.with_street(Fold("final", composed[:1], composed[1:], []), tmp_path)
+    assert {one.key for one in fold.train} == {
+        "large/0",
+        *(f"street/town/{n}_{c}" for n in (1, 3) for c in (11, 13)),
+    }
+    assert [one.key for one in fold.val] == ["large/1", "street/town/2_11", "small/0", "street/town/2_13"]
+    assert not {one.source for one in fold.train} & {one.source for one in fold.val}
+    assert fold.train[-1].boxes.tolist() == [[6, 4, 20, 12]]
+    assert fold.train[-1].maps == tmp_path / "seen/street/maps/town/3_13.npz"
 
 
 def test_a_missing_folder_is_named_and_nothing_is_lost(sources):
