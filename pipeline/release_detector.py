@@ -82,9 +82,8 @@ def main(
         seed_everything(params.seed)
         fold = composed(params, count, inlier, outliers, work, to / "models")
         statistics = load_adt(to / "models" / "adt").net.statistics
-        plain = params.score.model_copy(
-            update={"refine_net": False}
-        )  # the maps hold the score as it is before
+        # the maps hold the score as it is before that network, which does not know this anomaly
+        plain = params.score.model_copy(update={"refine_net": False})
         gather_street(
             params.model_copy(update={"score": plain}), to / "models", inlier, work, scenes, statistics
         )
