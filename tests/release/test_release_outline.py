@@ -17,7 +17,7 @@ from tests.release.tiny import invoke
 
 
 def run(folder, *more):
-    return invoke(release_outline.app, folder, "--count", "8", "--photos", "4", *more)
+    return invoke(release_outline.app, folder, "--count", "8", "--photos", "4", "--scenes", "3", *more)
 
 
 @pytest.mark.slow
