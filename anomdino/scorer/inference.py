@@ -122,6 +122,9 @@ class ScoringEngine:
 
         Returns:
             float32 (H, W), higher = more anomalous.
+
+        Raises:
+            DataError: A score is NaN or infinite; otherwise as :meth:`launch`.
         """
         return self.launch([image], [name], maps=False).scores()[0]
 

@@ -393,10 +393,11 @@ def test_bfloat16_says_where_it_is_slow(pixel, monkeypatch, caplog, native):
     assert ("slow on this processor" in caplog.text) is not native
 
 
-def test_nan_stops_with_the_name_of_the_image(pixel):
+@pytest.mark.parametrize("score", [ScoringEngine.score, ScoringEngine.score_alone])
+def test_nan_stops_with_the_name_of_the_image(pixel, score):
     pixel.mix.weight.data[0, 0] = float("nan")
     with pytest.raises(DataError, match=r"street\.png.*5040 NaN or infinite pixels of 5040"):
-        ScoringEngine(pixel).score(photo(), "street.png")
+        score(ScoringEngine(pixel), photo(), "street.png")
 
 
 def tree_digest(*folders):
