@@ -44,8 +44,8 @@ lint: setup-dev ## Check style and formatting
 types: setup-dev ## Check types, strictly
 	mypy
 
-release: setup ## Train the released light model again (one GPU, minutes)
-	python -m pipeline.release
+release: setup ## Train the whole released light model again, every network of it (best on a GPU)
+	python -m pipeline.release_all
 
 clean: ## Remove the environment and all outputs of the pipeline
 	rm -rf $(VENV) build *.egg-info plots report metrics.json dvclive

@@ -178,6 +178,16 @@ def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
     return (read > HALF).astype(np.uint8) if kind == "photos" else read
 
 
+def written_label(key: str, work: Path, kind: str) -> Path:
+    """Give the file of an image's label, 0, 1, 255; a photo's is written from its mask."""
+    file = label_file(key, work, kind)
+    if kind != "photos":
+        return file
+    written = work / "seen" / kind / LABELS / f"{key}.png"
+    write_png(written, read_kind(file, kind))
+    return written
+
+
 def score_images(params: Params, models: Path, images: Path, work: Path) -> None:
     """Write scores and maps of a folder of images into ``work``, by the scorer in ``models``; valid ones stay."""
     from anomdino.device import resolve_device

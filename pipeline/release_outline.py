@@ -21,20 +21,17 @@ import typer
 
 from anomdino.config.params import Params, load_params, render_params
 from anomdino.io.atomic import atomic_write_text
-from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
 from anomdino.seeding import seed_everything
 from pipeline._material import (
     IMAGES,
-    LABELS,
     SHOWN,
     STREET,
     detect_images,
     gather_street,
     gathered,
-    label_file,
-    read_kind,
     score_images,
+    written_label,
 )
 from pipeline._release import (
     TARGET,
@@ -113,20 +110,10 @@ def gather_share(params: Params, models: Path, work: Path, kind: str) -> Outline
     found = list_images(images)
     boxes = read_box_results(out / "boxes.json", list(found))
     items = [
-        OutlineItem(key, path, out / "scores" / f"{key}.npz", label_of(key, work, kind), boxes[key])
+        OutlineItem(key, path, out / "scores" / f"{key}.npz", written_label(key, work, kind), boxes[key])
         for key, path in found.items()
     ]
     return OutlineShare(items, DRAWS[kind], SHOWN[kind])
-
-
-def label_of(key: str, work: Path, kind: str) -> Path:
-    """Give the file of an image's label, 0, 1, 255; a photo's is written from its mask."""
-    file = label_file(key, work, kind)
-    if kind != "photos":
-        return file
-    written = work / "seen" / kind / LABELS / f"{key}.png"
-    write_png(written, read_kind(file, kind))
-    return written
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""Fit the rule of a released model's ADT-Net to its scores and boxes, on held-out images; its networks stay as they are.
+
+Usage: python -m pipeline.release_tune --inlier SCENES --outliers OBJECTS [--tolerance 0.02] [--to FOLDER]
+
+SCENES (`images/`, `labels/`) are ones that trained nothing, CamVid's *val*; of OBJECTS (`images/`, `masks/`) those are
+taken that the scorer's training held out: composed into the scenes, every image a second time as another camera sees it,
+and as the photos they were cut from. The model scores them and finds boxes in them. From these it is fitted how boxes
+are weighed, then searched, one after the other, from what confidence boxes are kept, the floor of the thresholds, and k
+and b of the final score, by which neither kind of image may get worse than its raw score. That is what
+`anomdino tune --all --box-evidence --by-folder --floor` does with images of one's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomdino.config.params import Params, load_params
+from anomdino.seeding import seed_everything
+from pipeline._material import (
+    IMAGES,
+    LABELS,
+    LIST,
+    compose_twice,
+    detect_images,
+    held_out_objects,
+    link_photos,
+    score_images,
+    written_label,
+)
+from pipeline._release import TARGET, Objects, Released, Scenes, command
+
+if TYPE_CHECKING:
+    from anomdino.adt.dataset import Item
+
+COMPOSED, PHOTOS = "composed", "photos"
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    inlier: Scenes,
+    outliers: Objects,
+    work: Annotated[Path, typer.Option(help="Where images, scores and boxes lie.")] = Path(
+        "out/release_tune"
+    ),
+    to: Released = TARGET,
+    count: Annotated[int, typer.Option(min=1, help="Composed images before they are doubled.")] = 40,
+    photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 46,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="Differences of the search's objective up to this size count as none."),
+    ] = 0.02,
+) -> None:
+    """Gather images, score them, find boxes in them, fit and search, and write ADT-Net with its rule."""
+    from anomdino.adt.store import load_adt, save_adt
+    from anomdino.adt.tuning import (
+        apply_choice,
+        apply_floor,
+        fit_evidence,
+        search_floor,
+        search_kinds,
+        write_tuning,
+    )
+
+    with command("release_tune", inlier, outliers):
+        params = load_params(to / "params.yaml")
+        seed_everything(params.seed)
+        objects = held_out_objects(params, outliers, work / "objects")
+        compose_twice(params, count, inlier, objects, work / COMPOSED)
+        link_photos(objects / "images", work / PHOTOS, photos)
+        kinds = {kind: gather_items(params, to / "models", work, kind) for kind in (COMPOSED, PHOTOS)}
+        items = [item for found in kinds.values() for item in found]
+        model = load_adt(to / "models" / "adt")
+        if params.adt.box_evidence:
+            model = fit_evidence(items, model)
+        if params.adt.mask_floor == "auto":
+            model = apply_floor(model, search_floor(items, model))
+        tunings = search_kinds(kinds, model, objective=params.adt.tune_objective, tolerance=tolerance)
+        chosen = apply_choice(model, tunings)
+        save_adt(chosen, to / "models" / "adt")
+        write_tuning(tunings, work / "tuning.json")
+    rule = chosen.rule
+    typer.echo(
+        f"release_tune: box score {rule.box_score:g}, floor {rule.mask_floor:g}, k {rule.k:g}, b {rule.b:g}; "
+        f"{work / 'tuning.json'}, {to / 'models' / 'adt'}"
+    )
+
+
+def gather_items(params: Params, models: Path, work: Path, kind: str) -> list[Item]:
+    """Score the images of a kind, find boxes in them, and list them with their labels."""
+    from anomdino.adt.dataset import TrainingFiles, list_items
+    from anomdino.io.listing import list_images
+
+    composed, seen = kind == COMPOSED, work / "seen" / kind
+    images = work / kind / IMAGES if composed else work / kind
+    labels = work / kind / LABELS if composed else seen / LABELS
+    score_images(params, models, images, seen)
+    detect_images(params, models, images, seen)
+    if not composed:
+        shutil.rmtree(labels, ignore_errors=True)
+        for key in list_images(images):
+            written_label(key, work, kind)
+    index = work / kind / LIST if composed else None
+    return list_items(TrainingFiles(seen / "scores", labels, seen / "boxes.json", index, images))
+
+
+if __name__ == "__main__":
+    app()
