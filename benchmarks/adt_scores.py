@@ -1,28 +1,34 @@
 """ADT-Net with the score maps of other methods: raw against fused for three score types, calibrated and trained.
 
-Usage: python benchmarks/adt_scores.py [--kinds residual:energy closed:max_softmax closed:max_logit] [--out table.md]
+Usage: python benchmarks/adt_scores.py [--kinds residual:energy closed:max_softmax closed:max_logit]
+           [--training FOLDER] [--out table.md]
 
 Run it in a project folder after `dvc repro`: the scorer of data/models/rpl scores the composed images that have boxes
 and the benchmarks of params.yaml once for each kind (`LOGITS:KIND`), into a temporary folder. The boxes are the
 pipeline's in all rows. *Calibrated* is what a user of another method does: the pipeline's ADT-Net, its
-standardisation refitted (`anomdino calibrate`) and k and b searched on the images that training held out
-(`anomdino tune`). *Trained* is an ADT-Net trained on the maps themselves, with the parameters of params.yaml.
-All numbers are percent. F1* is at each score's own best threshold on the benchmark, missed and false components at
-0.25; the mask is ADT-Net's own.
+standardisation refitted (`anomdino calibrate`), the confidences of its boxes weighed anew where it weighs them, and
+k and b searched, on the images that training held out (`anomdino tune`). *Trained* is an ADT-Net trained on the maps
+themselves, with the parameters of params.yaml. Run it in the folder of `pipeline.measure` with `--training`, the
+folder of `pipeline.release_adt`, for the released model and photos. All numbers are percent. F1* is at each score's
+own best threshold on the benchmark, missed and false components at 0.25; the mask is ADT-Net's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+
+from training_set import DATA, HELP, training_files
 
 from anomdino.adt.dataset import TrainingFiles, hold_out, list_items
 from anomdino.adt.fusion import AdtModel
+from anomdino.adt.outline_net import load_outline_net
 from anomdino.adt.plugin import list_maps, refit
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import plan_from, train_adt
-from anomdino.adt.tuning import apply_choice, search, tune_trained
+from anomdino.adt.tuning import apply_choice, fit_evidence, search, tune_trained
 from anomdino.benchmarks import Benchmark
 from anomdino.config.params import Params, load_params
 from anomdino.device import resolve_device
@@ -33,8 +39,6 @@ from anomdino.io.listing import list_images
 from anomdino.scorer.run import Outputs, SetScorer
 from anomdino.scorer.setup import engine_from, run_options
 
-DATA = Path("data")
-TRAIN = DATA / "train_dataset"
 KINDS = ("residual:energy", "closed:max_softmax", "closed:max_logit")
 COLUMNS = ("AP", "FPR95", "F1*", "missed", "false")
 
@@ -47,8 +51,11 @@ def main() -> None:
     for kind in arguments.kinds:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
-            score_all(params, kind, benchmarks, work)
-            models = {"calibrated": calibrated(params, work), "trained": trained(params, work)}
+            files = score_all(params, kind, benchmarks, training_files(arguments.training), work)
+            models = {
+                "calibrated": calibrated(params, files),
+                "trained": trained(params, files, work / "adt"),
+            }
             for benchmark in benchmarks:
                 for how, model in models.items():
                     rows[benchmark.name] += measure(kind, how, model, benchmark, work)
@@ -59,48 +66,49 @@ def main() -> None:
         arguments.out.write_text(text + "\n")
 
 
-def score_all(params: Params, kind: str, benchmarks: list[Benchmark], work: Path) -> None:
-    """Write the score maps of one kind: ``train`` and one folder a benchmark."""
+def score_all(
+    params: Params, kind: str, benchmarks: list[Benchmark], files: TrainingFiles, work: Path
+) -> TrainingFiles:
+    """Write the score maps of one kind, a folder a benchmark; give the training files with those of ``train``."""
     logits, _, name = kind.partition(":")
-    config = params.score.model_copy(update={"logits": logits, "kind": name, "refine_net": False})
+    config = params.score.model_copy(
+        update={"logits": logits, "kind": name, "fusion": "mean", "refine": [], "refine_net": False}
+    )
     engine, digest = engine_from(config, DATA / "models" / "rpl", resolve_device(params.device))
-    composed = list_images(TRAIN / "offline_dataset")
-    sets = {b.name: {sample.key: sample.image for sample in b} for b in benchmarks} | {"train": composed}
+    sets = {b.name: {sample.key: sample.image for sample in b} for b in benchmarks}
+    sets["train"] = list_images(files.images)
     for folder, images in sets.items():
         outputs = Outputs(work / folder, work / "maps" / folder)
         SetScorer(engine, outputs, digest, run_options(config), what=f"{kind} {folder}").run(images)
+    return replace(files, scores=work / "train")
 
 
-def calibrated(params: Params, work: Path) -> AdtModel:
-    """Refit the pipeline's model to the maps of the composed images, and search k and b on the held-out ones."""
+def calibrated(params: Params, files: TrainingFiles) -> AdtModel:
+    """Refit the pipeline's model to the maps of the composed images; search its rule on the held-out ones."""
     model = load_adt(DATA / "models" / "adt")
-    _, held_out = hold_out(list_items(files_of(work)), params.adt.holdout, params.seed)
-    refitted = refit(model, list_maps(work / "train").values())
+    _, held_out = hold_out(list_items(files), params.adt.holdout, params.seed)
+    refitted = refit(model, list_maps(files.scores).values())
+    if params.adt.box_evidence:
+        refitted = fit_evidence(held_out, refitted)
     tuning = search(
         held_out, refitted, objective=params.adt.tune_objective, tolerance=params.adt.tune_tolerance
     )
     return apply_choice(refitted, tuning)
 
 
-def trained(params: Params, work: Path) -> AdtModel:
+def trained(params: Params, files: TrainingFiles, out: Path) -> AdtModel:
     """Train on the maps."""
-    files, plan, out = files_of(work), plan_from(params.adt), work / "adt"
-    model = train_adt(files, plan, out, seed=params.seed)
+    model = train_adt(files, plan_from(params.adt), out, seed=params.seed)
+    outliner = load_outline_net(DATA / "models" / "adt") if params.adt.outline else None
     return tune_trained(
-        model,
+        replace(model, outliner=outliner),
         files,
-        plan,
+        plan_from(params.adt),
         out,
         seed=params.seed,
         objective=params.adt.tune_objective,
         tolerance=params.adt.tune_tolerance,
-    )
-
-
-def files_of(work: Path) -> TrainingFiles:
-    """Give the training files with the scores of ``work``."""
-    return TrainingFiles(
-        work / "train", TRAIN / "offline_dataset_label", DATA / "boxes" / "train.json", TRAIN / "ood.json"
+        floor=params.adt.mask_floor == "auto",
     )
 
 
@@ -136,6 +144,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kinds", nargs="+", default=KINDS, metavar="LOGITS:KIND")
+    parser.add_argument("--training", type=Path, help=HELP)
     parser.add_argument("--out", type=Path, help="also write the tables here")
     return parser.parse_args()
 

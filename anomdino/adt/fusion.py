@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anomdino.adt.evidence import weighed
 from anomdino.adt.model import AdtNet, ramp_probability, soft_probability
-from anomdino.adt.outline import Known, Outlines, draw_outlines
+from anomdino.adt.outline import Known, Outlines, draw_outlines, first_guess
 from anomdino.adt.outline_net import OutlineNet, draw
 from anomdino.adt.surfaces import SurfaceReplay, SurfaceTensors, surface_tensors
 from anomdino.adt.thresholds import Threshold
@@ -287,7 +287,8 @@ def with_outlines(
     Args:
         surfaces: As they are without outlines.
         image: uint8 (H, W, 3), RGB.
-        ramp: Width of the ramp around the threshold; by colours an outline starts from the mask P >= 0.5.
+        ramp: Width of the ramp around the threshold; by colours an outline starts from the mask P >= 0.5
+            and, in likely boxes without it, from what stands out (:func:`anomdino.adt.outline.first_guess`).
         learned: What a network outlined (:func:`outlined_by`).
         known: Outlines of this image by colours with other thresholds, which save time where the mask is the same.
 
@@ -296,8 +297,9 @@ def with_outlines(
     """
     if not len(surfaces.boxes):
         return surfaces
-    mask, score = _decided(surfaces, ramp), surfaces.raw.cpu().numpy()
-    drawn = draw_outlines(image, score, surfaces.boxes, mask, known)
+    score = surfaces.raw.cpu().numpy()
+    guess = first_guess(score, surfaces.boxes, _decided(surfaces, ramp))
+    drawn = draw_outlines(image, score, surfaces.boxes, guess, known)
     if learned is not None:
         drawn = Outlines(
             *(np.float32(0.5) * (one + other) for one, other in zip(drawn, learned, strict=True))

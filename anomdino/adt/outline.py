@@ -28,6 +28,10 @@ SURE = 0.5
 ROUNDS = 4
 LEAST = 8
 """Fewest pixels, as GrabCut sees them, of an object and of what surrounds it."""
+LIKELY = 0.5
+"""Confidence from which on a box holds an object more likely than not."""
+FRAME_SHARE, FRAME_PIXELS = 0.25, 3
+"""How much of a box's sides the frame around it is wide, and how many pixels more."""
 
 FloatMap = npt.NDArray[np.float32]
 BoolMap = npt.NDArray[np.bool_]
@@ -66,6 +70,40 @@ class Known(dict[tuple[Any, ...], FloatMap | None]):
 
     For one image and its score: with other thresholds most windows have the mask that they had.
     """
+
+
+def first_guess(score: FloatMap, boxes: Boxes, mask: BoolMap) -> BoolMap:
+    """Give what outlines start from: the mask and, in likely boxes that it leaves empty, what stands out there.
+
+    A box with a confidence of ``LIKELY`` and more has an object in it, however low it scores: a small one, say. Where
+    fewer than ``LEAST`` pixels of the mask lie in it, those are added that score as much as the middle between the
+    highest score in the box and the mean of the frame around it.
+
+    Args:
+        score: float32 (H, W), higher = more anomalous.
+        boxes: Kept boxes, inside the image (:meth:`Boxes.clipped`).
+        mask: bool (H, W), what the score takes for anomalous; it stays as it is.
+    """
+    guess = mask.copy()
+    likely = boxes.kept(LIKELY)
+    ends = np.hstack([np.floor(likely.xyxy[:, :2]), np.ceil(likely.xyxy[:, 2:])]).astype(int)
+    for x0, y0, x1, y1 in ends:
+        window = np.s_[y0:y1, x0:x1]
+        if mask[window].sum() < LEAST:
+            inside, around = score[window], _mean_around(score, x0, y0, x1, y1)
+            guess[window] |= inside >= (inside.max() + around) / 2
+    return guess
+
+
+def _mean_around(score: FloatMap, x0: int, y0: int, x1: int, y1: int) -> float:
+    """Give the mean of a box's frame; where the box fills the image, that of the box."""
+    wide, high = int(FRAME_SHARE * (x1 - x0)) + FRAME_PIXELS, int(FRAME_SHARE * (y1 - y0)) + FRAME_PIXELS
+    framed = score[max(y0 - high, 0) : y1 + high, max(x0 - wide, 0) : x1 + wide]
+    inside = score[y0:y1, x0:x1]
+    if framed.size == inside.size:
+        return float(inside.mean(dtype=np.float64))
+    total = framed.sum(dtype=np.float64) - inside.sum(dtype=np.float64)
+    return float(total / (framed.size - inside.size))
 
 
 def draw_outlines(

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anomdino.adt import outline
-from anomdino.adt.outline import draw_outlines
+from anomdino.adt.outline import draw_outlines, first_guess
 from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
 
@@ -133,6 +133,55 @@ def test_boxes_that_tell_nothing_have_no_outline():
         drawn = draw_outlines(image, score, given_boxes, given_mask)
         assert not drawn.shape.any()
         assert not drawn.confidence.any()
+
+
+def slow_guess(score, box, mask):
+    """The first guess of one box, pixel by pixel."""
+    (x0, y0), (x1, y1) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+    wide, high = int(0.25 * (x1 - x0)) + 3, int(0.25 * (y1 - y0)) + 3
+    inside, around, covered = [], [], 0
+    for y in range(max(0, y0 - high), min(score.shape[0], y1 + high)):
+        for x in range(max(0, x0 - wide), min(score.shape[1], x1 + wide)):
+            within = x0 <= x < x1 and y0 <= y < y1
+            (inside if within else around).append((float(score[y, x]), y, x))
+            covered += within and bool(mask[y, x])
+    guess = mask.copy()
+    if covered < 8:
+        level = float(np.mean([value for value, _, _ in around or inside]))
+        for value, y, x in inside:
+            if value >= (max(inside)[0] + level) / 2:
+                guess[y, x] = True
+    return guess
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    corners=st.tuples(*[st.floats(0, 20)] * 2, *[st.floats(21, 24)] * 2),
+    confidence=st.sampled_from([0.0, 0.49, 0.5, 1.0]),
+    share=st.sampled_from([0.0, 0.01, 0.3]),
+    seed=st.integers(0, 99),
+)
+@example(corners=(0, 0, 24, 24), confidence=1.0, share=0.0, seed=0)
+def test_outlines_start_in_likely_boxes_that_the_mask_leaves_empty(corners, confidence, share, seed):
+    rng = np.random.default_rng(seed)
+    score = rng.integers(-8, 8, (24, 24)).astype(np.float32)
+    mask = rng.random((24, 24)) < share
+    before = mask.copy()
+    guess = first_guess(score, Boxes(np.array([corners], np.float32), np.array([confidence])), mask)
+    box = np.array(corners, np.float32)
+    np.testing.assert_array_equal(guess, slow_guess(score, box, mask) if confidence >= 0.5 else mask)
+    np.testing.assert_array_equal(mask, before)
+
+
+def test_a_likely_box_has_an_outline_however_low_its_object_scores():
+    discs = [(40, 60, 9), (120, 60, 9)]
+    image, truth, boxes = road_with_discs((120, 160), discs)
+    score, _ = seeds_in(discs, (120, 160))
+    empty = np.zeros_like(truth)
+    given = Boxes(boxes.xyxy, np.array([0.9, 0.4]))
+    drawn = draw_outlines(image, score, given, first_guess(score, given, empty))
+    left = truth & (np.indices(truth.shape)[1] < 80)
+    assert overlap(drawn.shape >= 0.5, left) > 0.8
 
 
 def test_an_image_of_another_size_or_without_colours_is_refused():
