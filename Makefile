@@ -34,8 +34,8 @@ demo: setup ## Run the pipeline on the embedded synthetic scenes and print the m
 	dvc repro
 	@python -m anomdino.cli.main show
 
-test: setup-dev ## Run the whole test suite
-	python -m pytest -m "not network"
+test: setup-dev ## Run the whole test suite, on two processes
+	OMP_NUM_THREADS=1 python -m pytest -m "not network" -n 2 --dist loadfile
 
 lint: setup-dev ## Check style and formatting
 	ruff check .
