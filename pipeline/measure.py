@@ -45,7 +45,6 @@ def main(
     with command("measure"):
         folder, file = find_models(models, params)
         chosen = parameters(load_params(file), named(benchmark), set_ or [])
-        work.mkdir(parents=True, exist_ok=True)
         atomic_write_text(work / "params.yaml", render_params(chosen))
         shutil.copytree(folder, work / _stage.MODELS, dirs_exist_ok=True)
         for step in steps(list(chosen.benchmark.sets)):

@@ -89,7 +89,6 @@ def main(
     with command("release"):
         params = parameters(profile, inlier, outliers, named(benchmark or []), set_ or [])
         chosen = waves_between(since, through, list(params.benchmark.sets))
-        work.mkdir(parents=True, exist_ok=True)
         atomic_write_text(work / "params.yaml", render_params(params))
         started = time.perf_counter()
         released = parameters(profile, None, None, {}, set_ or [])

@@ -91,7 +91,6 @@ def main(
     """Train all parts and put the model in its place."""
     with command("release_all", *filter(None, (inlier, outliers))):
         further = arguments_of(with_ or [])
-        work.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         put(run_parts(calls(inlier, outliers, work, further), work), to)
     typer.echo(f"release_all: {time.perf_counter() - started:.0f} s in all, model in {to}")
@@ -183,7 +182,6 @@ def put(model: Path, to: Path) -> None:
     """Put a model in the place of another, each file whole or not at all; files of the old one that it lacks go."""
     files = {file.relative_to(model) for file in model.rglob("*") if file.is_file()}
     for name in sorted(files):
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(to / name) as temporary:
             shutil.copyfile(model / name, temporary)
     for file in sorted((to / "models").rglob("*")):

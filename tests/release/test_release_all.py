@@ -190,3 +190,10 @@ def test_what_a_part_does_not_take_ends_the_call(released):
     assert result.exit_code == 2
     assert "stepz" in result.output
     assert not (released / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(release_all.app, ["--work", str(tmp_path / "file")])
+    assert result.exit_code == 3
+    assert str(tmp_path / "file") in result.output
