@@ -101,12 +101,14 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """Read a YAML 1.2 file whose keys occur once.
 
     Raises:
-        ConfigError: The file is missing, is no YAML, or holds a key twice.
+        ConfigError: The file is missing or cannot be read, is no YAML, or holds a key twice.
     """
     try:
         content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(path, "does not exist", "`anomdino config use demo` writes it") from error
+    except OSError as error:
+        raise ConfigError(path, f"cannot be read: {(error.strerror or str(error)).lower()}", "") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(path, f"is no valid YAML: {str(error).strip()}", "") from error
     return {} if content is None else content

@@ -72,6 +72,14 @@ def test_wrong_parameters_name_file_key_value_and_cure(tmp_path, text, said):
         assert words in message
 
 
+def test_a_place_that_holds_no_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_params(tmp_path / "file" / "params.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: is a directory"):
+        load_params(tmp_path)
+
+
 def test_missing_file_says_how_to_make_one(tmp_path):
     with pytest.raises(ConfigError, match="config use demo"):
         load_params(tmp_path / "params.yaml")
