@@ -28,7 +28,7 @@ from anomdino.adt.outline_net import load_outline_net
 from anomdino.adt.plugin import list_maps, refit
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import plan_from, train_adt
-from anomdino.adt.tuning import apply_choice, fit_evidence, search, tune_trained
+from anomdino.adt.tuning import tune_rule, tune_trained
 from anomdino.benchmarks import Benchmark
 from anomdino.config.params import Params, load_params
 from anomdino.device import resolve_device
@@ -88,12 +88,13 @@ def calibrated(params: Params, files: TrainingFiles) -> AdtModel:
     model = load_adt(DATA / "models" / "adt")
     _, held_out = hold_out(list_items(files), params.adt.holdout, params.seed)
     refitted = refit(model, list_maps(files.scores).values())
-    if params.adt.box_evidence:
-        refitted = fit_evidence(held_out, refitted)
-    tuning = search(
-        held_out, refitted, objective=params.adt.tune_objective, tolerance=params.adt.tune_tolerance
-    )
-    return apply_choice(refitted, tuning)
+    return tune_rule(
+        {"": held_out},
+        refitted,
+        evidence=params.adt.box_evidence,
+        objective=params.adt.tune_objective,
+        tolerance=params.adt.tune_tolerance,
+    ).model
 
 
 def trained(params: Params, files: TrainingFiles, out: Path) -> AdtModel:

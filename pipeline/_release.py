@@ -21,6 +21,11 @@ TARGET = ROOT / "anomdino" / "release" / "light"
 Scenes = Annotated[Path, typer.Option(help="Folder with images/ and labels/ (train ids).")]
 Objects = Annotated[Path, typer.Option(help="Folder with images/ and masks/.")]
 Released = Annotated[Path, typer.Option(help="The released model.")]
+AllScenes = Annotated[
+    Path | None, typer.Option(help="Folder with train/ and val/, each images/ and labels/ (train ids).")
+]
+AllObjects = Annotated[Path | None, typer.Option(help="Folder with images/ and masks/.")]
+Doubled = Annotated[int, typer.Option(min=2, help="Composed images before they are doubled.")]
 LargeImages = Annotated[
     int, typer.Option(min=8, help="Images with large objects; three quarters as many have small ones.")
 ]

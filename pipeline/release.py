@@ -19,7 +19,7 @@ import typer
 from anomdino.config.params import Params, check_params, profile_params, render_params
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
-from pipeline._release import TARGET, Released, command
+from pipeline._release import TARGET, AllObjects, AllScenes, Released, command
 from pipeline._steps import Step, assign, named, run_together
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -67,10 +67,8 @@ def _place(order: list[list[Step]], option: str, stage: str) -> int:
 
 @app.command()
 def main(
-    inlier: Annotated[
-        Path | None, typer.Option(help="Folder with train/ and val/, each images/ and labels/.")
-    ] = None,
-    outliers: Annotated[Path | None, typer.Option(help="Folder with images/ and masks/.")] = None,
+    inlier: AllScenes = None,
+    outliers: AllObjects = None,
     benchmark: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a set of the profile.")] = None,
     work: Annotated[Path, typer.Option(help="Where the stages run.")] = Path("out/release"),
     to: Released = TARGET,

@@ -27,7 +27,7 @@ from pipeline._material import (
     held_out_objects,
     score_images,
 )
-from pipeline._release import TARGET, Objects, Released, Scenes, Seed, command
+from pipeline._release import TARGET, Doubled, Objects, Released, Scenes, Seed, command
 
 if TYPE_CHECKING:
     from anomdino.adt.fusion import AdtModel
@@ -44,7 +44,7 @@ def main(
         "out/release_adt"
     ),
     to: Released = TARGET,
-    count: Annotated[int, typer.Option(min=2, help="Composed images before they are doubled.")] = 40,
+    count: Doubled = 40,
     seed: Seed = None,
 ) -> None:
     """Compose, score, detect, train, and put the result in the place of the released ADT-Net."""

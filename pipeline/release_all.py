@@ -27,7 +27,7 @@ import typer
 
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_path, atomic_write_json
-from pipeline._release import TARGET, Released, command
+from pipeline._release import TARGET, AllObjects, AllScenes, Released, command
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 FIRST = "release"
@@ -78,10 +78,8 @@ PARTS = (
 
 @app.command()
 def main(
-    inlier: Annotated[
-        Path | None, typer.Option(help="Folder with train/ and val/, each images/ and labels/.")
-    ] = None,
-    outliers: Annotated[Path | None, typer.Option(help="Folder with images/ and masks/.")] = None,
+    inlier: AllScenes = None,
+    outliers: AllObjects = None,
     work: Annotated[Path, typer.Option(help="Where everything is made.")] = Path("out/release_all"),
     to: Released = TARGET,
     with_: Annotated[

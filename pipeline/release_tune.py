@@ -31,7 +31,7 @@ from pipeline._material import (
     score_images,
     written_label,
 )
-from pipeline._release import TARGET, Objects, Released, Scenes, command
+from pipeline._release import TARGET, Doubled, Objects, Released, Scenes, command
 
 if TYPE_CHECKING:
     from anomdino.adt.dataset import Item
@@ -48,7 +48,7 @@ def main(
         "out/release_tune"
     ),
     to: Released = TARGET,
-    count: Annotated[int, typer.Option(min=1, help="Composed images before they are doubled.")] = 40,
+    count: Doubled = 40,
     photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 46,
     tolerance: Annotated[
         float,
@@ -57,14 +57,7 @@ def main(
 ) -> None:
     """Gather images, score them, find boxes in them, fit and search, and write ADT-Net with its rule."""
     from anomdino.adt.store import load_adt, save_adt
-    from anomdino.adt.tuning import (
-        apply_choice,
-        apply_floor,
-        fit_evidence,
-        search_floor,
-        search_kinds,
-        write_tuning,
-    )
+    from anomdino.adt.tuning import tune_rule, write_tuning
 
     with command("release_tune", inlier, outliers):
         params = load_params(to / "params.yaml")
@@ -73,17 +66,17 @@ def main(
         compose_twice(params, count, inlier, objects, work / COMPOSED)
         link_photos(objects / "images", work / PHOTOS, photos)
         kinds = {kind: gather_items(params, to / "models", work, kind) for kind in (COMPOSED, PHOTOS)}
-        items = [item for found in kinds.values() for item in found]
-        model = load_adt(to / "models" / "adt")
-        if params.adt.box_evidence:
-            model = fit_evidence(items, model)
-        if params.adt.mask_floor == "auto":
-            model = apply_floor(model, search_floor(items, model))
-        tunings = search_kinds(kinds, model, objective=params.adt.tune_objective, tolerance=tolerance)
-        chosen = apply_choice(model, tunings)
-        save_adt(chosen, to / "models" / "adt")
-        write_tuning(tunings, work / "tuning.json")
-    rule = chosen.rule
+        tuned = tune_rule(
+            kinds,
+            load_adt(to / "models" / "adt"),
+            evidence=params.adt.box_evidence,
+            floor=params.adt.mask_floor == "auto",
+            objective=params.adt.tune_objective,
+            tolerance=tolerance,
+        )
+        save_adt(tuned.model, to / "models" / "adt")
+        write_tuning(tuned.tunings, work / "tuning.json")
+    rule = tuned.model.rule
     typer.echo(
         f"release_tune: box score {rule.box_score:g}, floor {rule.mask_floor:g}, k {rule.k:g}, b {rule.b:g}; "
         f"{work / 'tuning.json'}, {to / 'models' / 'adt'}"

@@ -380,6 +380,56 @@ def tune_trained(
     return tuned
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What :func:`tune_rule` gives.
+
+    Attributes:
+        model: The model with its new rule.
+        tunings: By kind, what the search for k and b measured.
+        floors: What the search for the floor measured; None where it was not asked for.
+    """
+
+    model: AdtModel
+    tunings: Mapping[str, Tuning]
+    floors: Floors | None
+
+
+def tune_rule(
+    kinds: Mapping[str, Sequence[Item]],
+    model: AdtModel,
+    *,
+    evidence: bool = False,
+    floor: bool = False,
+    objective: Objective = "overall",
+    tolerance: float = TOLERANCE,
+) -> Tuned:
+    """Fit a trained model's rule to labelled images: weights of boxes, the thresholds' floor, then k and b.
+
+    Args:
+        kinds: Images of the training domain by kind; all of one kind under any name.
+        model: The model; its network stays.
+        evidence: Whether :func:`fit_evidence` weighs the boxes anew, on the images of all kinds.
+        floor: Whether :func:`search_floor` chooses the floor, on the images of all kinds.
+        objective: Of :func:`search_kinds`.
+        tolerance: Of both searches.
+
+    Raises:
+        DataError: All boxes hold an object, or none; or a kind has no anomalous pixel, or no other.
+        ConfigError: The objective is unknown.
+    """
+    items = [item for found in kinds.values() for item in found]
+    if evidence:
+        model = fit_evidence(items, model)
+    floors = search_floor(items, model, tolerance=tolerance) if floor else None
+    if floors is not None:
+        model = apply_floor(model, floors)
+    tunings = search_kinds(kinds, model, objective=objective, tolerance=tolerance)
+    return Tuned(
+        apply_choice(model, tunings if len(kinds) > 1 else next(iter(tunings.values()))), tunings, floors
+    )
+
+
 def apply_choice(model: AdtModel, tuning: Tuning | Mapping[str, Tuning]) -> AdtModel:
     """Give the model with the chosen k and b in its rule, and the choice (of every kind) in its provenance."""
     one = tuning if isinstance(tuning, Tuning) else next(iter(tuning.values()))

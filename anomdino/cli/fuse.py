@@ -229,14 +229,7 @@ def tune(
 
     from anomdino.adt.dataset import TrainingFiles, by_folder_of, hold_out, list_items
     from anomdino.adt.store import save_adt
-    from anomdino.adt.tuning import (
-        apply_choice,
-        apply_floor,
-        fit_evidence,
-        search_floor,
-        search_kinds,
-        write_tuning,
-    )
+    from anomdino.adt.tuning import tune_rule, write_tuning
     from anomdino.errors import CheckpointError
 
     loaded = _load(model, device)
@@ -251,16 +244,13 @@ def tune(
                 model, "does not say which images it held out", "use --all on unseen images"
             )
         _, items = hold_out(items, made["plan"]["holdout"], made["seed"])
-    if evidence:
-        loaded = fit_evidence(items, loaded)
-    if floor:
-        floors = search_floor(items, loaded, tolerance=tolerance)
-        loaded = apply_floor(loaded, floors)
     kinds = by_folder_of(items) if by_folder else {"": items}
-    tunings = search_kinds(kinds, loaded, objective=objective.value, tolerance=tolerance)
-    tuning = tunings if by_folder else tunings[""]
-    save_adt(apply_choice(loaded, tuning), out)
-    write_tuning(tuning, out / "tuning.json")
+    tuned = tune_rule(
+        kinds, loaded, evidence=evidence, floor=floor, objective=objective.value, tolerance=tolerance
+    )
+    tunings = tuned.tunings
+    save_adt(tuned.model, out)
+    write_tuning(tunings if by_folder else tunings[""], out / "tuning.json")
     for kind, found in tunings.items():
         best, raw = found.choice, found.raw
         typer.echo(
@@ -269,13 +259,15 @@ def tune(
             f"best pixel F1 {best.f1:.4f} (raw {raw.f1:.4f}), in {out}"
         )
     if evidence:
-        weights = ", ".join(f"{value:.3g}" for value in loaded.provenance["box_evidence"]["weights"])
-        typer.echo(f"tune: boxes weighed by {weights}; kept from a confidence of {loaded.rule.box_score:g}")
-    if floor:
-        mask = floors.choice
+        weights = ", ".join(f"{value:.3g}" for value in tuned.model.provenance["box_evidence"]["weights"])
+        typer.echo(
+            f"tune: boxes weighed by {weights}; kept from a confidence of {tuned.model.rule.box_score:g}"
+        )
+    if tuned.floors is not None:
+        mask, without = tuned.floors.choice, tuned.floors.curve[0]
         typer.echo(
             f"tune: mask floor {mask.floor:g}: F1* {mask.component_f1:.4f}, {mask.missed} missed, {mask.false} false "
-            f"(without {floors.curve[0].component_f1:.4f}, {floors.curve[0].missed}, {floors.curve[0].false})"
+            f"(without {without.component_f1:.4f}, {without.missed}, {without.false})"
         )
 
 
