@@ -17,7 +17,6 @@ use ground-truth boxes: an upper bound, not a method.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from anomdino.adt.dataset import TrainingFiles, hold_out, list_items, read_item
 from anomdino.adt.fusion import AdtModel, FusionRule, fuse
 from anomdino.adt.histogram import ScoreHistogram
 from anomdino.adt.outline_net import load_outline_net
+from anomdino.adt.plugin import boxes_as_given
 from anomdino.adt.store import load_adt
 from anomdino.adt.thresholds import Threshold
 from anomdino.adt.training import TrainingPlan, plan_from, train_adt
@@ -173,7 +173,7 @@ def measure(name: str, variant: Variant) -> list[float]:
     }
     scores = DATA / "scores" / benchmark.name / "score"
     if variant.boxes == "truth":
-        variant = replace(variant, model=believing(variant.model))
+        variant = replace(variant, model=boxes_as_given(variant.model))
     source = VariantOutputs(variant, scores, sources[variant.boxes], benchmark.limits.min_predicted)
     result = evaluate_benchmark(benchmark, source, EvaluationSettings(bootstrap=0, own_mask="mask"))
     pixel = result.headline("output")
@@ -181,13 +181,6 @@ def measure(name: str, variant: Variant) -> list[float]:
     assert pixel is not None
     values = (pixel.ap, pixel.fpr95, best.f1, best.missed["25"], best.false["25"])
     return [float(v or 0) for v in (*values, own.f1, own.missed["25"], own.false["25"])]
-
-
-def believing(model: AdtModel) -> AdtModel:
-    """Give a model that takes boxes at their own confidence, whatever the scores in them."""
-    net = copy.deepcopy(model.net)
-    net.box_weights = None
-    return replace(model, net=net)
 
 
 def truth(label: np.ndarray) -> Boxes:

@@ -81,6 +81,17 @@ def refit(model: AdtModel, maps: Iterable[Path], *, higher_is_anomalous: bool = 
     return with_statistics(model, statistics, {"refitted_on": {"images": len(paths)}})
 
 
+def boxes_as_given(model: AdtModel) -> AdtModel:
+    """Give the model without the weights of its boxes (``adt.box_evidence``), for boxes of another detector.
+
+    The weights were fitted to the detector that the model was trained with. A box then counts with its own confidence,
+    whatever the scores in it; the threshold that was calibrated with weighed boxes is dropped.
+    """
+    net = copy.deepcopy(model.net)
+    net.box_weights = None
+    return replace(model, net=net, threshold=None, provenance={**model.provenance, "boxes": "as given"})
+
+
 def with_statistics(model: AdtModel, statistics: ScoreStatistics, note: Mapping[str, Any]) -> AdtModel:
     """Give a copy of the model with other statistics; a threshold calibrated before is dropped."""
     net = copy.deepcopy(model.net)

@@ -72,6 +72,13 @@ def fuse(
     k: Annotated[float | None, typer.Option(help="Share of the score that thresholds do not touch.")] = None,
     b: Annotated[float | None, typer.Option(help="What a box of confidence 1 adds.")] = None,
     box_score: Annotated[float | None, typer.Option(help="Least confidence of a box.")] = None,
+    as_given: Annotated[
+        bool,
+        typer.Option(
+            "--boxes-as-given",
+            help="Take boxes at their own confidence, not weighed by the scores in them: those of a better detector.",
+        ),
+    ] = False,
     min_component: Annotated[
         int | None, typer.Option(help="Remove smaller mask components (pixels).")
     ] = None,
@@ -90,7 +97,7 @@ def fuse(
 ) -> None:
     """Turn score maps and boxes into final scores and masks."""
     from anomdino.adt.fusion import FusionRule
-    from anomdino.adt.plugin import fuse_folder, list_maps, oriented
+    from anomdino.adt.plugin import boxes_as_given, fuse_folder, list_maps, oriented
     from anomdino.errors import ConfigError
     from anomdino.io.listing import list_images
 
@@ -99,6 +106,8 @@ def fuse(
     loaded = _load(model, device)
     if higher_is is not None:
         loaded = oriented(loaded, higher_is_anomalous=higher_is is HigherIs.anomalous)
+    if as_given:
+        loaded = boxes_as_given(loaded)
     rule = loaded.rule
     rule = FusionRule(
         output=rule.output if output is None else output.value,

@@ -11,7 +11,7 @@ from anomdino.adt.box_score import choose_for_objects
 from anomdino.adt.dataset import digest, list_items, read_item
 from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.fusion import FusionRule, fuse
-from anomdino.adt.plugin import fuse_folder, list_maps, oriented, read_map, refit
+from anomdino.adt.plugin import boxes_as_given, fuse_folder, list_maps, oriented, read_map, refit
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
 from anomdino.adt.tuning import apply_choice, fit_evidence, search, search_floor
@@ -172,6 +172,24 @@ def test_fuse_outlines_objects_by_the_photos(model, make_set, tmp_path, app, cap
         np.testing.assert_array_equal(*scores)
     with pytest.raises(AnomdinoError, match="needs the photos"):
         run(app, "fuse", *common, "--outline", "-o", tmp_path / "x")
+
+
+def test_boxes_of_a_better_detector_count_as_they_are(model, make_set, tmp_path, app):
+    files = make_set(images=3)
+    weighing = fit_evidence(list_items(files), replace(model, threshold=None))
+    weighing.net.box_weights.copy_(torch.tensor([-50.0, 0, 0, 0]))  # no box holds an object
+    save_adt(replace(weighing, rule=model.rule), tmp_path / "adt")
+    common = ["--scores", files.scores, "--boxes", files.boxes, "--model", tmp_path / "adt"]
+    assert "3 without boxes" in run(app, "fuse", *common, "-o", tmp_path / "weighed")
+    assert "0 without boxes" in run(app, "fuse", *common, "--boxes-as-given", "-o", tmp_path / "given")
+    boxes = read_box_results(files.boxes, list_maps(files.scores))
+    for key, path in list_maps(files.scores).items():
+        plain = fuse(read_map(path), boxes[key], model)
+        np.testing.assert_array_equal(read_score(tmp_path / "given/score" / f"{key}.npz"), plain.score)
+        np.testing.assert_array_equal(read_label(tmp_path / "given/mask" / f"{key}.png") == 255, plain.mask)
+    given = boxes_as_given(replace(weighing, threshold=Threshold(0.5, "fixed", "fused", {})))
+    assert given.threshold is None
+    assert weighing.net.box_weights is not None  # the model that was given stays
 
 
 def test_a_threshold_is_calibrated_on_outlined_scores(model, make_set, tmp_path, app):
