@@ -8,6 +8,7 @@ what lies around the box. What it finds stands in for the rectangle where the fi
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -109,7 +110,7 @@ def _mean_around(score: FloatMap, x0: int, y0: int, x1: int, y1: int) -> float:
 def draw_outlines(
     image: npt.NDArray[np.uint8], score: FloatMap, boxes: Boxes, mask: BoolMap, known: Known | None = None
 ) -> Outlines:
-    """Outline the object in every box; the same input gives the same outlines.
+    """Outline the object in every box, as many at a time as OpenCV has threads; the same input gives the same outlines.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -125,13 +126,19 @@ def draw_outlines(
     check_sizes(image, score, mask)
     known = Known() if known is None else known
     drawn = Outlines(np.zeros_like(score), np.zeros_like(score))
-    for box, confidence in zip(boxes.xyxy, boxes.scores, strict=True):
-        rows, columns = _span(box[1::2], score.shape[0]), _span(box[0::2], score.shape[1])
-        window = np.s_[rows.start : rows.stop, columns.start : columns.stop]
-        case = (rows, columns, mask[window].tobytes())
-        if case not in known:
-            known[case] = separate(image[window], score[window], mask[window], rows, columns)
-        outline = known[case]
+    spans = [(_span(box[1::2], score.shape[0]), _span(box[0::2], score.shape[1])) for box in boxes.xyxy]
+    cases = [(rows, columns, mask[_window(rows, columns)].tobytes()) for rows, columns in spans]
+    unknown = {case: case[:2] for case in cases if case not in known}
+
+    def separated(rows: Span, columns: Span) -> FloatMap | None:
+        window = _window(rows, columns)
+        return separate(image[window], score[window], mask[window], rows, columns)
+
+    with ThreadPoolExecutor(max(1, cv2.getNumThreads())) as pool:
+        found = pool.map(separated, *zip(*unknown.values(), strict=True)) if unknown else ()
+        known.update(zip(unknown, found, strict=True))
+    for case, confidence in zip(cases, boxes.scores, strict=True):
+        outline, window = known[case], _window(*case[:2])
         if outline is not None:
             for canvas, one in zip(drawn, (outline, outline * confidence), strict=True):
                 np.maximum(canvas[window], one, out=canvas[window])
@@ -180,7 +187,7 @@ def separate(
     trimap[inside] = cv2.GC_PR_BGD
     trimap[seeds] = cv2.GC_PR_FGD
     trimap[seeds & (levels >= np.quantile(levels[seeds], SURE))] = cv2.GC_FGD
-    cv2.setRNGSeed(0)  # of the clusters that GrabCut begins with
+    cv2.setRNGSeed(0)  # of the clusters that GrabCut begins with, and of this thread alone
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(small, trimap, (0, 0, 1, 1), *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
     found = np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
@@ -196,6 +203,10 @@ def _span(ends: npt.NDArray[np.float32], side: int) -> Span:
     return Span(
         int(start), int(stop), max(0.0, low - GROWN * length), min(float(side), high + GROWN * length)
     )
+
+
+def _window(rows: Span, columns: Span) -> tuple[slice, slice]:
+    return slice(rows.start, rows.stop), slice(columns.start, columns.stop)
 
 
 def _cells(span: Span, cells: int) -> slice:

@@ -93,7 +93,8 @@ class LeanPredictor:
         network = self.network
         with torch.autocast(image.device.type, torch.float16, enabled=self.half, cache_enabled=False):
             plain = list(network.extract_feat(image))
-            features = network.ouafs(plain, maps, None).features if network.ouafs.stages else plain
+            fused = network.ouafs(plain, maps, None, with_loss=False)
+            features = fused.features
             geometry = self._geometry_of(features)
             memory, memory_text = self._encode(features, text, geometry)
             query, reference, chosen, proposed = self._propose(memory, memory_text, text, geometry)

@@ -166,7 +166,9 @@ class Ouafs(nn.Module):
         self.register_buffer("score_mean", torch.zeros(()))
         self.register_buffer("score_std", torch.ones(()))
 
-    def forward(self, features: Sequence[Tensor], maps: Tensor, valid: Tensor | None = None) -> Fused:
+    def forward(
+        self, features: Sequence[Tensor], maps: Tensor, valid: Tensor | None = None, *, with_loss: bool = True
+    ) -> Fused:
         """Fuse.
 
         Args:
@@ -174,6 +176,7 @@ class Ouafs(nn.Module):
             maps: Semantic, entropy, distance and score maps stacked, float (B, classes + 3, h, w), on the finest
                 level's grid or one twice or four times as fine.
             valid: Float or bool (B, 1, h, w), 0 where a smaller image of the batch was padded.
+            with_loss: Compute the orthogonality loss, which predictions do not need; it is 0 otherwise.
         """
         if not self.stages:
             return Fused(list(features), maps.new_zeros(()))
@@ -185,7 +188,8 @@ class Ouafs(nn.Module):
             embedded, mask = self._pooled_to(embedded, mask, (feature.shape[2], feature.shape[3]))
             total, increments = self._fuse_level(level, feature, embedded, mask)
             fused.append(total)
-            losses += self._orthogonality(increments, mask)
+            if with_loss:
+                losses += self._orthogonality(increments, mask)
         loss = torch.stack(losses).mean() if losses else maps.new_zeros(())
         return Fused(fused, loss)
 

@@ -317,7 +317,8 @@ class ScoringEngine:
             semantic, entropy, distance = uncertainty_maps(
                 closed[..., strip, :].contiguous(), self.options.semantic, self.options.distance
             )
-            maps.append(pooled(torch.cat([semantic, entropy[:, None], distance[:, None]], dim=1), stride))
+            parts = (semantic, entropy[:, None], distance[:, None])
+            maps.append(torch.cat([pooled(part, stride) for part in parts], dim=1))
         return Fields(torch.cat(scores, dim=1), torch.cat(maps, dim=2) if maps else None)
 
     def _logits(self, inputs: Tensor, maps: bool) -> tuple[Tensor, Tensor | None]:

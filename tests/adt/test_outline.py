@@ -107,6 +107,26 @@ def test_the_same_input_gives_the_same_outlines_whatever_was_drawn_before():
     np.testing.assert_array_equal(first.shape, second.shape)
 
 
+def test_threads_change_nothing():
+    discs = [(40, 60, 14), (110, 60, 22)]
+    image, _, around = road_with_discs((120, 160), discs)
+    score, mask = seeds_in(discs, (120, 160))
+    boxes = Boxes(
+        np.concatenate([around.xyxy + shift for shift in (-2, 0, 2)]), np.linspace(0.4, 0.9, 3 * len(around))
+    )
+    threads, drawn = cv2.getNumThreads(), []
+    for number in (1, 4, 4):
+        cv2.setNumThreads(number)
+        try:
+            drawn.append(draw_outlines(image, score, boxes, mask))
+        finally:
+            cv2.setNumThreads(threads)
+    assert drawn[0].shape.max() > 0.9
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(drawn[0].shape, other.shape)
+        np.testing.assert_array_equal(drawn[0].confidence, other.confidence)
+
+
 def test_outlines_that_are_known_are_those_that_would_be_drawn(monkeypatch):
     discs = [(40, 60, 14), (110, 60, 22)]
     image, _, boxes = road_with_discs((120, 160), discs)

@@ -86,6 +86,14 @@ def test_stages_follow_the_specification():
     assert module.entropy_weight[0] == 0.5
 
 
+def test_predictions_do_without_the_loss():
+    module, features, maps = fusion().eval(), levels_of(8, 8), torch.rand(2, CLASSES + 3, 8, 8)
+    with_loss, without = module(features, maps), module(features, maps, with_loss=False)
+    assert with_loss.loss_orth > 0
+    assert without.loss_orth == 0
+    assert all(torch.equal(a, b) for a, b in zip(with_loss.features, without.features, strict=True))
+
+
 def test_padding_changes_nothing():
     module = fusion().eval()
     small, maps = levels_of(7, 10, batch=1), torch.rand(1, CLASSES + 3, 7, 10)

@@ -621,9 +621,11 @@ def test_neighbouring_tiles_share_the_overlap(overlap):
             assert end - start >= overlap
 
 
-def test_the_passes_for_cuda_find_what_topk_finds():
-    p = torch.rand(2, 19, 7, 9, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    first, second = uncertainty._two_largest_by_passes(p)
+@pytest.mark.parametrize("classes", [2, 3, 19])
+@pytest.mark.parametrize("find", [uncertainty.two_largest, uncertainty._two_largest_by_passes])
+def test_the_two_largest_are_those_that_topk_finds(find, classes):
+    p = torch.rand(2, classes, 7, 9, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    first, second = find(p)
     expected = p.topk(2, dim=1).values
     assert torch.equal(first, expected[:, 0])
     assert torch.equal(second, expected[:, 1])
