@@ -2,8 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Every stage is a process of its own: with bytecode the first one compiles what all import, and nothing else is.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo test lint types release clean
@@ -35,7 +37,7 @@ demo: setup ## Run the pipeline on the embedded synthetic scenes and print the m
 	@python -m anomdino.cli.main show
 
 test: setup-dev ## Run the whole test suite, on two processes
-	OMP_NUM_THREADS=1 python -m pytest -m "not network" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -m "not network" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup-dev ## Check style and formatting
 	ruff check .

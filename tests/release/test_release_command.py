@@ -39,12 +39,22 @@ TINY = [
     "detector.short_sides=[64]",
     "detector.test_short_side=64",
     "detector.long_side=128",
+    "detector.embed_dims=32",
+    "detector.fusion_dims=32",
+    "detector.feedforward=64",
+    "detector.heads=2",
+    "detector.queries=12",
+    "detector.encoder_layers=1",
+    "detector.decoder_layers=2",
+    "detect.max_boxes=4",
     "adt.epochs=1",
     "adt.samples_per_epoch=4",
     "adt.crop=64",
     "adt.workers=0",
     "benchmark.bootstrap=10",
 ]
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

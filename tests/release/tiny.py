@@ -17,7 +17,7 @@ def tiny_release(target, widths=(96,)):
     content = YAML(typ="safe", pure=True).load((target / "params.yaml").read_text())
     content["score"] |= {"widths": list(widths), "fusion": "mean", "refine_net": False}
     content["detector"] |= {"test_short_side": 96, "long_side": 128}
-    content["detect"] |= {"short_side": 96}
+    content["detect"] |= {"short_side": 96, "max_boxes": 4}
     content["adt"] |= {"epochs": 1, "samples_per_epoch": 8, "crop": 64}
     content["compose"]["workers"] = 1
     (target / "params.yaml").write_text(render_params(check_params(content, "tiny")))
