@@ -22,7 +22,9 @@ import numpy as np
 from anomdino.config.rpl import AugmentConfig, CoroclConfig, ResidualConfig
 from anomdino.data.mixing import paste_objects
 from anomdino.io.images import read_image, read_label
-from anomdino.scorer.dataset import ClosedSetCrops, ImagePairs, OutlierCrops, SampleId, change_colours
+from anomdino.scorer.augment import change_colours
+from anomdino.scorer.batches import SampleId
+from anomdino.scorer.dataset import ClosedSetCrops, ImagePairs, OutlierCrops
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import torch
 from anomdino.config.params import profile_params
 from anomdino.memory import keep_freed_memory
 from anomdino.scorer.base import ScorerOutput, ScorerSpec, build_scorer
-from anomdino.scorer.dataset import Batch
+from anomdino.scorer.batches import Batch
 from anomdino.scorer.distributed import World
 from anomdino.scorer.losses import OUTLIER
 from anomdino.scorer.objectives import ResidualObjective

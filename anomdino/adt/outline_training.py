@@ -39,8 +39,8 @@ from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label
 from anomdino.io.scores import read_score
 from anomdino.scorer.base import normalise
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.changes import changed_colours, changed_score
-from anomdino.scorer.dataset import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.small_training import VOID, FineTuningPlan, InTurns, Share, adamw, split, train

@@ -6,107 +6,37 @@ loading processes, of training processes, and after a resume.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from anomdino.data.mixing import CutOut, PasteRules, paste_objects
+from anomdino.data.mixing import PasteRules, paste_objects
 from anomdino.data.rpl_mixing import mix_rpl, object_label
 from anomdino.data.swaps import swap_region
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.images import read_image, read_label
 from anomdino.io.listing import list_images, pair_by_key
-from anomdino.scorer.base import IMAGENET_MEAN, normalise
-from anomdino.scorer.losses import VOID
+from anomdino.scorer.augment import (
+    centred_photo,
+    change_colours,
+    cut_out,
+    cut_window,
+    pad_to,
+    random_crop,
+    shrink_to,
+    zeros_of,
+)
+from anomdino.scorer.batches import Sample, SampleId, UInt8Array
 from anomdino.seeding import derive_seed, rng
 
 if TYPE_CHECKING:
     from anomdino.config.rpl import AugmentConfig, PasteConfig, ResidualConfig
-
-UInt8Array = npt.NDArray[np.uint8]
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-
-_Item = TypeVar("_Item")
-PAD_COLOUR = tuple(round(255 * value) for value in IMAGENET_MEAN)
-
-
-class SampleId(NamedTuple):
-    """One crop of a training: its number from the start, the scene it is cut from, and whether outliers go
-    in.
-    """
-
-    number: int
-    scene: int
-    with_outliers: bool = True
-
-
-class Sample(NamedTuple):
-    """One crop.
-
-    Attributes:
-        image: (H, W, 3), uint8 RGB, or float32 already normalised.
-        label: uint8 (H, W), train ids, 254 on pasted outliers, 255 void.
-        key: Name of the scene.
-        outlier_image: The outlier photo alone, as ``image``; ``None`` in closed-set training.
-        outlier_label: uint8 (H, W): 0, 254 on the object, 255 padding.
-    """
-
-    image: Pixels
-    label: UInt8Array
-    key: str
-    outlier_image: Pixels | None = None
-    outlier_label: UInt8Array | None = None
-
-
-class AnyBatch(Protocol):
-    """What the training loop needs to know of the samples of a step."""
-
-    @property
-    def keys(self) -> list[str]:
-        """Names of the images, for messages."""
-
-    def to(self, device: torch.device) -> Self:
-        """Move every tensor to a device, without waiting where the memory is pinned."""
-
-
-B = TypeVar("B", bound=AnyBatch)
-S = TypeVar("S")
-
-
-class Batch(NamedTuple):
-    """Crops of one step, as tensors of the :class:`Sample` fields; labels are uint8 (B, H, W)."""
-
-    images: Tensor
-    labels: Tensor
-    keys: list[str]
-    outlier_images: Tensor | None = None
-    outlier_labels: Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """Move every tensor to a device, without waiting where the memory is pinned."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.keys,
-            None if self.outlier_images is None else self.outlier_images.to(device, non_blocking=True),
-            None if self.outlier_labels is None else self.outlier_labels.to(device, non_blocking=True),
-        )
-
-
-def network_input(images: Tensor) -> Tensor:
-    """Turn the images of a batch, uint8 or normalised float32 (B, H, W, 3), into float32 (B, 3, H, W)."""
-    return normalise(images) if images.dtype == torch.uint8 else images.permute(0, 3, 1, 2)
 
 
 class ImagePairs:
@@ -200,72 +130,6 @@ class PhotoCrops(Dataset[Sample]):
         return Sample(*pad_to(*fitted, self.size), self.outliers.key(number))
 
 
-class StepSampler(Sampler[list[SampleId]]):
-    """The crops of every step of one process.
-
-    An epoch has ``count // batch`` steps (at least one) and leaves the rest of its order out, as the
-    published loader does. Every process takes its slice of the global batch.
-
-    Args:
-        count: Scenes.
-        batch: Crops a step over all processes; divisible by ``world``.
-        steps: Steps of the training.
-        seed: Seed of the order.
-        start: First step (after a resume).
-        rank: Number of this process.
-        world: Number of processes.
-        shuffle: Draw a new order every epoch; else file order.
-        outlier_probability: Share of the batches of an epoch, rounded down, that carry outliers.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch: int,
-        steps: int,
-        seed: int,
-        *,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        shuffle: bool = True,
-        outlier_probability: float = 1.0,
-    ) -> None:
-        self.count, self.batch, self.steps, self.seed, self.start = count, batch, steps, seed, start
-        self.rank, self.local = rank, batch // world
-        self.shuffle, self.outlier_probability = shuffle, outlier_probability
-        self.steps_per_epoch = max(1, count // batch)
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start)
-
-    def __iter__(self) -> Iterator[list[SampleId]]:
-        epoch, order, carrying = -1, np.zeros(0, int), frozenset[int]()
-        for step in range(self.start, self.steps):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order, carrying = self._order(epoch), self._carrying(epoch)
-            within = step % self.steps_per_epoch
-            slots = range(self.rank * self.local, (self.rank + 1) * self.local)
-            yield [
-                SampleId(step * self.batch + slot, int(order[within * self.batch + slot]), within in carrying)
-                for slot in slots
-            ]
-
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        rounds = math.ceil(self.batch / self.count)
-        source = rng(self.seed, "order", epoch)
-        orders = [
-            source.permutation(self.count) if self.shuffle else np.arange(self.count) for _ in range(rounds)
-        ]
-        return np.concatenate(orders)
-
-    def _carrying(self, epoch: int) -> frozenset[int]:
-        count = int(self.outlier_probability * self.steps_per_epoch)
-        chosen = rng(self.seed, "outliers", epoch).permutation(self.steps_per_epoch)[:count]
-        return frozenset(chosen.tolist())
-
-
 class ClosedSetCrops(Dataset[Sample]):
     """Augmented crops of labelled scenes."""
 
@@ -310,7 +174,7 @@ class OutlierCrops(Dataset[Sample]):
         make = self._by_published_rule if self.config.rule == "rpl" else self._by_objects
         made = make(sample)
         if not sample.with_outliers and self.config.without_outliers == "zeros":
-            return made._replace(image=_zeros_of(made.image), label=np.zeros_like(made.label))
+            return made._replace(image=zeros_of(made.image), label=np.zeros_like(made.label))
         return made
 
     def _by_published_rule(self, sample: SampleId) -> Sample:
@@ -376,168 +240,6 @@ class OutlierCrops(Dataset[Sample]):
         return image, label
 
 
-def random_crop(
-    image: UInt8Array, label: UInt8Array, source: np.random.Generator, augment: AugmentConfig
-) -> tuple[UInt8Array, UInt8Array]:
-    """Scale, cut and flip at random, and pad to the crop's size (see :func:`cut_window`, :func:`pad_to`)."""
-    return pad_to(*cut_window(image, label, source, augment), augment.crop)
-
-
-def cut_window(
-    image: UInt8Array, label: UInt8Array, source: np.random.Generator, augment: AugmentConfig
-) -> tuple[UInt8Array, UInt8Array]:
-    """Scale, cut and flip at random: (H, W, 3) and (H, W), at most of the crop's size.
-
-    Only the window that is kept is resized.
-    """
-    height, width = augment.crop
-    low, high = augment.scale
-    scale = low * (high / low) ** source.random()
-    rows, row_start = _window(image.shape[0], height, scale, source)
-    columns, column_start = _window(image.shape[1], width, scale, source)
-    window = (slice(row_start, row_start + rows), slice(column_start, column_start + columns))
-    size = (min(width, round(columns * scale)), min(height, round(rows * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    scaled = cv2.resize(image[window], size, interpolation=method)
-    scaled_label = cv2.resize(label[window], size, interpolation=cv2.INTER_NEAREST)
-    if source.random() < augment.flip:
-        scaled, scaled_label = scaled[:, ::-1], scaled_label[:, ::-1]
-    return np.ascontiguousarray(scaled), np.ascontiguousarray(scaled_label)
-
-
-def shrink_to(image: UInt8Array, label: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
-    """Make a larger image, (H, W, 3) with its label (H, W), as large as fits into ``size``, sides in proportion."""
-    height, width = label.shape
-    factor = min(size[0] / height, size[1] / width)
-    if factor >= 1:
-        return image, label
-    target = (max(1, int(width * factor)), max(1, int(height * factor)))
-    small = np.asarray(cv2.resize(image, target, interpolation=cv2.INTER_AREA), np.uint8)
-    return small, np.asarray(cv2.resize(label, target, interpolation=cv2.INTER_NEAREST), np.uint8)
-
-
-def pad_to(image: UInt8Array, label: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
-    """Put a smaller image in the middle of mean colour, its label in the middle of 255."""
-    if label.shape == size:
-        return image, label
-    canvas, void = _canvas(size), np.full(size, VOID, np.uint8)
-    _centre_into(canvas, image)
-    _centre_into(void, label)
-    return canvas, void
-
-
-def change_colours(image: UInt8Array, source: np.random.Generator, augment: AugmentConfig) -> UInt8Array:
-    """Change style, brightness, contrast, saturation, gains and gamma; blur; add noise."""
-    if augment.style and source.random() < augment.style:
-        image = change_style(image, source)
-    if augment.grey and source.random() < augment.grey:
-        image = np.asarray(
-            cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8
-        )
-    if augment.jitter:
-        brightness, contrast, saturation = 1 + augment.jitter * source.uniform(-1, 1, 3)
-        gains = 1 + augment.jitter / 3 * source.uniform(-1, 1, 3)
-        grey = np.array([0.299, 0.587, 0.114])
-        mean = float(image.mean())
-        mix = saturation * np.eye(3) + (1 - saturation) * grey[None]
-        matrix = contrast * brightness * gains[:, None] * mix
-        offset = (1 - contrast) * mean * brightness * gains
-        transform = np.hstack([matrix, offset[:, None]])
-        image = np.asarray(cv2.transform(image, transform), np.uint8)
-    if augment.gamma:
-        gamma = float(np.exp(augment.gamma * source.uniform(-1, 1)))
-        curve = np.rint(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8)
-        image = np.asarray(cv2.LUT(image, curve), np.uint8)
-    if augment.blur and source.random() < augment.blur:
-        sigma = float(source.uniform(0.3, 1.5))
-        image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)
-    if augment.noise:
-        deviation = np.float32(source.uniform(0, augment.noise))
-        noisy = image + deviation * source.standard_normal(image.shape, dtype=np.float32)
-        image = np.clip(noisy, 0, 255).astype(np.uint8)
-    return image
-
-
-def change_style(image: UInt8Array, source: np.random.Generator) -> UInt8Array:
-    """Move the mean and the spread of every channel some way, at most 70 %, towards random ones.
-
-    The target is a grey mean of 25 to 75 % with a tint, and a spread of 10 to 30 % of the range (statistics
-    transfer after Reinhard et al., "Color Transfer between Images", 2001, in RGB).
-    """
-    mean, deviation = (item.ravel() for item in cv2.meanStdDev(image))
-    strength = source.uniform(0, 0.7)
-    target_mean = 255 * (source.uniform(0.25, 0.75) + source.normal(0, 0.06, 3))
-    target_deviation = 255 * source.uniform(0.1, 0.3)
-    gain = 1 + strength * (target_deviation / np.maximum(deviation, 4) - 1)
-    offset = mean + strength * (target_mean - mean) - gain * mean
-    return np.asarray(cv2.transform(image, np.hstack([np.diag(gain), offset[:, None]])), np.uint8)
-
-
-def cut_out(photo: UInt8Array, mask: UInt8Array) -> CutOut:
-    """Cut an object (mask > 0) out of its photo, tightly: RGB and bool mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return photo[:1, :1], np.zeros((1, 1), bool)
-    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    return photo[window], mask[window] > 0
-
-
-def centred_photo(
-    photo: UInt8Array, mask: UInt8Array, size: tuple[int, int]
-) -> tuple[UInt8Array, UInt8Array]:
-    """Cut or pad an outlier photo about its centre to ``size``; labels 0, 254 on the object, 255 where
-    padded.
-    """
-    canvas, label = _canvas(size), np.full(size, VOID, np.uint8)
-    _centre_into(canvas, photo)
-    _centre_into(label, object_label(mask))
-    return canvas, label
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one size."""
-    images, labels, keys, outlier_images, outlier_labels = zip(*samples, strict=True)
-    with_outliers = outlier_images[0] is not None
-    return Batch(
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(labels)),
-        list(keys),
-        torch.from_numpy(np.stack(outlier_images)) if with_outliers else None,
-        torch.from_numpy(np.stack(outlier_labels)) if with_outliers else None,
-    )
-
-
-def load_batches(
-    dataset: Dataset[Sample], sampler: Sampler[list[SampleId]], workers: int, pin: bool = False
-) -> Iterable[Batch]:
-    """Stream batches of crops (see :func:`stream`)."""
-    return stream(dataset, sampler, collate, workers, pin)
-
-
-def stream(
-    dataset: Dataset[S],
-    sampler: Sampler[list[SampleId]],
-    join: Callable[[list[S]], B],
-    workers: int,
-    pin: bool = False,
-) -> Iterable[B]:
-    """Stream batches, each joined of its samples; the loader draws no random number of the process."""
-    methods = multiprocessing.get_all_start_methods()
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=join,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),
-        multiprocessing_context="fork" if workers and "fork" in methods else None,
-        prefetch_factor=4 if workers else None,
-        timeout=300 if workers else 0,
-    )
-    return cast("Iterable[B]", loader)
-
-
 def paste_rules(config: PasteConfig) -> PasteRules:
     """Give the rules for pasting; lists (from YAML or JSON) become tuples.
 
@@ -561,43 +263,3 @@ def split_outliers(outliers: ImagePairs, holdout: float, seed: int) -> tuple[lis
     order = rng(seed, "outlier_holdout").permutation(len(outliers)).tolist()
     held = min(round(holdout * len(order)), len(order) - 1)
     return sorted(order[held:]), sorted(order[:held] or order)
-
-
-def held_back(items: Sequence[_Item], every: int) -> tuple[list[_Item], list[_Item]]:
-    """Split labelled images of one kind into those to learn from, and every so many-th to measure by, from the first on.
-
-    Raises:
-        DataError: Nothing is left to learn from.
-    """
-    learned = [item for index, item in enumerate(items) if index % every]
-    if not learned:
-        raise DataError("labelled images", "are fewer than two of a kind", "give more")
-    return learned, list(items[::every])
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)
-
-
-def _window(side: int, crop: int, scale: float, source: np.random.Generator) -> tuple[int, int]:
-    length = max(1, min(side, round(crop / scale)))
-    return length, int(source.integers(0, side - length + 1))
-
-
-def _zeros_of(image: Pixels) -> Pixels:
-    """Give an image that is zero once normalised."""
-    return np.zeros_like(image) if image.dtype == np.float32 else _canvas(image.shape[:2])
-
-
-def _canvas(size: tuple[int, ...]) -> UInt8Array:
-    return np.full((*size, 3), PAD_COLOUR, np.uint8)
-
-
-def _centre_into(canvas: UInt8Array, plane: npt.NDArray[Any]) -> None:
-    target, origin = [], []
-    for have, want in zip(plane.shape[:2], canvas.shape[:2], strict=True):
-        length = min(have, want)
-        at, start = (want - length) // 2, (have - length) // 2
-        target.append(slice(at, at + length))
-        origin.append(slice(start, start + length))
-    canvas[tuple(target)] = plane[tuple(origin)]

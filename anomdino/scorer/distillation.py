@@ -32,7 +32,7 @@ from anomdino.scorer.base import (
     pixel_score,
     resize,
 )
-from anomdino.scorer.dataset import SampleId, StepSampler, stream
+from anomdino.scorer.batches import SampleId, StepSampler, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.objectives import Objective

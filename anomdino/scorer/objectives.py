@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from anomdino.scorer.base import ScorerOutput, resize
-from anomdino.scorer.dataset import B, Batch, network_input
+from anomdino.scorer.batches import B, Batch, network_input
 from anomdino.scorer.distributed import World
 from anomdino.scorer.losses import OUTLIER, aligned_labels, closed_set_loss, corocl_loss, rpl_losses
 from anomdino.scorer.residual import DecoderScorer

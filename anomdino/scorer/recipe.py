@@ -31,19 +31,8 @@ from anomdino.scorer.base import (
     save_scorer,
     to_bytes,
 )
-from anomdino.scorer.dataset import (
-    Batch,
-    ClosedSetCrops,
-    ImagePairs,
-    OutlierCrops,
-    PhotoCrops,
-    Sample,
-    StepSampler,
-    collate,
-    load_batches,
-    network_input,
-    split_outliers,
-)
+from anomdino.scorer.batches import Batch, Sample, StepSampler, collate, load_batches, network_input
+from anomdino.scorer.dataset import ClosedSetCrops, ImagePairs, OutlierCrops, PhotoCrops, split_outliers
 from anomdino.scorer.distributed import World, joined_processes
 from anomdino.scorer.live import Live, open_live
 from anomdino.scorer.losses import OUTLIER, VOID

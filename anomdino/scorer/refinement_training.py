@@ -24,8 +24,8 @@ from torch import Tensor, nn, optim
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.scorer.base import normalise
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.changes import changed_colours, changed_score
-from anomdino.scorer.dataset import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.photo_unet import PhotoUNet

@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn, optim
 from torch.utils.data import Dataset
 
-from anomdino.scorer.dataset import B, S, SampleId, StepSampler, held_back, stream
+from anomdino.scorer.batches import B, S, SampleId, StepSampler, held_back, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.schedule import PolySchedule

@@ -22,7 +22,7 @@ from anomdino.errors import TrainingError
 from anomdino.io.atomic import atomic_path
 from anomdino.progress import track
 from anomdino.scorer.averaging import WeightAverage
-from anomdino.scorer.dataset import B
+from anomdino.scorer.batches import B
 from anomdino.scorer.distributed import World
 from anomdino.scorer.live import Live
 from anomdino.scorer.objectives import Objective

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from anomdino.scorer.base import pixel_score, resize, to_input
-from anomdino.scorer.dataset import Batch, ImagePairs, network_input
+from anomdino.scorer.batches import Batch, network_input
+from anomdino.scorer.dataset import ImagePairs
 from anomdino.scorer.losses import OUTLIER, VOID
 from anomdino.scorer.residual import DecoderScorer
 

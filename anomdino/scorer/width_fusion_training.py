@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
-from anomdino.scorer.dataset import SampleId
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.objectives import Objective

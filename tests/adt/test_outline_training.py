@@ -29,7 +29,7 @@ from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
-from anomdino.scorer.dataset import SampleId
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.efficientnet_lite import EfficientNetLite0
 

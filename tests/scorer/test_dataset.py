@@ -1,33 +1,17 @@
 import random
-from itertools import chain
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anomdino.config.rpl import AugmentConfig, PasteConfig, ResidualConfig
 from anomdino.data.rpl_mixing import mix_rpl
 from anomdino.errors import ConfigError, DataError
-from anomdino.scorer.dataset import (
-    ClosedSetCrops,
-    ImagePairs,
-    OutlierCrops,
-    PhotoCrops,
-    SampleId,
-    StepSampler,
-    centred_photo,
-    change_colours,
-    cut_out,
-    held_back,
-    load_batches,
-    network_input,
-    random_crop,
-    split_outliers,
-)
+from anomdino.scorer.augment import centred_photo, change_colours, cut_out, random_crop
+from anomdino.scorer.batches import SampleId, StepSampler, load_batches, network_input
+from anomdino.scorer.dataset import ClosedSetCrops, ImagePairs, OutlierCrops, PhotoCrops, split_outliers
 from anomdino.seeding import derive_seed
 
 PLAIN = AugmentConfig(crop=(32, 40), scale=(1.0, 1.0), flip=0.0, jitter=0.0)
@@ -81,43 +65,6 @@ def test_sizes_partners_and_emptiness_are_checked(tmp_path):
     cv2.imwrite(str(tmp_path / "labels" / "a.png"), np.zeros((4, 5), np.uint8))
     with pytest.raises(DataError, match="5 x 4, its image 6 x 4"):
         ImagePairs(tmp_path, "labels", cache_mb=1)
-
-
-# Sampler
-
-
-@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 3), st.integers(1, 15), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_processes_share_each_step_and_a_resume_continues(count, local, world, steps, shuffle):
-    batch = local * world
-    whole = list(StepSampler(count, batch, steps, 5, shuffle=shuffle))
-    parts = [
-        list(StepSampler(count, batch, steps, 5, shuffle=shuffle, rank=r, world=world)) for r in range(world)
-    ]
-    assert [list(chain.from_iterable(step)) for step in zip(*parts, strict=True)] == whole
-    assert list(StepSampler(count, batch, steps, 5, shuffle=shuffle, start=steps // 2)) == whole[steps // 2 :]
-    assert [s.number for step in whole for s in step] == list(range(batch * steps))
-
-
-def test_an_epoch_visits_each_scene_at_most_once_and_drops_the_rest():
-    steps = list(StepSampler(10, 4, 6, 0))
-    for epoch in range(3):
-        visited = [s.scene for step in steps[2 * epoch : 2 * epoch + 2] for s in step]
-        assert len(set(visited)) == 8
-    assert steps[0] != steps[2]
-
-
-def test_file_order_is_the_published_one():
-    steps = list(StepSampler(7, 3, 4, 0, shuffle=False))
-    assert [[s.scene for s in step] for step in steps] == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
-
-
-def test_share_of_batches_with_outliers():
-    sampler = StepSampler(2975, 8, 2 * 371, 1, outlier_probability=0.3)
-    steps = list(sampler)
-    for epoch in (steps[:371], steps[371:]):
-        assert sum(step[0].with_outliers for step in epoch) == int(0.3 * 371)
-    assert all(len({s.with_outliers for s in step}) == 1 for step in steps)
 
 
 # Crops
@@ -341,17 +288,3 @@ def test_held_out_outliers_are_never_trained_on(outliers):
     assert sorted(train + held) == list(range(5))
     assert split_outliers(outliers, 0.4, 0) == (train, held)
     assert split_outliers(outliers, 0.0, 0) == (list(range(5)), list(range(5)))
-
-
-@given(st.lists(st.integers(), min_size=2, max_size=30, unique=True), st.integers(2, 25))
-def test_every_so_many_th_image_is_held_back_and_none_is_lost(items, every):
-    learned, kept = held_back(items, every)
-    assert kept == [items[index] for index in range(0, len(items), every)]
-    assert sorted(learned + kept) == sorted(items)
-    assert learned == [item for item in items if item not in kept]  # in order
-
-
-@pytest.mark.parametrize(("items", "every"), [([], 20), (["a"], 20), (["a", "b"], 1)])
-def test_nothing_left_to_learn_from_is_refused(items, every):
-    with pytest.raises(DataError, match="fewer than two"):
-        held_back(items, every)

@@ -18,7 +18,7 @@ from anomdino.scorer.base import (
     load_scorer,
     save_scorer,
 )
-from anomdino.scorer.dataset import SampleId
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distillation import (
     DistillationObjective,
     DistillationPlan,

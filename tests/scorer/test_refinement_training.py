@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 
 from anomdino.errors import DataError
 from anomdino.scorer.base import normalise
-from anomdino.scorer.dataset import SampleId
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.efficientnet_lite import EfficientNetLite0
 from anomdino.scorer.photo_unet import PhotoUNet

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from anomdino.errors import DataError
-from anomdino.scorer.dataset import SampleId
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.small_training import (

@@ -12,8 +12,9 @@ from anomdino.config.rpl import RplConfig
 from anomdino.errors import CheckpointError, ConfigError, ProtocolError, TrainingError
 from anomdino.protocol import mark_evaluation_only
 from anomdino.scorer import training
+from anomdino.scorer.augment import PAD_COLOUR
 from anomdino.scorer.base import load_scorer, to_input
-from anomdino.scorer.dataset import PAD_COLOUR, ImagePairs, split_outliers
+from anomdino.scorer.dataset import ImagePairs, split_outliers
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.recipe import class_weights, train_scorer
 from anomdino.scorer.schedule import PolySchedule

@@ -4,7 +4,8 @@ import torch
 from sklearn.metrics import average_precision_score, jaccard_score
 
 from anomdino.scorer.base import ScorerSpec, build_scorer, to_input
-from anomdino.scorer.dataset import Batch, ImagePairs
+from anomdino.scorer.batches import Batch
+from anomdino.scorer.dataset import ImagePairs
 from anomdino.scorer.validation import (
     ClosedSetQuality,
     average_precision,

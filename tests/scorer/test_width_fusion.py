@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from anomdino.config.score import ScoreConfig
 from anomdino.errors import CheckpointError, ConfigError, DataError, TrainingError
 from anomdino.scorer.base import ScorerSpec, build_scorer, save_scorer
-from anomdino.scorer.dataset import SampleId
+from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.options import ScoringOptions

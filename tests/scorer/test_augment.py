@@ -9,16 +9,9 @@ import pytest
 
 from anomdino.config.rpl import AugmentConfig, ResidualConfig
 from anomdino.io.images import write_png
-from anomdino.scorer.dataset import (
-    PAD_COLOUR,
-    ImagePairs,
-    OutlierCrops,
-    SampleId,
-    change_colours,
-    change_style,
-    cut_window,
-    pad_to,
-)
+from anomdino.scorer.augment import PAD_COLOUR, change_colours, change_style, cut_window, pad_to
+from anomdino.scorer.batches import SampleId
+from anomdino.scorer.dataset import ImagePairs, OutlierCrops
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (48, 64)) -> np.ndarray:
