@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 from anomdino.adt.box_score import choose_for_objects
 from anomdino.adt.dataset import digest, list_items, read_item
 from anomdino.adt.evidence import fit, weighed
+from anomdino.adt.floor_search import search_floor
 from anomdino.adt.fusion import FusionRule, fuse
 from anomdino.adt.plugin import boxes_as_given, fuse_folder, list_maps, oriented, read_map, refit
+from anomdino.adt.rule_search import search
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
-from anomdino.adt.tuning import apply_choice, fit_evidence, search, search_floor
+from anomdino.adt.tuning import apply_choice, fit_evidence
 from anomdino.errors import AnomdinoError, DataError, ProtocolError
 from anomdino.io.boxes import Boxes, read_box_results, write_box_results
 from anomdino.io.images import read_image, read_label, write_png

@@ -1,4 +1,4 @@
-"""The search for k and b: what is measured, and which pair is chosen."""
+"""The searches for k, b and the floor: what is measured, what is chosen, and what of it is stored (`rule_search`, `floor_search`, `tuning`)."""
 
 import json
 from dataclasses import replace
@@ -12,23 +12,22 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_curve
 
 from anomdino.adt.dataset import CropRules, list_items, read_item
+from anomdino.adt.floor_search import search_floor
 from anomdino.adt.fusion import AdtModel, FusionRule, fuse
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.outline_net import OutlineNet
-from anomdino.adt.store import load_adt
-from anomdino.adt.training import TrainingPlan, train_adt
-from anomdino.adt.tuning import (
+from anomdino.adt.rule_search import (
     LEAST_PREDICTED,
     LEAST_TRUE,
     Point,
-    apply_floor,
     choose,
     choose_for_kinds,
     search,
-    search_floor,
     search_kinds,
-    tune_trained,
 )
+from anomdino.adt.store import load_adt
+from anomdino.adt.training import TrainingPlan, train_adt
+from anomdino.adt.tuning import apply_floor, tune_trained
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.images import read_image, write_png
 from anomdino.metrics.components import ComponentState, frame_components
