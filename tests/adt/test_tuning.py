@@ -1,4 +1,4 @@
-"""The searches for k, b and the floor: what is measured, what is chosen, and what of it is stored (`rule_search`, `floor_search`, `tuning`)."""
+"""The searches for k, b and the floor: what is measured, what is chosen, and what of it a model stores."""
 
 import json
 from dataclasses import replace
