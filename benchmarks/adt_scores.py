@@ -25,7 +25,7 @@ from training_set import DATA, HELP, training_files
 from anomdino.adt.dataset import TrainingFiles, hold_out, list_items
 from anomdino.adt.fusion import AdtModel
 from anomdino.adt.outline_net import load_outline_net
-from anomdino.adt.plugin import list_maps, refit
+from anomdino.adt.plugin import refit
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import plan_from, train_adt
 from anomdino.adt.tuning import tune_rule, tune_trained
@@ -36,6 +36,7 @@ from anomdino.evaluation import CascadeOutputs, EvaluationSettings, evaluate_ben
 from anomdino.evaluation.opening import find_benchmark
 from anomdino.io.boxes import read_box_results
 from anomdino.io.listing import list_images
+from anomdino.io.maps import list_maps
 from anomdino.scorer.run import Outputs, SetScorer
 from anomdino.scorer.setup import engine_from, run_options
 

@@ -22,7 +22,7 @@ from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes, read_box_results
 from anomdino.io.images import read_image, read_label
 from anomdino.io.listing import image_key, list_files, list_images, pair_by_key
-from anomdino.io.scores import read_score
+from anomdino.io.maps import MAP_SUFFIXES, read_map
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import derive_seed, rng
 
@@ -32,7 +32,7 @@ class TrainingFiles:
     """Where the training data lies.
 
     Args:
-        scores: Folder of ``<key>.npz``.
+        scores: Folder of score maps, in any format of :func:`anomdino.io.maps.read_map`.
         labels: Folder of ``<key>.png`` with 0, 1, 255.
         boxes: COCO results of detectors that were not trained on the image; with a parquet table of the same
             name beside it, only the images listed there are used.
@@ -102,7 +102,7 @@ def list_items(files: TrainingFiles) -> list[Item]:
             "is not there: ADT-Net learns from masks, and this training set has boxes alone, as S2M's published one",
             "compose a training set with masks: `dvc repro compose`",
         )
-    scores, labels = list_files(files.scores, {".npz"}), list_files(files.labels, {".png"})
+    scores, labels = list_files(files.scores, MAP_SUFFIXES), list_files(files.labels, {".png"})
     pairs = pair_by_key(scores, labels, ("score", "label"))
     boxes = read_box_results(files.boxes, [key for key, _, _ in pairs])
     images = list_images(files.images) if files.images else {}
@@ -156,7 +156,7 @@ def read_item(item: Item) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8
         DataError: A file is damaged, the sizes differ, or the label has values other than 0, 1, 255.
     """
     label = read_label(item.label)
-    score = read_score(item.score)
+    score = read_map(item.score)
     if label.shape != score.shape:
         sizes = " x ".join(map(str, label.shape)), " x ".join(map(str, score.shape))
         raise DataError(
@@ -203,7 +203,7 @@ def measure_scores(maps: Iterable[npt.NDArray[np.float32]], sign: int = 1) -> Sc
         squares += score.var() * score.size + delta**2 * count * score.size / total
         mean, count = mean + delta * score.size / total, total
     if not count:
-        raise DataError("score maps", "there are none", "check the folder: maps are `<key>.npz`")
+        raise DataError("score maps", "there are none", "check the folder of score maps")
     deviation = float(np.sqrt(squares / count))
     if not deviation > 1e-6 * abs(mean):
         raise DataError(

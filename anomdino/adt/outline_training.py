@@ -37,7 +37,7 @@ from anomdino.adt.outline_net import (
 from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label
-from anomdino.io.scores import read_score
+from anomdino.io.maps import read_map
 from anomdino.scorer.base import normalise
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.changes import changed_colours, changed_score
@@ -188,7 +188,7 @@ def load(item: OutlineItem, statistics: ScoreStatistics) -> Loaded:
     size = (image.shape[0], image.shape[1])
     if label.shape != size:
         raise DataError(item.label, f"is {label.shape}, its image {size}", "make them equal")
-    score = (statistics.sign * read_score(item.score, size) - statistics.mean) / statistics.std
+    score = (statistics.sign * read_map(item.score, size) - statistics.mean) / statistics.std
     kept = item.boxes.clipped(size).kept(LEAST_CONFIDENCE)
     best = np.argsort(-kept.scores, kind="stable")[:MOST_BOXES]
     found = kept.xyxy[best].astype(np.float64)

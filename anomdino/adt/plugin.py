@@ -21,12 +21,11 @@ from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import image_size, read_image, read_label, write_png
 from anomdino.io.listing import list_files, pair_by_key
-from anomdino.io.scores import check_score, read_score, write_score
+from anomdino.io.maps import read_map
+from anomdino.io.scores import write_score
 from anomdino.progress import track
 
 log = logging.getLogger(__name__)
-
-MAP_SUFFIXES = frozenset({".npz", ".npy"})
 
 
 @dataclass(frozen=True)
@@ -36,35 +35,6 @@ class FusedFolder:
     images: int
     without_boxes: int
     predicted_pixels: int
-
-
-def list_maps(folder: Path | str) -> dict[str, Path]:
-    """List score maps (``.npz`` with ``arr_0``, or ``.npy``) by key."""
-    found = list_files(folder, MAP_SUFFIXES)
-    if not found:
-        raise DataError(
-            folder, "holds no score map", "maps are `<key>.npz` with the array arr_0, or `<key>.npy`"
-        )
-    return found
-
-
-def read_map(path: Path) -> npt.NDArray[np.float32]:
-    """Read a score map as float32 (H, W), of any floating type on disk.
-
-    Raises:
-        DataError: The file is damaged, not (H, W), or holds NaN or infinity.
-    """
-    if path.suffix.lower() == ".npz":
-        return read_score(path)
-    try:
-        stored = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            path, f"is no array file or is damaged ({error})", "save it with np.save(path, score)"
-        ) from error
-    score = np.asarray(stored, dtype=np.float32)
-    check_score(path, score)
-    return score
 
 
 def refit(model: AdtModel, maps: Iterable[Path], *, higher_is_anomalous: bool = True) -> AdtModel:

@@ -48,7 +48,7 @@ from anomdino.adt.model import AdtNet, Architecture, Regions, surrogate_logits
 from anomdino.adt.store import save_adt
 from anomdino.errors import TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_text
-from anomdino.io.scores import read_score
+from anomdino.io.maps import read_map
 from anomdino.progress import track
 from anomdino.seeding import derive_seed, seed_everything
 
@@ -142,7 +142,7 @@ def train_adt(
     training, held_out = hold_out(list_items(files), plan.holdout, seed)
     inputs = digest(training + held_out)
     device = torch.device(f"cuda:{rank}" if world > 1 and host.device.startswith("cuda") else host.device)
-    net = AdtNet(plan.architecture, measure_scores(read_score(item.score) for item in training))
+    net = AdtNet(plan.architecture, measure_scores(read_map(item.score) for item in training))
     if plan.architecture.box_evidence:
         training = with_evidence(net, training)
     plan = with_box_score(plan, training) if plan.auto_box_score else plan

@@ -12,7 +12,9 @@ submit_app = typer.Typer(no_args_is_help=True)
 
 def evaluate(
     *,
-    scores: Annotated[Path, typer.Option(help="Folder of score maps, <key>.npz, .npy or .hdf5.")],
+    scores: Annotated[
+        Path, typer.Option(help="Folder of score maps: <key>.npz (arr_0), .npy, .tif or .hdf5 (value).")
+    ],
     benchmark: Annotated[
         str, typer.Option(help="A name of benchmark.sets, a published set such as AnomalyTrack, or a layout.")
     ],
@@ -92,7 +94,9 @@ def compare(
 @submit_app.command()
 def smiyc(
     *,
-    scores: Annotated[Path, typer.Option(help="Folder of score maps, <key>.npz, .npy or .hdf5.")],
+    scores: Annotated[
+        Path, typer.Option(help="Folder of score maps: <key>.npz (arr_0), .npy, .tif or .hdf5 (value).")
+    ],
     root: Annotated[Path, typer.Option(help="Folder that holds the data set.")],
     method: Annotated[str, typer.Option(help="Name of the method.")],
     track: Annotated[str, typer.Option(help="anomaly or obstacle.")] = "anomaly",

@@ -43,7 +43,9 @@ class SearchFor(StrEnum):
     fpr95 = "fpr95"
 
 
-Scores = Annotated[Path, typer.Option(help="Folder of score maps: <key>.npz (arr_0) or <key>.npy, (H, W).")]
+Scores = Annotated[
+    Path, typer.Option(help="Folder of score maps: <key>.npz (arr_0), .npy, .tif or .hdf5 (value).")
+]
 BoxFile = Annotated[
     Path | None, typer.Option(help="COCO results, or a COCO data set with scores; without it no box is used.")
 ]
@@ -97,9 +99,10 @@ def fuse(
 ) -> None:
     """Turn score maps and boxes into final scores and masks."""
     from anomdino.adt.fusion import FusionRule
-    from anomdino.adt.plugin import boxes_as_given, fuse_folder, list_maps, oriented
+    from anomdino.adt.plugin import boxes_as_given, fuse_folder, oriented
     from anomdino.errors import ConfigError
     from anomdino.io.listing import list_images
+    from anomdino.io.maps import list_maps
 
     if outline and images is None:
         raise ConfigError("--outline", "needs the photos", "name their folder: --images FOLDER")
@@ -158,13 +161,14 @@ def calibrate(
     from anomdino.adt.thresholds import ThresholdKind
     from anomdino.errors import ConfigError
     from anomdino.io.listing import list_images
+    from anomdino.io.maps import list_maps
     from anomdino.protocol import refuse_evaluation_data
 
     kind = ThresholdKind.parse(threshold) if threshold else None
     if kind and labels is None:
         raise ConfigError("--labels", f"is missing: threshold {kind} is found on labelled images", "")
     refuse_evaluation_data(scores, *([labels] if labels else []))
-    loaded, maps = _load(model, device), plugin.list_maps(scores)
+    loaded, maps = _load(model, device), list_maps(scores)
     anomalous = loaded.net.sign > 0 if higher_is is None else higher_is is HigherIs.anomalous
     loaded = plugin.oriented(loaded, higher_is_anomalous=anomalous)
     if refit:

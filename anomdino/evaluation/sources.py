@@ -14,14 +14,14 @@ from anomdino.benchmarks import Sample
 from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import image_size, read_image
-from anomdino.io.scores import check_score, read_score
+from anomdino.io.maps import MAP_SUFFIXES, read_map
+from anomdino.io.scores import read_score
 
 if TYPE_CHECKING:
     from anomdino.adt.fusion import AdtModel, Output
 
 FloatMap = npt.NDArray[np.float32]
 BoolMap = npt.NDArray[np.bool_]
-SCORE_SUFFIXES = (".npz", ".npy", ".hdf5", ".h5")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ class CascadeOutputs:
 
 @dataclass(frozen=True, eq=False)
 class ScoreFolder:
-    """Score maps of any method: ``<key>.npz`` (arr_0), ``.npy`` or SMIYC's ``.hdf5`` (value).
+    """Score maps of any method, named by key, in any format of :func:`anomdino.io.maps.read_map`.
 
     Attributes:
         folder: Folder of score maps; the tree below it follows the keys.
@@ -148,9 +148,7 @@ class ScoreFolder:
 
     def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
         """Read the map of an image; its size must be the image's."""
-        path = self._find(sample)
-        score = read_any_score(path)
-        check_score(path, score, image_size(sample.image))
+        score = read_map(self._find(sample), image_size(sample.image))
         return {self.name: Prediction(score, self._mask(sample))}
 
     def boxes(self, sample: Sample) -> Boxes | None:
@@ -173,12 +171,12 @@ class ScoreFolder:
             raise DataError(
                 self.folder,
                 f"lacks the score maps of {len(missing)} of {len(samples)} images: {listed}",
-                f"name them <key>{' or <key>'.join(SCORE_SUFFIXES)}",
+                f"name them <key>{' or <key>'.join(MAP_SUFFIXES)}",
             )
 
     def _existing(self, sample: Sample) -> Path | None:
         stems = (sample.key, sample.frame_id)
-        candidates = (self.folder / f"{stem}{suffix}" for stem in stems for suffix in SCORE_SUFFIXES)
+        candidates = (self.folder / f"{stem}{suffix}" for stem in stems for suffix in MAP_SUFFIXES)
         return next((path for path in candidates if path.is_file()), None)
 
     def _find(self, sample: Sample) -> Path:
@@ -192,25 +190,6 @@ class ScoreFolder:
         from anomdino.io.images import read_label
 
         return None if self.masks is None else read_label(self.masks / f"{sample.key}.png") > 0
-
-
-def read_any_score(path: Path) -> FloatMap:
-    """Read a score map from ``.npz`` (arr_0), ``.npy`` or HDF5 (value), as float32.
-
-    Raises:
-        DataError: The file is damaged or holds something else.
-    """
-    try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False), np.float32)
-        if path.suffix in {".hdf5", ".h5"}:
-            import h5py
-
-            with h5py.File(path, "r") as file:
-                return np.asarray(file["value"][()], np.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(path, f"is no score map ({error})", "write a 2-D float array") from error
-    return read_score(path)
 
 
 def _closed_set(path: Path) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from anomdino.adt.dataset import digest, list_items, read_item
 from anomdino.adt.evidence import fit, weighed
 from anomdino.adt.floor_search import search_floor
 from anomdino.adt.fusion import FusionRule, fuse
-from anomdino.adt.plugin import boxes_as_given, fuse_folder, list_maps, oriented, read_map, refit
+from anomdino.adt.plugin import boxes_as_given, fuse_folder, oriented, refit
 from anomdino.adt.rule_search import search
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
@@ -20,8 +20,10 @@ from anomdino.adt.tuning import apply_choice, fit_evidence
 from anomdino.errors import AnomdinoError, DataError, ProtocolError
 from anomdino.io.boxes import Boxes, read_box_results, write_box_results
 from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.maps import list_maps, read_map
 from anomdino.io.scores import read_score, write_score
 from anomdino.protocol import mark_evaluation_only
+from tests.io.test_maps import write
 
 
 @pytest.fixture
@@ -287,6 +289,33 @@ def test_tune_writes_choice_and_curve(model, make_set, tmp_path, app):
     assert load_adt(tmp_path / "new").rule.k == stored["choice"]["k"]
     with pytest.raises(AnomdinoError, match="held out"):
         run(app, "tune", *arguments, "--model", tmp_path / "adt", "-o", tmp_path / "new")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".hdf5"])
+def test_every_command_reads_maps_of_every_format(model, make_set, tmp_path, app, suffix):
+    files = make_set(images=3)
+    save_adt(model, tmp_path / "adt")
+    for key, path in list_maps(files.scores).items():
+        write(tmp_path / "other" / f"{key}{suffix}", read_map(path))
+    for scores, out in ((files.scores, tmp_path / "a"), (tmp_path / "other", tmp_path / "b")):
+        given = ["--scores", scores, "--boxes", files.boxes]
+        run(
+            app,
+            "tune",
+            *given,
+            "--labels",
+            files.labels,
+            "--model",
+            tmp_path / "adt",
+            "--all",
+            "-o",
+            out / "tuned",
+        )
+        run(app, "calibrate", *given, "--model", out / "tuned", "-o", out / "calibrated")
+        run(app, "fuse", *given, "--model", out / "calibrated", "-o", out / "fused")
+    for key in list_maps(files.scores):
+        one, two = (read_score(tmp_path / part / f"fused/score/{key}.npz") for part in "ab")
+        np.testing.assert_array_equal(one, two)
 
 
 def test_tune_by_folder_has_a_curve_of_every_kind(model, make_set, tmp_path, app):

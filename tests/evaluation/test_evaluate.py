@@ -27,6 +27,7 @@ from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_tabl
 from anomdino.io.scores import write_score
 from anomdino.metrics import ComponentState, SmiycPixels, frame_components
 from anomdino.metrics.results import NO_ANOMALY
+from tests.io.test_maps import write
 
 LIMITS = ComponentLimits(min_predicted=6, min_gt=4)
 SIZE = (48, 64)
@@ -299,18 +300,12 @@ def test_missing_scores_and_wrong_sizes_are_named(world):
         evaluated(world)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".hdf5"])
+@pytest.mark.parametrize("suffix", [".npy", ".hdf5", ".tif"])
 def test_other_score_formats(world, suffix):
-    import h5py
-
     expected = evaluated(world).pixel
     for name, (_, score) in world[1].items():
         (world[0] / f"scores/{name}.npz").unlink()
-        if suffix == ".npy":
-            np.save(world[0] / f"scores/{name}.npy", score)
-        else:
-            with h5py.File(world[0] / f"scores/{name}.hdf5", "w") as file:
-                file["value"] = score
+        write(world[0] / f"scores/{name}{suffix}", score)
     assert evaluated(world).pixel == expected
 
 
