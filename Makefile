@@ -50,5 +50,5 @@ release: setup ## Train the whole released light model again, every network of i
 	python -m pipeline.release_all
 
 clean: ## Remove the environment and all outputs of the pipeline
-	rm -rf $(VENV) build *.egg-info plots report metrics.json dvclive
+	rm -rf $(VENV) build *.egg-info plots report eval metrics.json dvclive
 	find data -mindepth 1 ! -name README.md -delete

@@ -1,4 +1,4 @@
-"""The whole cascade on one image: scorer, detector, ADT-Net (method.md 1)."""
+"""The whole cascade on one image: scorer, detector, ADT-Net (docs/method.md 1)."""
 
 from __future__ import annotations
 

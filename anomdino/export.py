@@ -118,7 +118,7 @@ def export_onnx(
         details: What else this text should say; JSON values.
 
     Returns:
-        How ONNX Runtime's results compare with those of :meth:`ScoringEngine.score` and :func:`fuse`.
+        How ONNX Runtime's results compare with those of :meth:`ScoringEngine.score_alone` and :func:`fuse`.
 
     Raises:
         BackendMissing: `onnx`, `onnxscript` or `onnxruntime` is not installed.

@@ -1,4 +1,4 @@
-"""The line between training and evaluation data, held by code (method.md 4: honest protocol)."""
+"""The line between training and evaluation data, held by code (docs/method.md 4: honest protocol)."""
 
 from __future__ import annotations
 

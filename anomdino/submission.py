@@ -1,4 +1,4 @@
-"""Score files for the SegmentMeIfYouCan server, in the benchmark's own layout (reference d.1).
+"""Score files for the SegmentMeIfYouCan server, in the benchmark's own layout (road-anomaly-benchmark).
 
 The benchmark stores scores as float16. Energies near -10 would collapse to a handful of values there, so that
 scores are first moved by one increasing map for the whole data set. The map is kept beside the files.

@@ -1,4 +1,4 @@
-"""The uncertainty maps of the closed-set prediction, which OUAFS reads (method.md 2)."""
+"""The uncertainty maps of the closed-set prediction, which OUAFS reads (docs/method.md 2)."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def plain_fuse(score: np.ndarray, boxes: Boxes, model: AdtModel) -> tuple[np.ndarray, np.ndarray]:
-    """Write the method down as method.md 3 states it, with no thought of speed."""
+    """Write the method down as docs/method.md 3 states it, with no thought of speed."""
     net, rule = model.net, model.rule
     device = net.mean.device
     kept = boxes.kept(rule.box_score)

@@ -21,7 +21,6 @@ DATA = Path("data")
 INLIER = DATA / "inlier"
 OUTLIERS = DATA / "outliers"
 BENCHMARKS = DATA / "val"
-WEIGHTS = DATA / "weights"
 TRAIN_SET = DATA / "train_dataset"
 TRAIN_IMAGES = TRAIN_SET / "offline_dataset"
 TRAIN_LABELS = TRAIN_SET / "offline_dataset_label"

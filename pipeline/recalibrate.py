@@ -6,7 +6,7 @@ A scorer that was trained on, or whose widths are joined in another way, gives s
 what reads them by fixed statistics then takes objects for background. SCORER is the one that detector and ADT-Net
 learned from; the model's own, in its place now, scores the same composed images, and the stored statistics move as mean
 and spread of the scores did. ADT-Net notes for which scorer, so that a second run does not move them again. SCENES
-(`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) as for `pipeline.release_adt`.
+(`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are any of the training domain: nothing is learned from them.
 """
 
 from __future__ import annotations

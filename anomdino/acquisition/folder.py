@@ -113,7 +113,7 @@ def copy_benchmark(source: Path, target: Path) -> int:
         DataError: ``source`` is missing or holds no image.
     """
     if not source.is_dir():
-        raise DataError(source, "is not a folder", "check data.benchmarks")
+        raise DataError(source, "is not a folder", "check data.folder.benchmarks")
     images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in _visible_files(source))
     if not images:
         raise DataError(source, "holds no images", "give the folder of the benchmark in its native layout")

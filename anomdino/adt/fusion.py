@@ -1,4 +1,4 @@
-"""From a score map and boxes to the final score and the mask (method.md 3, "Final score" and "Mask")."""
+"""From a score map and boxes to the final score and the mask (docs/method.md 3, "Final score" and "Mask")."""
 
 from __future__ import annotations
 

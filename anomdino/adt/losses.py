@@ -1,7 +1,7 @@
 """The training objective of ADT-Net: cross-entropy and overlap, inside boxes, outside and over all.
 
 Pixels are counted at their natural balance. A class-balanced cross-entropy makes thresholds so lenient that
-masks fill with false components (`findings.md`, ADT-Net).
+masks fill with false components (docs/method.md 3).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ADT-Net: two thresholds, one inside and one outside the boxes, predicted from the score map (method.md 3).
+"""ADT-Net: two thresholds, one inside and one outside the boxes, predicted from the score map (docs/method.md 3).
 
 Shapes: B images, H x W pixels, h x w = H/resolution x W/resolution cells.
 """

@@ -134,7 +134,7 @@ def lost_and_found(root: Path, split: str, labels: str = "labelIds") -> list[Sam
     """LostAndFound: ``leftImg8bit/<split>/<scene>/<fid>_leftImg8bit.png`` and its ``gtCoarse`` label ids.
 
     ``trainValid`` and ``testValid`` leave out frames whose labels are empty, by their index in the full list;
-    ``testNoKnown`` leaves out pedestrians and cyclists too (reference d.1).
+    ``testNoKnown`` leaves out pedestrians and cyclists too.
     """
     base = "train" if split.startswith("train") else "test"
     root = _inside(root, "dataset_LostAndFound", "leftImg8bit")
@@ -158,7 +158,7 @@ def lost_and_found(root: Path, split: str, labels: str = "labelIds") -> list[Sam
 
 
 def lost_and_found_train_ids(root: Path, split: str) -> list[Sample]:
-    """LostAndFound with RPL's labels, ``labelTrainIds``: 1 free road, 2 obstacle (reference e)."""
+    """LostAndFound with RPL's labels, ``labelTrainIds``: 1 free road, 2 obstacle."""
     return lost_and_found(root, split, labels="labelTrainIds")
 
 

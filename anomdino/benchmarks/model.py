@@ -18,7 +18,7 @@ from anomdino.io.images import image_size, read_label
 
 @dataclass(frozen=True)
 class ComponentLimits:
-    """Smallest components that SMIYC's component metrics count (reference d.3), in pixels.
+    """Smallest components that SMIYC's component metrics count, in pixels.
 
     Attributes:
         min_predicted: Predicted components with fewer pixels are removed.

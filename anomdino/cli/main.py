@@ -31,7 +31,7 @@ app.command()(evaluate.compare)
 app.add_typer(evaluate.submit_app, name="submit", help="Write files for a benchmark's server.")
 app.add_typer(config.app, name="config", help="Look at, check and replace params.yaml.")
 app.add_typer(data.app, name="data", help="Data sets and weights: what there is, how to get it.")
-app.add_typer(weights.app, name="weights", help="Convert and inspect model files.")
+app.add_typer(weights.app, name="weights", help="Convert published checkpoints.")
 
 
 def _version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ SHOWN = 5
 
 
 class OutputRule(StrEnum):
-    """How the final score is made (method.md 3)."""
+    """How the final score is made (docs/method.md 3)."""
 
     RAW = "raw"
     HARD = "hard"
@@ -75,9 +75,7 @@ def predict(
     strict: Annotated[
         bool, typer.Option(help="Stop at the first photo, video or frame that cannot be used.")
     ] = False,
-    every: Annotated[
-        int, typer.Option(min=1, help="Of a video, look at every so-manieth frame; 1 is all.")
-    ] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Of a video, look at every N-th frame; 1 is all.")] = 1,
     start: Annotated[float, typer.Option(min=0, help="Of a video, begin at this second.")] = 0.0,
     end: Annotated[float | None, typer.Option(min=0, help="Of a video, end before this second.")] = None,
     frames: Annotated[

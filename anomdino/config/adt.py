@@ -105,7 +105,7 @@ class AdtConfig(Block):
     tune_objective: Literal["overall", "both", "ap", "fpr95"] = "overall"
     """overall: AP - FPR95 + component F1*, with AP, FPR95 and missed components no worse than raw's; both: AP - FPR95."""
     tune_tolerance: float = Field(0.01, ge=0, lt=1)
-    """Differences up to this size count as none; of the pairs that near the best, that which changes least is taken."""
+    """Differences up to this size count as none; of the pairs near the best, that which changes least is taken."""
     mask_floor: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     """Least standardised score S~ that a threshold stands for, so that a box around nothing stays empty; auto chooses it
     before k and b (`tune`) by the component F1* of the held-out images' masks; 0 leaves the thresholds alone."""

@@ -13,7 +13,7 @@ MapName = Literal["semantic", "entropy", "distance"]
 
 
 class FusionConfig(Block):
-    """OUAFS, the orthogonal uncertainty-aware fusion (method.md 2)."""
+    """OUAFS, the orthogonal uncertainty-aware fusion (docs/method.md 2)."""
 
     maps: list[MapName] = Field(default=["semantic", "entropy", "distance"])
     """Uncertainty maps that are fused, always in this order; fewer for an ablation, none switches the fusion off."""

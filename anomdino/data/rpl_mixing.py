@@ -1,4 +1,4 @@
-"""Outlier exposure by the published rule (RPL, ICCV 2023; spec `reference.md` b.5).
+"""Outlier exposure by the published rule (RPL, ICCV 2023, and its code).
 
 All objects of one photo, scaled together, are pasted as one rigid group at a uniform position, with hard edges. The
 improved rule is in `anomdino.data.mixing`; images, labels and purity are as described there.
@@ -44,7 +44,7 @@ class RplMix:
 
 
 def normalise(image: UInt8Array) -> npt.NDArray[np.float64]:
-    """(x / 255 - mean) / std, ImageNet's statistics, uint8 (H, W, 3) RGB to float64 (`reference.md` a.6)."""
+    """(x / 255 - mean) / std, ImageNet's statistics, uint8 (H, W, 3) RGB to float64."""
     return np.asarray(cv2.LUT(np.ascontiguousarray(image), _NORMALISED_LEVELS), np.float64)
 
 
@@ -71,7 +71,7 @@ def mix_rpl(
     scales: Sequence[float] = RPL_SCALES,
     flip: float = RPL_FLIP,
 ) -> RplMix:
-    """Mix one outlier photo into one road scene exactly as RPL's training does (`reference.md` b.5).
+    """Mix one outlier photo into one road scene exactly as RPL's training does.
 
     Draws from `rng`, in this order (the caller has drawn the index of the outlier photo before, with
     `rng.randint`): `random()` for the flip (flipped when >= 1 - flip, as published 0.2);

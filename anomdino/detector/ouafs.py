@@ -1,4 +1,4 @@
-"""OUAFS: orthogonal uncertainty-aware fusion of uncertainty maps into the image pyramid (method.md 2)."""
+"""OUAFS: orthogonal uncertainty-aware fusion of uncertainty maps into the image pyramid (docs/method.md 2)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class DistanceAttention(nn.Module):
 
 
 class Ouafs(nn.Module):
-    """Fuse uncertainty maps into every pyramid level, in the order semantic, entropy, distance (method.md 2).
+    """Fuse uncertainty maps into every pyramid level, in the order semantic, entropy, distance (docs/method.md 2).
 
     With F0 the neck's feature and e_* the embedded maps, area-pooled to the level:
 
@@ -263,7 +263,7 @@ class Ouafs(nn.Module):
 def orthogonality_loss(
     a: Tensor, b: Tensor, form: Orth, l1: float = 0.1, l2: float = 0.1, mask: Tensor | None = None
 ) -> Tensor:
-    """The penalty on two increments of one level (method.md 2, L_orth).
+    """The penalty on two increments of one level (docs/method.md 2, L_orth).
 
     ``cosine``: l1 * mean|cos(a, b)| + l2 * mean cos^2(a, b), the cosine over channels at each location. It is
     smoothed, <a, b> / sqrt((|a|^2 + eps)(|b|^2 + eps)) with eps = 1e-3, so that gates at zero get finite gradients.

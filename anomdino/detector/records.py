@@ -51,7 +51,7 @@ class Record:
 def read_records(
     ood_json: Path | str, images: Path | str, maps: Path | str, labels: Path | str
 ) -> list[Record]:
-    """Read the annotations of the composed set, in COCO's form or as S2M's list (reference.md c.2).
+    """Read the annotations of the composed set, in COCO's form or as S2M's list.
 
     S2M's boxes are inclusive at the lower right; its list has no sources and no split: every file is its own source.
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
 PIXEL_NAMES = ("AP", "FPR95", "AUROC")
-COMPONENT_NAMES = ("sIoU", "PPV", "F1*")
 _CHUNK = 64
 _RECALL = 0.95
 

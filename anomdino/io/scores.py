@@ -1,4 +1,4 @@
-"""Score maps on disk: npz with the key ``arr_0``, as S2M reads them (reference c.2)."""
+"""Score maps on disk: npz with the key ``arr_0``, as S2M reads them."""
 
 from __future__ import annotations
 

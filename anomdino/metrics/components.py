@@ -1,4 +1,4 @@
-"""Component metrics of SegmentMeIfYouCan: sIoU, PPV and F1* (reference d.3)."""
+"""Component metrics of SegmentMeIfYouCan: sIoU, PPV and F1*."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 ===============  ====================================================================================
 ``pooled``       all pixels of the set together, scikit-learn's definitions, FPR at the first recall >= 0.95
-``rpl``          the same, with FPR at the recall closest to 0.95 (reference a.8)
+``rpl``          the same, with FPR at the recall closest to 0.95, as RPL's `eval_ood_measure`
 ``fishyscapes``  the same as ``pooled``, by the name under which Fishyscapes publishes it
-``smiyc``        768 percentile bins a frame, curves pooled by threshold (reference d.2)
+``smiyc``        768 percentile bins a frame, curves pooled by threshold, as road-anomaly-benchmark's `PixBinaryClass`
 ``per_image``    each image alone, then the mean over the images that hold both classes
 ===============  ====================================================================================
 

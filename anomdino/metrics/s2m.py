@@ -1,4 +1,4 @@
-"""S2M's mask metrics: IoU, AuIoU and mean F1 over 101 thresholds (reference c.5)."""
+"""S2M's mask metrics: IoU, AuIoU and mean F1 over 101 thresholds, as its published evaluation has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SegmentMeIfYouCan's pixel protocol: percentile bins a frame, curves pooled by threshold (reference d.2)."""
+"""SegmentMeIfYouCan's pixel protocol: percentile bins a frame, curves pooled by threshold."""
 
 from __future__ import annotations
 

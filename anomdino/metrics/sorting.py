@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating]
-LabelArray = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)

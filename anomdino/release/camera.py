@@ -1,4 +1,4 @@
-"""A composed image as another camera would have taken it, to train the released ADT-Net on scores that are less sure.
+"""A composed image as another camera would have taken it, for trainings on scores that are less sure.
 
 The colour changes of the scorer's own training (:func:`anomdino.scorer.augment.change_colours`) will not do: the scorer
 has learnt to see past them.

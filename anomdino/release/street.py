@@ -1,4 +1,4 @@
-"""Scenes in which a known class is the anomaly (:mod:`anomdino.scorer.unlearned`), to train the released outline network.
+"""Scenes in which a known class is the anomaly (:mod:`anomdino.scorer.unlearned`), for trainings of the released model.
 
 Such objects stand where they stood when the photo was taken: nothing about their looks tells that they are meant.
 """

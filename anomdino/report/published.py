@@ -1,4 +1,4 @@
-"""Published numbers to stand beside ours: other training data, other images (method.md 5)."""
+"""Published numbers to stand beside ours: other training data, other images (docs/method.md 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling, as DeepLabV3+ has it (reference.md a.3)."""
+"""Atrous spatial pyramid pooling, as DeepLabV3+ has it (Chen et al., ECCV 2018)."""
 
 from __future__ import annotations
 

@@ -77,7 +77,6 @@ class Scorer(nn.Module, ABC):
     """
 
     spec: ScorerSpec
-    has_residual: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor) -> ScorerOutput:
@@ -123,7 +122,7 @@ def build_scorer(spec: ScorerSpec) -> Scorer:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Turn RGB bytes into the input of a scorer (reference.md a.6).
+    """Turn RGB bytes into the input of a scorer, as RPL's published validation does.
 
     Args:
         images: uint8 (B, H, W, 3), RGB.
@@ -155,7 +154,7 @@ def anomaly_score(
     logits: LogitsKind = "residual",
     blur: bool | None = None,
 ) -> Tensor:
-    """Score every pixel, higher = more anomalous (reference.md a.7).
+    """Score every pixel, higher = more anomalous, by the formulas of RPL's published `compute_anomaly_score`.
 
     ``energy`` = -logsumexp of the logits; ``entropy`` = -sum p log p / log C; ``max_softmax`` = 1 - max p;
     ``max_logit`` = -max logit.
@@ -204,7 +203,7 @@ def gaussian_blur(maps: Tensor, radius: int = 3, sigma: float = 1.0) -> Tensor:
 
 
 def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize (B, C, h, w) bilinearly with aligned corners, RPL's convention everywhere (reference.md a.3)."""
+    """Resize (B, C, h, w) bilinearly with aligned corners, RPL's convention everywhere."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)

@@ -1,4 +1,4 @@
-"""Reading published checkpoints without running their code, under RPL's names (reference.md a.5)."""
+"""Reading published checkpoints without running their code, under RPL's names."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def is_closed_set(state: Mapping[str, Tensor]) -> bool:
 
 
 def closed_set_to_rpl(state: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """Give the weights from which RPL's training starts (reference.md a.5).
+    """Give the weights from which RPL's training starts, as its published code takes NVIDIA's.
 
     Every tensor moves below ``branch1.``; those of the ASPP and its reduction are also the residual block's
     first weights. ``atten_aspp_final`` and ``proj_head`` are drawn by Kaiming's normal rule; the bias of the

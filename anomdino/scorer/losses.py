@@ -1,7 +1,7 @@
 """RPL's three losses and CoroCL.
 
 Source: Liu et al., "Residual Pattern Learning for Pixel-wise Out-of-Distribution Detection in Semantic
-Segmentation", ICCV 2023, sections 3.2 and 3.3, in the form of the published code (specification b.1, b.2).
+Segmentation", ICCV 2023, sections 3.2 and 3.3, in the form of the published code.
 Labels: train ids 0..18, 254 = pasted outlier, 255 = void.
 """
 
@@ -27,7 +27,7 @@ def local_count(count: Tensor) -> Tensor:
 
 
 class RplLosses(NamedTuple):
-    """Scalars of RPL (specification b.1).
+    """Scalars of RPL.
 
     Attributes:
         entropy: Cross-entropy of Zr against the closed-set prediction, over inlier pixels.

@@ -97,7 +97,7 @@ class ClosedSetObjective(Objective[Batch]):
 
 
 class ResidualObjective(Objective[Batch]):
-    """RPL's losses and CoroCL's (specification b.1, b.2).
+    """RPL's losses and CoroCL's (:mod:`anomdino.scorer.losses`).
 
     Args:
         scorer: The network; all but its residual block stays as it is.
@@ -132,7 +132,7 @@ class ResidualObjective(Objective[Batch]):
         return {"scenes": scenes if enough else None, "step": step}
 
     def forward(self, batch: Batch, **hints: Any) -> dict[str, Tensor]:
-        """Give ``loss``, the parts of :class:`RplLosses` by name, and ``corocl``."""
+        """Give ``loss``, the parts of :class:`anomdino.scorer.losses.RplLosses` by name, and ``corocl``."""
         scenes: Tensor | None = hints.get("scenes")
         images, labels = network_input(batch.images), batch.labels.long()
         if scenes is not None and batch.outlier_images is not None:

@@ -95,8 +95,6 @@ class DecoderScorer(Scorer):
     :meth:`residual_module`, :meth:`encoder_parameters`, :meth:`head` and :meth:`closed_set_context`.
     """
 
-    has_residual = True
-
     @abstractmethod
     def closed_set_features(self, images: Tensor) -> ClosedSetFeatures:
         """Run encoder, context module and skip connection on normalised images (B, 3, H, W)."""

@@ -1,4 +1,4 @@
-"""The poly learning-rate schedule and the optimiser's groups (specification b.4)."""
+"""The poly learning-rate schedule and the optimiser's groups of RPL's published code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PolySchedule:
 def residual_groups(
     scorer: DecoderScorer, lr: float, final_factor: float = 10.0, decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Group the residual block's parameters in the published order (specification b.4).
+    """Group the residual block's parameters in the published order.
 
     The final 1x1 convolution and an empty group at ``final_factor * lr``; then, for context, reduction and
     projection, a group of convolution weights and one of biases and normalisations, at ``lr``. Weight decay,

@@ -181,7 +181,7 @@ class WideResNet38Scorer(DecoderScorer):
         super().__init__()
         if channel_divisor not in {1, 2, 4, 8, 16}:
             raise ConfigError(
-                "rpl.architecture_options.channel_divisor",
+                "rpl.options.channel_divisor",
                 f"{channel_divisor} is not allowed",
                 "use 1, 2, 4, 8 or 16",
             )

@@ -109,7 +109,7 @@ def write_synthetic(config: SyntheticConfig, root: Path) -> dict[str, int]:
     """Render all sets below `root`.
 
     Writes `inlier/{train,val}/{images,labels}/<key>.png`, `outliers/{images,masks}/<key>.png`, `val/synthetic_road` in
-    RoadAnomaly's layout and `val/synthetic_track` in the layout of SMIYC's AnomalyTrack (`reference.md` c.4), both
+    RoadAnomaly's layout and `val/synthetic_track` in the layout of SMIYC's AnomalyTrack, both
     marked as evaluation data. The files are the same for any number of workers.
 
     Args:

@@ -8,7 +8,7 @@ from anomdino.errors import ConfigError
 from anomdino.scorer.base import ScorerSpec, anomaly_score, build_scorer
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 
-# name, blocks, kernels, stride of the first block, dilation: reference.md a.2, copied by hand
+# name, blocks, kernels, stride of the first block, dilation: the published table, copied by hand
 REFERENCE_TRUNK = [
     ("mod2", 3, (3, 3), 1, 1),
     ("mod3", 3, (3, 3), 1, 1),

@@ -71,7 +71,3 @@ def _placed(target: Path, found: list[Path], link: bool) -> dict[str, int]:
     for path in found:
         place(path, target / path.name, link)
     return {"weights": len(found)}
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
