@@ -100,6 +100,8 @@ def write_submission(
     Raises:
         DataError: The count is wrong, or a map is missing, has another size than its image, or is not finite.
     """
+    if Path(method).name != method or method in {"", ".", ".."}:
+        raise DataError("method", f"is '{method}'", "give a name without / or ..")
     dataset = dataset or DATASETS.get(benchmark.layout, benchmark.name)
     if expected_count is not None and len(benchmark) != expected_count:
         raise DataError(benchmark.name, f"has {len(benchmark)} frames, {dataset} has {expected_count}", "")

@@ -149,6 +149,14 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     return [i for i in items if i.source not in held], [i for i in items if i.source in held]
 
 
+def check_label(path: Path, label: npt.NDArray[np.uint8]) -> None:
+    """Refuse a label with other values than 0, 1 and 255; the message counts them."""
+    counts = np.bincount(label.ravel(), minlength=VOID + 1)
+    wrong = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value not in (0, 1, VOID)}
+    if wrong:
+        raise DataError(path, f"has the values {wrong} (value: pixels)", "labels hold 0, 1 and 255")
+
+
 def read_item(item: Item) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Read score map and label of an image, both (H, W).
 
@@ -164,10 +172,7 @@ def read_item(item: Item) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8
             f"is {sizes[0]}, its score map {item.score} is {sizes[1]} (H x W)",
             "make both the image's size",
         )
-    counts = np.bincount(label.ravel(), minlength=VOID + 1)
-    wrong = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value not in (0, 1, VOID)}
-    if wrong:
-        raise DataError(item.label, f"has the values {wrong} (value: pixels)", "labels hold 0, 1 and 255")
+    check_label(item.label, label)
     return score, label
 
 

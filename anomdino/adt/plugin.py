@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomdino.adt.dataset import measure_scores
+from anomdino.adt.dataset import check_label, measure_scores
 from anomdino.adt.fusion import AdtModel, FusionRule, check_map, fuse
 from anomdino.adt.model import ScoreStatistics
 from anomdino.adt.thresholds import Threshold, ThresholdCalibration, ThresholdKind
@@ -102,7 +102,8 @@ def calibrate_threshold(
         rule: Rule of the final score; the model's own if absent.
 
     Raises:
-        DataError: A map has no label or image, or the reverse, has another size, holds NaN, or is constant.
+        DataError: A map has no label or image, or the reverse, has another size, holds NaN, or is constant; or a label
+            has other values.
     """
     rule = rule or model.rule
     sizes, photos = _sizes(maps, images), _photos(maps, images, rule)
@@ -110,6 +111,7 @@ def calibrate_threshold(
     pairs = pair_by_key(maps, list_files(labels, {".png"}), ("score map", "label"))
     for key, path, label_path in track(pairs, "calibrate"):
         label = read_label(label_path)
+        check_label(label_path, label)
         score = check_named(path, read_map(path), (label.shape[0], label.shape[1]))
         check_named(path, score, sizes.get(key))
         photo = read_image(photos[key]) if photos else None
@@ -130,8 +132,8 @@ def fuse_folder(
     """Fuse a folder of score maps, one image at a time.
 
     Writes ``score/<key>.npz`` (float32, key ``arr_0``), ``mask/<key>.png`` (0 or 255), with
-    ``write_thresholds`` ``threshold/<key>.npz``, and ``fusion.json`` with rule, threshold and provenance of
-    the model.
+    ``write_thresholds`` ``threshold/<key>.npz``, and at the end ``fusion.json`` with rule, threshold and provenance of
+    the model. Every map is checked before anything is written.
 
     Args:
         maps: Score maps by key.
@@ -148,6 +150,9 @@ def fuse_folder(
     """
     out, rule = Path(out), rule or model.rule
     sizes, photos = _sizes(maps, images), _photos(maps, images, rule)
+    for key, path in track(sorted(maps.items()), "check"):
+        check_named(path, read_map(path), sizes.get(key))
+    (out / "fusion.json").unlink(missing_ok=True)
     without_boxes = predicted = 0
     for key, path in track(sorted(maps.items()), "fuse"):
         fused = fuse(

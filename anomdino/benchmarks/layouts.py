@@ -201,7 +201,7 @@ def street_hazards(root: Path, split: str) -> list[Sample]:
 
 def folder(root: Path, split: str, images: str = "images", labels: str = "labels") -> list[Sample]:
     """A plain folder: ``images/<key>.*`` + ``labels/<key>.png`` (or ``masks/``), and ``instances/``."""
-    root = root / split if split and (root / split).is_dir() else root
+    root = _split_of(root, split, images)
     label_root = root / labels
     if not label_root.is_dir() and labels == "labels" and (root / "masks").is_dir():
         label_root = root / "masks"
@@ -210,6 +210,24 @@ def folder(root: Path, split: str, images: str = "images", labels: str = "labels
         return samples
     instances = list_images(root / "instances")
     return [replace(sample, instances=instances.get(sample.key)) for sample in samples]
+
+
+def _split_of(root: Path, split: str, images: str) -> Path:
+    """Give the folder of a split, ``root/<split>``; where none is named, or ``all``, ``root`` itself.
+
+    Raises:
+        ConfigError: There is no such folder; the message lists those there are.
+    """
+    if split and (root / split).is_dir():
+        return root / split
+    if split in {"", "all"} or not root.is_dir():
+        return root
+    there = sorted(path.parent.name for path in root.glob(f"*/{images}"))
+    raise ConfigError(
+        f"split of {root}",
+        f"'{split}' is no folder there",
+        f"splits are folders with {images}/: {', '.join(there) or 'none'}",
+    )
 
 
 def with_tags(samples: Iterable[Sample], root: Path) -> list[Sample]:

@@ -28,13 +28,16 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("evaluation"),
     params: Annotated[Path, typer.Option(help="Parameter file that names benchmarks.")] = Path("params.yaml"),
     seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
-    bootstrap: Annotated[int, typer.Option(help="Resamplings for 95 % intervals; 0 for none.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings for 95 % intervals; 0 for none.")] = 1000,
     threshold: Annotated[
         float | None,
         typer.Option(help="Masks are score > THRESHOLD; the best F1 on these labels by default."),
     ] = None,
 ) -> None:
     """Score any method's maps on a benchmark, without the pipeline."""
+    import math
+
+    from anomdino.errors import ConfigError
     from anomdino.evaluation import (
         EvaluationSettings,
         ScoreFolder,
@@ -47,6 +50,8 @@ def evaluate(
     from anomdino.evaluation.memory import share_one_heap
     from anomdino.evaluation.opening import find_benchmark
 
+    if threshold is not None and not math.isfinite(threshold):
+        raise ConfigError("--threshold", f"is {threshold}", "give a number")
     share_one_heap()
     opened = find_benchmark(benchmark, root, split, labels, params)
     source = ScoreFolder(scores, name, masks)
@@ -71,7 +76,7 @@ def compare(
     output: Annotated[
         str | None, typer.Option(help="Output to compare; all that both have by default.")
     ] = None,
-    images: Annotated[int, typer.Option(help="Images that changed most to list.")] = 5,
+    images: Annotated[int, typer.Option(min=0, help="Images that changed most to list.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
     bootstrap: Annotated[int, typer.Option(help="Resamplings for 95 % intervals.")] = 1000,
     json_path: Annotated[
@@ -79,10 +84,13 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two evaluations image by image: paired differences with 95 % intervals."""
+    from anomdino.errors import ConfigError
     from anomdino.evaluation.compare import compare_runs
     from anomdino.evaluation.console import print_comparison
     from anomdino.io.atomic import atomic_write_json
 
+    if json_path is not None and json_path.is_dir():
+        raise ConfigError("--json", f"{json_path} is a folder", "name a file")
     comparison = compare_runs(
         first, second, benchmark=benchmark, output=output, images=images, seed=seed, bootstrap=bootstrap
     )

@@ -49,7 +49,10 @@ Scores = Annotated[
 BoxFile = Annotated[
     Path | None, typer.Option(help="COCO results, or a COCO data set with scores; without it no box is used.")
 ]
-Model = Annotated[Path, typer.Option(help="Folder of a trained ADT-Net.")]
+Model = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a trained ADT-Net, or `released`; default: data/models/adt, else released."),
+]
 Orientation = Annotated[
     HigherIs | None, typer.Option(help="Meaning of high scores; what the model was made for if absent.")
 ]
@@ -66,7 +69,7 @@ def fuse(
     *,
     scores: Scores,
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder: score/, mask/, fusion.json.")],
-    model: Model = DATA / "models" / "adt",
+    model: Model = None,
     boxes: BoxFile = None,
     images: Images = None,
     higher_is: Orientation = None,
@@ -82,7 +85,7 @@ def fuse(
         ),
     ] = False,
     min_component: Annotated[
-        int | None, typer.Option(help="Remove smaller mask components (pixels).")
+        int | None, typer.Option(min=0, help="Remove smaller mask components (pixels).")
     ] = None,
     mask_floor: Annotated[
         float | None, typer.Option(help="Least standardised score of a mask pixel, in [0, 1).")
@@ -122,6 +125,7 @@ def fuse(
         outline=rule.outline if outline is None else outline,
     )
     loaded = _with_threshold(loaded, threshold, rule.output)
+    _refuse_mixture(scores, out)
     maps = list_maps(scores)
     listed = list_images(images) if images else None
     written = fuse_folder(
@@ -137,7 +141,7 @@ def calibrate(
     *,
     scores: Scores,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the calibrated model.")],
-    model: Model = DATA / "models" / "adt",
+    model: Model = None,
     boxes: BoxFile = None,
     labels: Annotated[
         Path | None, typer.Option(help="Folder of <key>.png with 0, 1, 255; needed for a threshold.")
@@ -190,7 +194,7 @@ def tune(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the model with its new rule, and the curve.")
     ],
-    model: Model = DATA / "models" / "adt",
+    model: Model = None,
     scores: Scores = DATA / "train_dataset" / "offline_dataset_score",
     labels: Annotated[Path, typer.Option(help="Folder of <key>.png with 0, 1, 255.")] = DATA
     / "train_dataset"
@@ -210,7 +214,9 @@ def tune(
             help="overall: AP - FPR95 + component F1*, none worse than raw; both: AP - FPR95; ap; fpr95."
         ),
     ] = SearchFor.overall,
-    tolerance: Annotated[float, typer.Option(help="Differences up to this size count as none.")] = 0.01,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Differences up to this size count as none.")
+    ] = 0.01,
     floor: Annotated[
         bool, typer.Option("--floor/--no-floor", help="Choose the least score that a threshold stands for.")
     ] = False,
@@ -254,7 +260,7 @@ def tune(
         made = loaded.provenance
         if "plan" not in made:
             raise CheckpointError(
-                model, "does not say which images it held out", "use --all on unseen images"
+                model or "the model", "does not say which images it held out", "use --all on unseen images"
             )
         _, items = hold_out(items, made["plan"]["holdout"], made["seed"])
     kinds = by_folder_of(items) if by_folder else {"": items}
@@ -284,11 +290,25 @@ def tune(
         )
 
 
-def _load(model: Path, device: str) -> AdtModel:
+def _refuse_mixture(scores: Path, out: Path) -> None:
+    from anomdino.errors import ConfigError
+
+    maps, results = scores.resolve(), out.resolve()
+    if results.is_relative_to(maps) or maps.is_relative_to(results / "score"):
+        raise ConfigError(
+            "--out", f"and --scores, {scores}, would hold maps and results", "choose another folder"
+        )
+
+
+def _load(model: Path | None, device: str) -> AdtModel:
     from anomdino.adt.store import load_adt
     from anomdino.device import resolve_device
+    from anomdino.release import released_folder
 
-    return load_adt(model, str(resolve_device(device)))
+    trained, released = DATA / "models" / "adt", released_folder()
+    asked = model == Path("released") or (model is None and not trained.is_dir())
+    folder = released / "models" / "adt" if asked and released else model or trained
+    return load_adt(folder, str(resolve_device(device)))
 
 
 def _boxes(path: Path | None, keys: Iterable[str]) -> dict[str, Boxes]:

@@ -19,12 +19,15 @@ def show(
     from anomdino.errors import DataError
     from anomdino.evaluation.console import print_summary
 
+    metrics = metrics / "metrics.json" if metrics.is_dir() else metrics
     try:
         content = json.loads(metrics.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(metrics, "does not exist", "run the pipeline first: `dvc repro`") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise DataError(metrics, f"is no JSON ({error})", "run `dvc repro evaluate`") from error
+    if not isinstance(content, dict):
+        raise DataError(metrics, "holds no metrics", "give the metrics.json of an evaluation")
     print_summary(content)
     page = metrics.parent / "report" / "index.html"
     print(

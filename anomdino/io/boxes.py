@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from anomdino.io.atomic import atomic_path, atomic_write_json
 
 CATEGORY_ID = 1
 CATEGORY_NAME = "ood-object"
+BOX_FORM = 'every box is {"image_id": ..., "bbox": [x, y, width, height] in pixels, "score": in [0, 1]}'
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,37 +162,72 @@ def read_box_results(path: Path | str, keys: Iterable[str]) -> dict[str, Boxes]:
         keys: Keys of the images; those without boxes get empty ones.
 
     Raises:
-        DataError: The file is missing or damaged, a box belongs to none of ``keys``, or a number is not finite.
+        DataError: The file is missing or damaged, a box belongs to none of ``keys``, has no confidence in [0, 1], or is
+            not four finite numbers, of which width and height are not negative.
     """
-    path = Path(path)
+    path, keys = Path(path), list(keys)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(path, "does not exist", "run the detect stage first: `dvc repro detect`") from error
-    except ValueError as error:
-        raise DataError(path, f"is no JSON ({error})", "remove it and run the detect stage") from error
-    by_id = {image_id(key): key for key in keys}
+    except (ValueError, OSError) as error:
+        raise DataError(path, f"is no JSON ({error})", BOX_FORM) from error
+    by_id: dict[Any, str] = {image_id(key): key for key in keys}
+    names: dict[Any, str] = {}
     results = content
     if isinstance(content, dict):
-        stems = {Path(key).name: key for key in by_id.values()} | {key: key for key in by_id.values()}
-        named = {im["id"]: str(Path(im["file_name"]).with_suffix("")) for im in content.get("images", [])}
-        by_id = {number: stems[name] for number, name in named.items() if name in stems}
-        results = content.get("annotations", [])
-    grouped: dict[str, list[tuple[list[float], float]]] = {key: [] for key in by_id.values()}
-    for result in results:
-        if result["image_id"] not in by_id:
+        if not isinstance(content.get("images"), list) or not isinstance(content.get("annotations"), list):
+            raise DataError(path, "is no COCO data set: it lacks the list images or annotations", BOX_FORM)
+        stems = {Path(key).name: key for key in keys} | {key: key for key in keys}
+        names = dict(map(_named(path), content["images"]))
+        by_id = {number: stems[name] for number, name in names.items() if name in stems}
+        results = content["annotations"]
+    if not isinstance(results, list):
+        raise DataError(path, "is neither a list of COCO results nor a COCO data set", BOX_FORM)
+    grouped: dict[str, list[tuple[float, ...]]] = {key: [] for key in keys}
+    for number, result in enumerate(results):
+        image, box = _checked(path, number, result)
+        if image not in by_id:
+            which = f"'{names[image]}'" if image in names else f"the unknown image_id {image}"
             raise DataError(
-                path, f"has a box for the unknown image_id {result['image_id']}", "were images renamed?"
+                path,
+                f"has a box for {which}, of which there is no map or image here",
+                f"were images renamed, or is one missing? Known: {', '.join(keys[:5])}{' ...' if keys[5:] else ''}",
             )
-        grouped[by_id[result["image_id"]]].append((result["bbox"], result.get("score", 1.0)))
-    return {key: _from_xywh(path, items) for key, items in grouped.items()}
+        grouped[by_id[image]].append(box)
+    return {key: _from_xywh(items) for key, items in grouped.items()}
 
 
-def _from_xywh(path: Path, items: list[tuple[list[float], float]]) -> Boxes:
+def _named(path: Path) -> Callable[[Any], tuple[Any, str]]:
+    def name(image: Any) -> tuple[Any, str]:
+        try:
+            return image["id"], str(Path(image["file_name"]).with_suffix(""))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(path, f"has an image without id and file_name: {image}", BOX_FORM) from error
+
+    return name
+
+
+def _checked(path: Path, number: int, result: Any) -> tuple[Any, tuple[float, ...]]:
+    """Give image id, and x, y, width, height and score of one result."""
+    try:
+        image, score = result["image_id"], float(result["score"])
+        x, y, width, height = (float(value) for value in result["bbox"])
+        hash(image)
+    except (KeyError, TypeError, ValueError) as error:
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+        raise DataError(path, f"box {number} {lacks}: {str(result)[:120]}", BOX_FORM) from error
+    if not all(map(math.isfinite, (x, y, width, height, score))):
+        raise DataError(path, f"box {number} holds NaN or infinite numbers", BOX_FORM)
+    if not 0 <= score <= 1:
+        raise DataError(path, f"box {number} has the score {score:g}", "confidences are shares, in [0, 1]")
+    if width < 0 or height < 0:
+        raise DataError(path, f"box {number} is {width:g} wide and {height:g} high", BOX_FORM)
+    return image, (x, y, width, height, score)
+
+
+def _from_xywh(items: list[tuple[float, ...]]) -> Boxes:
     if not items:
         return Boxes.empty()
-    xywh = np.array([box for box, _ in items], np.float32)
-    scores = np.array([score for _, score in items], np.float32)
-    if not (np.isfinite(xywh).all() and np.isfinite(scores).all()):
-        raise DataError(path, "holds NaN or infinite numbers", "remove it and run the detect stage")
-    return Boxes(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1), scores)
+    rows = np.array(items, np.float32)
+    return Boxes(np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1), rows[:, 4])

@@ -6,7 +6,7 @@ from anomdino.cascade import Cascade
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.video import ALL, Selection, require_pyav
-from anomdino.prediction.inputs import Inputs
+from anomdino.prediction.inputs import SUMMARY, Inputs
 from anomdino.prediction.photos import Done, predict_photos
 from anomdino.prediction.videos import predict_videos
 from anomdino.prediction.writing import PredictionWriter
@@ -58,7 +58,7 @@ def predict_all(
             strict=strict,
         )
     atomic_write_json(
-        writer.folder / "summary.json",
+        writer.folder / SUMMARY,
         {
             "output": writer.rule.output,
             "score_range": [writer.span.low, writer.span.high],

@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,12 +17,13 @@ from anomdino.adt.rule_search import search
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
 from anomdino.adt.tuning import apply_choice, fit_evidence
-from anomdino.errors import AnomdinoError, DataError, ProtocolError
+from anomdino.errors import AnomdinoError, ConfigError, DataError, ProtocolError
 from anomdino.io.boxes import Boxes, read_box_results, write_box_results
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.maps import list_maps, read_map
 from anomdino.io.scores import read_score, write_score
 from anomdino.protocol import mark_evaluation_only
+from anomdino.release import released_folder
 from tests.io.test_maps import write
 
 
@@ -316,6 +317,46 @@ def test_every_command_reads_maps_of_every_format(model, make_set, tmp_path, app
     for key in list_maps(files.scores):
         one, two = (read_score(tmp_path / part / f"fused/score/{key}.npz") for part in "ab")
         np.testing.assert_array_equal(one, two)
+
+
+def test_one_bad_map_leaves_the_results_of_before(model, make_set, tmp_path):
+    files = make_set(images=3)
+    fuse_folder(list_maps(files.scores), {}, model, tmp_path / "out")
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "out").rglob("*.*"))}
+    write_score(files.scores / "002.npz", np.ones((5, 7), np.float32))
+    with pytest.raises(DataError, match="constant"):
+        fuse_folder(list_maps(files.scores), {}, model, tmp_path / "out", rule=FusionRule(output="raw"))
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "out").rglob("*.*"))} == before
+
+
+@pytest.mark.parametrize("below", [".", "out"])
+def test_results_and_maps_in_one_folder_are_refused(model, make_set, tmp_path, app, below):
+    files = make_set(images=2)
+    save_adt(model, tmp_path / "adt")
+    for scores, out in ((files.scores, files.scores / below), (tmp_path / "x/score", tmp_path / "x")):
+        with pytest.raises(ConfigError, match="maps and results"):
+            run(app, "fuse", "--scores", scores, "--model", tmp_path / "adt", "-o", out)
+
+
+def test_a_calibration_label_of_other_values_is_named(model, make_set, tmp_path, app):
+    files = make_set(images=2)
+    save_adt(model, tmp_path / "adt")
+    write_png(files.labels / "001.png", np.full(read_label(files.labels / "001.png").shape, 2, np.uint8))
+    with pytest.raises(DataError, match=r"001\.png.*\{2: "):
+        run(
+            app, "calibrate", "--scores", files.scores, "--labels", files.labels, "--threshold", "fpr:0.05",
+            "--model", tmp_path / "adt", "-o", tmp_path / "new",
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(released_folder() is None, reason="this checkout carries no released model")
+@pytest.mark.parametrize("asked", [[], ["--model", "released"]])
+def test_without_a_trained_model_the_released_one_is_taken(make_set, tmp_path, app, monkeypatch, asked):
+    files = make_set(images=1)
+    monkeypatch.chdir(tmp_path)
+    run(app, "fuse", "--scores", files.scores, *asked, "-o", "out")
+    stored = json.loads((tmp_path / "out/fusion.json").read_text())
+    assert stored["statistics"] == asdict(load_adt(released_folder() / "models/adt").net.statistics)
 
 
 def test_tune_by_folder_has_a_curve_of_every_kind(model, make_set, tmp_path, app):

@@ -91,6 +91,15 @@ def test_anomaly_track_test_split_can_be_listed_but_not_scored(tmp_path):
         open_benchmark("smiyc_anomaly_track", tmp_path, "all")
 
 
+def test_a_split_that_a_folder_does_not_have_is_refused(tmp_path):
+    for split in ("a", "b"):
+        image(tmp_path / split / "images/1.png")
+        label(tmp_path / split / "labels/1.png", [0, 1])
+    assert len(open_benchmark("folder", tmp_path, "a")) == 1
+    with pytest.raises(ConfigError, match="(?s)'c' is no folder there.*images/: a, b"):
+        open_benchmark("folder", tmp_path, "c")
+
+
 OBSTACLE_SCENES = {"curvy-street": 2, "driveway": 3, "snowstorm1": 1, "snowstorm2": 1}
 
 

@@ -181,6 +181,11 @@ def test_rescaling_keeps_the_order(track):
     assert (np.diff(value[np.argsort(score, kind="stable")]) >= 0).all()
 
 
+def test_a_method_is_a_name_and_no_path(track):
+    with pytest.raises(DataError, match="without / or"):
+        submit(track, "--split", "validation", "--method", "../../evil")
+
+
 def test_submission_checks_the_number_of_frames(track):
     with pytest.raises(DataError, match="has 10 frames, AnomalyTrack-all has 110"):
         submit(track)

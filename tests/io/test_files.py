@@ -192,6 +192,45 @@ def test_boxes_of_unknown_images_are_refused(tmp_path):
         read_box_results(tmp_path / "b.json", ["y"])
 
 
+GOOD = {"image_id": image_id("x"), "bbox": [1, 2, 3, 4], "score": 0.5}
+DATA_SET = {"images": [{"id": 7, "file_name": "images/x.png"}], "annotations": [GOOD | {"image_id": 7}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([{**GOOD, "score": None}], "box 0 cannot be read"),
+        ([{"image_id": image_id("x"), "bbox": [1, 2, 3, 4]}], "box 0 lacks 'score'"),
+        ([{"image_id": image_id("x"), "score": 0.5}], "lacks 'bbox'"),
+        ([{"bbox": [1, 2, 3, 4], "score": 0.5}], "lacks 'image_id'"),
+        ([GOOD, {**GOOD, "bbox": [1, 2, 3]}], "box 1 cannot be read"),
+        ([{**GOOD, "bbox": "box"}], "cannot be read"),
+        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "-3 wide"),
+        ([{**GOOD, "bbox": [1, 2, float("nan"), 4]}], "NaN"),
+        ([{**GOOD, "score": 90}], "has the score 90"),
+        ([{**GOOD, "image_id": [1]}], "cannot be read"),
+        ([1, 2], "box 0 cannot be read"),
+        ({"a": 1}, "lacks the list images or annotations"),
+        ("text", "neither a list"),
+        ({**DATA_SET, "images": [{"id": 7}]}, "an image without id and file_name"),
+        ({**DATA_SET, "images": [{"id": 7, "file_name": "y.png"}]}, "a box for 'y'"),
+    ],
+)
+def test_what_are_no_boxes_is_refused_with_the_place(tmp_path, content, reason):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"mine.json.*{reason}"):
+        read_box_results(path, ["x"])
+
+
+def test_images_that_a_data_set_does_not_list_have_no_boxes(tmp_path):
+    data_set = {**DATA_SET, "images": [{"id": 7, "file_name": "x.png"}]}
+    (tmp_path / "b.json").write_text(json.dumps(data_set))
+    found = read_box_results(tmp_path / "b.json", ["x", "y"])
+    np.testing.assert_array_equal(found["x"].xyxy, [[1, 2, 4, 6]])
+    assert len(found["y"]) == 0
+
+
 @pytest.mark.parametrize("below", ["a.txt", "deep/er/a.txt"])
 def test_a_path_below_a_file_is_explained_and_the_file_stays(below, tmp_path):
     file = tmp_path / "file"

@@ -79,3 +79,21 @@ def test_two_of_one_name_are_refused(drive, tmp_path):
     (drive / "late.avi").write_bytes(b"")
     with pytest.raises(DataError, match="same key 'late'"):
         collect([str(drive)])
+
+
+def test_photos_where_results_go_are_left_out_and_a_first_run_says_so(drive, caplog):
+    write_png(drive / "frames/four.png", np.zeros((4, 5, 3), np.uint8))
+    assert "frames/four" not in collect([str(drive)], drive).photos
+    assert "1 files are left out" in caplog.text
+    with pytest.raises(DataError, match="nothing but what lies in the results"):
+        collect([str(drive / "frames")], drive)
+    caplog.clear()
+    (drive / "summary.json").write_text("{}")
+    collect([str(drive)], drive)
+    assert not caplog.text
+
+
+def test_what_is_named_twice_counts_once(drive):
+    found = collect([str(drive / "**")]).photos
+    assert len(set(found.values())) == len(found) == 4  # notes.txt was named too
+    assert list(collect([str(drive / "a"), str(drive / "a/one.png")]).photos) == ["b/two", "one"]
