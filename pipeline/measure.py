@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from anomdino.benchmarks import REGISTRY
+from anomdino.benchmarks import REGISTRY, open_set
 from anomdino.config.params import Params, check_params, load_params, render_params
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
@@ -44,12 +44,24 @@ def main(
 
     with command("measure"):
         folder, file = find_models(models, params)
-        chosen = parameters(load_params(file), named(benchmark), set_ or [])
+        sets = named(benchmark)
+        chosen = parameters(load_params(file), sets, set_ or [])
+        check_labels(chosen, sets)
         atomic_write_text(work / "params.yaml", render_params(chosen))
         shutil.copytree(folder, work / _stage.MODELS, dirs_exist_ok=True)
         for step in steps(list(chosen.benchmark.sets)):
             run_together([step], work)
     typer.echo(f"measure: {work / 'metrics.json'}, {work / 'report' / 'index.html'}")
+
+
+def check_labels(params: Params, folders: dict[str, Path]) -> None:
+    """Read every label before anything is scored.
+
+    Raises:
+        DataError: A set has no labels, or unusable ones.
+    """
+    for name, folder in folders.items():
+        open_set(name, params.benchmark.sets[name].model_copy(update={"root": folder})).check()
 
 
 def steps(benchmarks: list[str]) -> list[Step]:

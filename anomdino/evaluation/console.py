@@ -26,8 +26,20 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
                 shares = "".join(f"{_percent(row.get(column)):>9}" for column in COLUMNS)
                 counts = "".join(f"{_count(row[column]):>9}" for column in COUNTS)
                 print(f"{output:12}{shares}{counts}")
+        for reason, columns in _reasons(block).items():
+            print(f"-: {reason} ({', '.join(columns)})")
         if block.get("detector"):
             print(_detector_line(block["detector"]))
+
+
+def _reasons(block: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Give why values of a benchmark are missing, with their names."""
+    found: dict[str, list[str]] = {}
+    for row in block.values():
+        for name, reason in row.get("reasons", {}).items() if isinstance(row, Mapping) else ():
+            if name in COLUMNS and name not in found.setdefault(reason, []):
+                found[reason].append(name)
+    return found
 
 
 def _detector_line(detector: Mapping[str, Any]) -> str:

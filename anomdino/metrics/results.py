@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-NO_ANOMALY = "no anomalous pixel in the region of interest"
+NO_ANOMALY = "no anomalous pixel in the region of interest (labels: 1 is an anomaly, 255 void)"
 NO_INLIER = "no in-distribution pixel in the region of interest"
 
 

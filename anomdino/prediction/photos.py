@@ -66,6 +66,7 @@ def predict_photos(
             except AnomdinoError as error:
                 if strict:
                     raise named(error, path) from error
+                writer.remove(key)
                 skip(done, "image", key, path, error)
     except KeyboardInterrupt:
         done.interrupted = True

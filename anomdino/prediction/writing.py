@@ -17,6 +17,10 @@ from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.viz.overlay import ScoreRange, draw_overlay
 
+PHOTO_FILES = (
+    ("score", ".npz"), ("mask", ".png"), ("boxes", ".json"),
+    ("overlay", ".jpg"), ("threshold", ".npz"), ("threshold", ".jpg"),
+)  # fmt: skip
 THRESHOLDS = ScoreRange(LOW, LOW + SPAN, "threshold on S_n")
 
 
@@ -60,6 +64,11 @@ class PredictionWriter:
         write_png(self.folder / "mask" / f"{key}.png", prediction.mask.astype(np.uint8) * 255)
         if self.thresholds:
             write_score(self.folder / "threshold" / f"{key}.npz", prediction.threshold)
+
+    def remove(self, key: str) -> None:
+        """Remove what a run before wrote of a photo that cannot be used now."""
+        for kind, suffix in PHOTO_FILES:
+            (self.folder / kind / f"{key}{suffix}").unlink(missing_ok=True)
 
     def remove_numbered(self, key: str) -> None:
         """Remove what :meth:`write_maps` wrote of a video's frames before: there may be other frames now."""

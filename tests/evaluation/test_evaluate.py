@@ -211,10 +211,12 @@ def written(world, result):
 
 
 @pytest.mark.parametrize(("value", "reason"), [(0, "no anomalous pixel"), (1, "no in-distribution pixel")])
-def test_a_set_of_one_class_gives_null_with_the_reason(world, value, reason):
+def test_a_set_of_one_class_gives_null_with_the_reason(world, capsys, value, reason):
     relabelled(world, value)
     result = evaluated(world)
     metrics, details = written(world, result)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if reason in line]
+    assert said.endswith("(AP, FPR95, AUROC)")
     for name in ("AP", "FPR95", "AUROC"):
         assert metrics["score"][name] is None
         assert reason in metrics["score"]["reasons"][name]

@@ -41,6 +41,19 @@ def test_a_set_without_a_folder_is_refused_before_anything_runs(tmp_path, monkey
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(released_folder() is None, reason="this checkout carries no released model")
+@pytest.mark.parametrize(("value", "reason"), [(2, "unusable"), (None, "label")])
+def test_labels_are_read_before_anything_is_scored(tmp_path, monkeypatch, value, reason):
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "set/images/a.png", np.zeros((8, 9, 3), np.uint8))
+    if value is not None:
+        write_png(tmp_path / "set/labels/a.png", np.full((8, 9), value, np.uint8))
+    result = CliRunner().invoke(app, ["--benchmark", "mine=set", "--models", "released"])
+    assert result.exit_code != 0
+    assert reason in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_change_without_a_value_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--set.*device.*"):
         parameters(profile_params("light"), {"mine": tmp_path}, ["device"])
