@@ -50,7 +50,7 @@ def read_map(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDArr
         values = _READERS[path.suffix.lower()](path)
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(path, f"is no score map or is damaged ({error})", "export it again") from error
     if values.dtype.kind not in "fiu":
         raise DataError(path, f"holds {values.dtype}, score maps hold numbers", "export real numbers")
@@ -82,7 +82,11 @@ def _read_npy(path: Path) -> npt.NDArray[np.generic]:
 def _read_tiff(path: Path) -> npt.NDArray[np.generic]:
     from PIL import Image
 
-    with Image.open(path) as image:
+    try:
+        opened = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise DataError(path, f"is too large ({error})", "write one map for each image") from error
+    with opened as image:
         if image.mode not in {"F", "I", "I;16", "I;16B", "L"}:
             raise DataError(
                 path, f"is a {image.mode} image, score maps have one channel", "export float TIFF"

@@ -86,6 +86,18 @@ def test_damaged_files_are_refused(tmp_path, suffix, damage):
         read_map(path)
 
 
+def test_sizes_that_no_memory_holds_are_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.npy", SCORE)
+    header = path.read_bytes().replace(b"(6, 9), }" + b" " * 12, b"(9999999, 9999999), }")
+    path.write_bytes(header)
+    with pytest.raises(DataError, match="a.npy"):
+        read_map(path)
+    write(tmp_path / "a.tif", SCORE)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DataError, match="too large"):
+        read_map(tmp_path / "a.tif")
+
+
 def test_colour_tiff_is_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match="one channel"):
