@@ -249,11 +249,17 @@ def tune(
     from anomdino.adt.dataset import TrainingFiles, by_folder_of, hold_out, list_items
     from anomdino.adt.store import save_adt
     from anomdino.adt.tuning import tune_rule, write_tuning
-    from anomdino.errors import CheckpointError
+    from anomdino.errors import CheckpointError, ConfigError
 
     loaded = _load(model, device)
     if outline is not None:
         loaded = replace(loaded, rule=replace(loaded.rule, outline=outline), threshold=None)
+    if loaded.rule.outline and not images.is_dir():
+        raise ConfigError(
+            "--images",
+            f"{images} is no folder, and the model outlines objects in photos",
+            "name the folder of the photos, or add --no-outline",
+        )
     known = index if index and index.is_file() else None
     items = list_items(TrainingFiles(scores, labels, boxes, known, images if loaded.rule.outline else None))
     if held_out:

@@ -245,6 +245,9 @@ def test_tune_outlines_where_it_is_asked_to(model, make_set, tmp_path, app):
         photo.unlink()
         with pytest.raises(DataError, match="image"):
             run(app, "tune", *asked, "--outline", "-o", tmp_path / "new")
+    photos.rmdir()
+    with pytest.raises(ConfigError, match="(?s)--images.*--no-outline"):
+        run(app, "tune", *asked, "--outline", "-o", tmp_path / "new")
 
 
 def test_a_new_rule_drops_the_threshold_that_belonged_to_the_old_one(model, make_set):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from anomdino.cascade import find_models
 from anomdino.cli.main import app
-from anomdino.errors import AnomdinoError, CheckpointError
+from anomdino.errors import AnomdinoError, CheckpointError, ConfigError
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score
 from anomdino.scorer.base import anomaly_score, load_scorer, to_input
@@ -147,6 +147,14 @@ def test_bad_photos_are_listed_and_the_others_done(models, photos, tmp_path):
     skipped = json.loads((out / "summary.json").read_text())["skipped"]
     assert [(line["image"], "HTML" in line["reason"]) for line in skipped] == [("page", True)]
     assert not any(file.exists() for file in of_a_run_before)
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(photos, tmp_path):
+    (tmp_path / "out").write_text("kept")
+    result = run("predict", photos, "-o", tmp_path / "out", "--models", tmp_path / "none")
+    assert isinstance(result.exception, ConfigError)
+    assert "is a file" in str(result.exception)
+    assert (tmp_path / "out").read_text() == "kept"
 
 
 def test_a_file_that_is_no_image_fails_clearly(models, tmp_path):
