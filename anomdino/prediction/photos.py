@@ -66,7 +66,7 @@ def predict_photos(
             except AnomdinoError as error:
                 if strict:
                     raise named(error, path) from error
-                writer.remove(key)
+                writer.remove(key, path)
                 skip(done, "image", key, path, error)
     except KeyboardInterrupt:
         done.interrupted = True

@@ -65,10 +65,12 @@ class PredictionWriter:
         if self.thresholds:
             write_score(self.folder / "threshold" / f"{key}.npz", prediction.threshold)
 
-    def remove(self, key: str) -> None:
-        """Remove what a run before wrote of a photo that cannot be used now."""
+    def remove(self, key: str, photo: Path) -> None:
+        """Remove what a run before wrote of a photo that cannot be used now; the photo itself stays."""
         for kind, suffix in PHOTO_FILES:
-            (self.folder / kind / f"{key}{suffix}").unlink(missing_ok=True)
+            file = self.folder / kind / f"{key}{suffix}"
+            if file.resolve() != photo.resolve():
+                file.unlink(missing_ok=True)
 
     def remove_numbered(self, key: str) -> None:
         """Remove what :meth:`write_maps` wrote of a video's frames before: there may be other frames now."""

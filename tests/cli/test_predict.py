@@ -149,6 +149,14 @@ def test_bad_photos_are_listed_and_the_others_done(models, photos, tmp_path):
     assert not any(file.exists() for file in of_a_run_before)
 
 
+def test_a_bad_photo_stays_though_it_lies_where_a_result_would(models, tmp_path):
+    photo = tmp_path / "overlay" / "page.jpg"
+    photo.parent.mkdir()
+    photo.write_text("not here")
+    assert run("predict", photo, "-o", tmp_path, "--models", models, "--no-boxes").exit_code == 2
+    assert photo.is_file()
+
+
 def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(photos, tmp_path):
     (tmp_path / "out").write_text("kept")
     result = run("predict", photos, "-o", tmp_path / "out", "--models", tmp_path / "none")
