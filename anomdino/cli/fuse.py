@@ -308,11 +308,13 @@ def _refuse_mixture(scores: Path, out: Path) -> None:
 
 def _load(model: Path | None, device: str) -> AdtModel:
     from anomdino.adt.store import load_adt
+    from anomdino.cascade import RELEASED
     from anomdino.device import resolve_device
     from anomdino.release import released_folder
 
     trained, released = DATA / "models" / "adt", released_folder()
-    asked = model == Path("released") or (model is None and not trained.is_dir())
+    named = model is not None and model.as_posix() == RELEASED and not model.exists()
+    asked = named or (model is None and not trained.is_dir())
     folder = released / "models" / "adt" if asked and released else model or trained
     return load_adt(folder, str(resolve_device(device)))
 
