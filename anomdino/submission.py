@@ -98,7 +98,8 @@ def write_submission(
         The files, checked by reading them back.
 
     Raises:
-        DataError: The method's name is a path, the count is wrong, or a map is missing, has another size than its image, or is not finite.
+        DataError: The method's name is a path, the count is wrong, or a map is missing, has another size than its image,
+            or is not finite.
     """
     if Path(method).name != method or method in {"", ".", ".."}:
         raise DataError("method", f"is '{method}'", "give a name without / or ..")
