@@ -123,7 +123,7 @@ def export_onnx(
     Raises:
         BackendMissing: `onnx`, `onnxscript` or `onnxruntime` is not installed.
         CheckpointError: The file cannot be run, or computes something else.
-        ConfigError: The path is a folder, the engine is another one, or its network cannot be exported.
+        ConfigError: The path is a folder or no ``.onnx``, the engine is another one, or its network cannot be exported.
         DataError: Photos of this size cannot be scored.
     """
     check_packages()
@@ -162,6 +162,9 @@ def check_packages() -> None:
 def _check_given(engine: ScoringEngine, size: tuple[int, int], path: Path) -> None:
     if path.is_dir():
         raise ConfigError(path, "is a folder", "name a file, as in anomdino.onnx")
+    if path.suffix.lower() != ".onnx":
+        named = path.with_suffix(".onnx").name
+        raise ConfigError(path, "does not end in .onnx, the one format there is", f"name it {named}")
     if not engine.portable or engine.dtype != torch.float32 or engine.device.type != "cpu":
         raise ConfigError("the engine", "is not portable, or not in float32 on the CPU", "make it so")
     networks = [part for part in (engine.network, engine.fusion, engine.refinement) if part is not None]

@@ -310,6 +310,8 @@ def test_engines_that_other_runtimes_cannot_follow_are_refused(quick, tmp_path, 
     monkeypatch.setattr(export, "LARGEST", 1000)
     with pytest.raises(ConfigError, match="of weights"):
         export_onnx(*small(), (20, 30), tmp_path / "a.onnx")
+    with pytest.raises(ConfigError, match=r"name it a\.onnx"):
+        export_onnx(*small(), (20, 30), tmp_path / "a.pt")
     with pytest.raises(ConfigError, match="is a folder"):
         export_onnx(*small(), (20, 30), tmp_path)
     assert not quick

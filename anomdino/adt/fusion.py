@@ -330,7 +330,7 @@ def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> Flo
         torch.cuda.current_stream(surfaces.raw.device).synchronize()
     score: FloatMap = arriving.numpy()
     if rule.output in {"soft", "boost", "fused"} and not len(surfaces.boxes):
-        return _ordered(surfaces.order, score)
+        return ordered(surfaces.order, score)
     return score
 
 
@@ -382,20 +382,6 @@ def _pixels_within(outlines: Sequence[npt.NDArray[Any]], is_hole: BoolMap) -> np
     return np.where(is_hole, steps / 2 - areas - 1, areas + steps / 2 + 1)
 
 
-def order_preserving(reference: FloatMap, values: FloatMap) -> FloatMap:
-    """Nudge ``values`` by the fewest steps of float32 so that they are ordered exactly as ``reference``.
-
-    A strictly increasing function of float32 scores can tie or swap neighbours when it is evaluated in
-    float32. Here equal scores get equal values and larger scores larger values; what is ordered already does
-    not change.
-
-    Args:
-        reference: float32 (H, W), the scores.
-        values: float32 (H, W), not negative, an increasing function of the scores up to rounding.
-    """
-    return _ordered(score_order(reference), values)
-
-
 @dataclass(frozen=True, eq=False)
 class ScoreOrder:
     """The pixels of a map by ascending score.
@@ -418,7 +404,17 @@ def score_order(scores: FloatMap) -> ScoreOrder:
     return ScoreOrder(index, rank)
 
 
-def _ordered(order: ScoreOrder, values: FloatMap) -> FloatMap:
+def ordered(order: ScoreOrder, values: FloatMap) -> FloatMap:
+    """Nudge ``values`` by the fewest steps of float32 so that they are ordered exactly as the scores.
+
+    A strictly increasing function of float32 scores can tie or swap neighbours when it is evaluated in
+    float32. Here equal scores get equal values and larger scores larger values; what is ordered already does
+    not change.
+
+    Args:
+        order: The scores' order (:func:`score_order`).
+        values: float32 (H, W), not negative, an increasing function of the scores up to rounding.
+    """
     strict = np.maximum(values, 0).ravel()[order.index]
     strict += np.float32(0)  # -0.0 has the bits of a negative number
     steps = strict.view(np.int32)

@@ -46,8 +46,8 @@ def doctor() -> None:
 
 
 def examine() -> list[Finding]:
-    """Look at Python, packages, devices, models and disk."""
-    return [*_python(), *_packages(), _operators(), _device(), *_models(), _disk()]
+    """Look at Python, packages, devices, parameters, models and disk."""
+    return [*_python(), *_packages(), _operators(), _device(), *_parameters(), *_models(), _disk()]
 
 
 def _python() -> list[Finding]:
@@ -143,6 +143,20 @@ def _device() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("device", "ok", f"cuda: {names}")
     return Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads (no CUDA device)")
+
+
+def _parameters() -> list[Finding]:
+    from anomdino.config.params import load_params
+    from anomdino.errors import ConfigError
+
+    file = Path("params.yaml")
+    if not file.is_file():
+        return []
+    try:
+        load_params(file)
+    except ConfigError as error:
+        return [Finding("parameters", "missing", str(error).splitlines()[0], "anomdino config check")]
+    return [Finding("parameters", "ok", str(file))]
 
 
 def _models() -> list[Finding]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from anomdino.errors import DataError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -16,27 +20,57 @@ def image_key(path: Path, root: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
 
 
-def list_files(root: Path | str, suffixes: Iterable[str]) -> dict[str, Path]:
-    """List the files below ``root`` by key, sorted by key, hidden files and folders left out.
+def walk_files(root: Path | str, suffixes: Iterable[str]) -> Iterator[Path]:
+    """Give the files below ``root``, in the order of their names; linked folders are entered, but no circle of them.
+
+    Hidden files and folders are left out, and so, with a warning, are folders that may not be read.
 
     Args:
         root: Folder that is searched with all its sub-folders.
         suffixes: Suffixes in lower case, with the dot, that are taken.
 
     Raises:
-        DataError: ``root`` is no folder, or two files have the same key (``a.png`` beside ``a.jpg``).
+        DataError: ``root`` is no folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(
             root, "is not a folder", "check the path; `dvc repro` makes the pipeline's own folders"
         )
-    wanted = frozenset(suffixes)
-    found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if hidden or path.suffix.lower() not in wanted or not path.is_file():
+    yield from _walk(root, frozenset(suffixes), frozenset())
+
+
+def _walk(folder: Path, suffixes: frozenset[str], above: frozenset[str]) -> Iterator[Path]:
+    itself = os.path.realpath(folder)
+    if itself in above:
+        return
+    try:
+        entries = sorted(folder.iterdir())
+    except PermissionError as error:
+        log.warning("%s: left out, %s", folder, error.strerror)
+        return
+    for path in entries:
+        if path.name.startswith("."):
             continue
+        if path.is_dir():
+            yield from _walk(path, suffixes, above | {itself})
+        elif path.suffix.lower() in suffixes and path.is_file():
+            yield path
+
+
+def list_files(root: Path | str, suffixes: Iterable[str]) -> dict[str, Path]:
+    """List the files below ``root`` by key, sorted by key (see :func:`walk_files`).
+
+    Args:
+        root: Folder that is searched with all its sub-folders, linked ones too.
+        suffixes: Suffixes in lower case, with the dot, that are taken.
+
+    Raises:
+        DataError: ``root`` is no folder, or two files have the same key (``a.png`` beside ``a.jpg``).
+    """
+    root = Path(root)
+    found: dict[str, Path] = {}
+    for path in walk_files(root, suffixes):
         key = image_key(path, root)
         if key in found:
             raise DataError(

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anomdino.errors import DataError
-from anomdino.io.listing import IMAGE_SUFFIXES, image_key, list_files
+from anomdino.io.listing import IMAGE_SUFFIXES, image_key, walk_files
 from anomdino.io.video import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
 
+_Named = tuple[str, Path]
+
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 SUMMARY = "summary.json"
 RESULTS = frozenset({"score", "mask", "boxes", "overlay", "threshold", "frames"})
 """The folders that :class:`~anomdino.prediction.writing.PredictionWriter` and videos write below ``out``."""
@@ -39,8 +42,10 @@ class Inputs:
 def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
     """List the photos and videos that a user names, by key.
 
-    A folder gives those in it with their tree; files and quoted globs give keys relative to the folder that all of
-    them share. A file is a video by its suffix, else a photo. What is named twice counts once, by its first name.
+    A folder gives those in it with their tree; files and what matches quoted globs, folders among them, give keys
+    relative to the folder that all of them share. A file is a video by its suffix, else a photo. What is named twice
+    counts once, by its first name.
+    A key has no suffix, unless files of one folder differ in it alone: ``a.jpg`` beside ``a.png`` keep theirs.
 
     Args:
         inputs: Paths and patterns.
@@ -48,39 +53,39 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
 
     Raises:
         DataError: An input matches nothing, or nothing but results of a run before; a folder holds neither photo nor
-            video; or two have the same key.
+            video; or files of two folders have the same key.
     """
-    found = Inputs()
+    named: list[_Named] = []
     files: list[Path] = []
-    seen: set[Path] = set()
+    folders: list[Path] = []
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            _merge(found, _fresh(_named_folder(path, out), seen))
+            named += _named_folder(path, out)
         elif path.is_file():
             files.append(path)
+            folders.append(path.parent)
         else:
             matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
             if not matches:
                 raise DataError(
                     text, "is no file, no folder, and matches nothing", "check the path or quote the pattern"
                 )
-            files += [match for match in matches if match.is_file() and not _is_result(match, out)]
             for match in matches:
-                if match.is_dir():
-                    _merge(found, _fresh(_in_folder(match, out), seen))
+                below = [match] if match.is_file() else walk_files(match, SUFFIXES)
+                files += [file for file in below if not _is_result(file, out)]
+                folders.append(match.parent if match.is_file() else match)
     if files:
-        root = Path(os.path.commonpath([file.parent for file in files]))
-        for file in files:
-            _merge(found, _fresh(_sorted_out([(image_key(file, root), file)]), seen))
-    if not found:
+        root = Path(os.path.commonpath([_plain(folder) for folder in folders]))
+        named += [(image_key(_plain(file), root), file) for file in files]
+    if not named:
         raise DataError(
             inputs[0], f"matches nothing but what lies in the results, {out}", "choose another -o"
         )
-    return Inputs(dict(sorted(found.photos.items())), dict(sorted(found.videos.items())))
+    return _keyed(named)
 
 
-def _named_folder(folder: Path, out: Path | None) -> Inputs:
+def _named_folder(folder: Path, out: Path | None) -> list[_Named]:
     listed, everything = _in_folder(folder, out), _in_folder(folder, None)
     if everything and not listed:
         raise DataError(folder, f"holds nothing but what lies in the results, {out}", "choose another -o")
@@ -96,12 +101,14 @@ def _named_folder(folder: Path, out: Path | None) -> Inputs:
     return listed
 
 
-def _in_folder(folder: Path, out: Path | None) -> Inputs:
-    photos, videos = (list_files(folder, kind) for kind in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
-    return Inputs(
-        {key: path for key, path in photos.items() if not _is_result(path, out)},
-        {key: path for key, path in videos.items() if not _is_result(path, out)},
-    )
+def _in_folder(folder: Path, out: Path | None) -> list[_Named]:
+    files = walk_files(folder, SUFFIXES)
+    return [(image_key(file, folder), file) for file in files if not _is_result(file, out)]
+
+
+def _plain(path: Path) -> Path:
+    """Give the absolute path without ``..``, by which paths of all kinds compare."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
 
 
 def _is_result(path: Path, out: Path | None) -> bool:
@@ -111,36 +118,32 @@ def _is_result(path: Path, out: Path | None) -> bool:
     return path.resolve().relative_to(out.resolve()).parts[0] in RESULTS
 
 
-def _fresh(listed: Inputs, seen: set[Path]) -> Inputs:
-    """Give what was not seen before, under whatever key: a pattern may match a folder and what is in it."""
-    fresh = Inputs()
-    for kept, kind in ((fresh.photos, listed.photos), (fresh.videos, listed.videos)):
-        for key, path in kind.items():
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                kept[key] = path
-    return fresh
+def _keyed(named: Iterable[_Named]) -> Inputs:
+    """Sort out photos and videos by key, every file once."""
+    seen: set[Path] = set()
+    photos: dict[str, list[Path]] = {}
+    videos: dict[str, list[Path]] = {}
+    for key, path in named:
+        if path.resolve() not in seen:  # a pattern may match a folder and what is in it
+            seen.add(path.resolve())
+            kind = videos if path.suffix.lower() in VIDEO_SUFFIXES else photos
+            kind.setdefault(key, []).append(path)
+    return Inputs(_distinct(photos), _distinct(videos))
 
 
-def _sorted_out(files: Iterable[tuple[str, Path]]) -> Inputs:
-    sorted_out = Inputs()
-    for key, path in files:
-        kind = sorted_out.videos if path.suffix.lower() in VIDEO_SUFFIXES else sorted_out.photos
-        kind[key] = path
-    return sorted_out
-
-
-def _merge(found: Inputs, more: Inputs) -> None:
-    _merge_kind(found.photos, more.photos)
-    _merge_kind(found.videos, more.videos)
-
-
-def _merge_kind(found: dict[str, Path], more: Mapping[str, Path]) -> None:
-    for key, path in more.items():
-        if key in found and found[key] != path:
-            raise DataError(
-                path,
-                f"would be written under the name '{key}', as {found[key]}",
-                "predict them into two output folders",
-            )
-        found[key] = path
+def _distinct(named: Mapping[str, list[Path]]) -> dict[str, Path]:
+    """Give one file a key: those of one folder that differ in their suffixes alone keep them."""
+    found: dict[str, Path] = {}
+    for key, paths in named.items():
+        first = paths[0]
+        for path in paths:
+            own = key if len(paths) == 1 else key + path.suffix
+            if path.parent != first.parent or own in found:
+                other = found.get(own, first)
+                raise DataError(
+                    path,
+                    f"would be written under the name '{own if own in found else key}', as {other}",
+                    "predict them into two output folders, or by one quoted pattern that matches both",
+                )
+            found[own] = path
+    return dict(sorted(found.items()))

@@ -13,8 +13,9 @@ from anomdino.adt.fusion import (
     compute_surfaces,
     final_score,
     fuse,
-    order_preserving,
+    ordered,
     remove_small_components,
+    score_order,
 )
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.outline import draw_outlines
@@ -152,7 +153,7 @@ def test_a_thin_ring_goes_and_what_it_surrounds_stays():
 def test_order_is_restored_with_small_changes(scores, scale):
     reference = scores.reshape(6, 10)
     values = np.exp(-np.logaddexp(0, -reference.astype(np.float64) * scale)).astype(np.float32)
-    fixed = order_preserving(reference, values)
+    fixed = ordered(score_order(reference), values)
     assert same_order(reference, fixed)
     np.testing.assert_allclose(fixed, values, rtol=60 * 2**-23, atol=1e-37)
 

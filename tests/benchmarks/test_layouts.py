@@ -116,9 +116,9 @@ def test_obstacle_track_splits_by_scene(tmp_path):
     obstacle_track(tmp_path, range(1, 41))
     sizes = {
         split: len(open_benchmark("smiyc_obstacle_track", tmp_path, split))
-        for split in ("night", "snowstorm", "test")
+        for split in ("night", "snowstorm", "test", "noNight", "all")
     }
-    assert sizes == {"night": 3, "snowstorm": 2, "test": 2}
+    assert sizes == {"night": 3, "snowstorm": 2, "test": 2, "noNight": 4, "all": 47}
     snow = open_benchmark("smiyc_obstacle_track", tmp_path, "snowstorm")
     assert {sample.tags for sample in snow} == {("snowstorm1", "snowstorm"), ("snowstorm2", "snowstorm")}
 

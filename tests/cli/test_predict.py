@@ -295,6 +295,17 @@ def test_doctor_names_what_it_found():
         assert word in result.output
 
 
+def test_doctor_looks_at_the_parameters_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "parameters" not in run("doctor").output
+    run("config", "use", "demo")
+    assert "params.yaml" in run("doctor").output
+    (tmp_path / "params.yaml").write_text("adt:\n  lr: fast\n")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "anomdino config check" in result.output
+
+
 def test_show_prints_what_was_measured(tmp_path):
     outputs = dict.fromkeys(("AP", "FPR95", "AUROC", "sIoU", "PPV", "F1*"), 0.5) | {"missed": 3, "false": 4}
     detector = {"AR100": 0.25, "pixels_in_boxes": None, "boxes_per_image": 1.5}

@@ -76,9 +76,28 @@ def test_two_of_one_name_are_refused(drive, tmp_path):
     write_png(tmp_path / "other" / "a" / "one.png", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(DataError, match="would be written under the name"):
         collect([str(drive), str(tmp_path / "other")])
+
+
+def test_files_of_one_folder_that_differ_in_their_suffix_keep_it(drive):
     (drive / "late.avi").write_bytes(b"")
-    with pytest.raises(DataError, match="same key 'late'"):
+    (drive / "a/one.jpg").write_bytes(b"")
+    for given in (str(drive), str(drive / "**" / "*")):
+        found = collect([given])
+        assert found.photos["a/one.png"] == drive / "a/one.png"
+        assert found.photos["a/one.jpg"] == drive / "a/one.jpg"
+        assert list(found.videos) == ["a/one", "late.MOV", "late.avi"]
+    assert list(collect([str(drive / "a/one.png")]).photos) == ["one"]
+    write_png(drive / "a/one.jpg.png", np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(DataError, match="under the name 'a/one.jpg'"):
         collect([str(drive)])
+
+
+def test_linked_folders_are_entered_and_circles_are_not(drive, tmp_path):
+    write_png(tmp_path / "disk/rain/five.png", np.zeros((4, 5, 3), np.uint8))
+    (drive / "linked").symlink_to(tmp_path / "disk")
+    (drive / "a/back").symlink_to(drive)
+    (tmp_path / "disk/rain/up").symlink_to(tmp_path / "disk")
+    assert list(collect([str(drive)]).photos) == ["a/b/two", "a/one", "linked/rain/five", "three ü"]
 
 
 def test_photos_where_results_go_are_left_out_and_a_first_run_says_so(drive, caplog):
@@ -97,3 +116,19 @@ def test_what_is_named_twice_counts_once(drive):
     found = collect([str(drive / "**")]).photos
     assert len(set(found.values())) == len(found) == 4  # notes.txt was named too
     assert list(collect([str(drive / "a"), str(drive / "a/one.png")]).photos) == ["b/two", "one"]
+
+
+def test_relative_absolute_and_upward_paths_have_keys_below_one_folder(drive, monkeypatch):
+    monkeypatch.chdir(drive / "a")
+    assert list(collect(["one.png", "../three ü.png", str(drive / "a/b/two.png")]).photos) == [
+        "a/b/two",
+        "a/one",
+        "three ü",
+    ]
+    assert list(collect(["one.png", "b/*"]).photos) == ["b/two", "one"]
+
+
+def test_a_pattern_that_matches_folders_keeps_them_apart(drive, tmp_path):
+    write_png(tmp_path / "drive2/a/one.png", np.zeros((4, 5, 3), np.uint8))
+    found = collect([str(tmp_path / "drive*")]).photos
+    assert list(found) == ["drive/a/b/two", "drive/a/one", "drive/three ü", "drive2/a/one"]
