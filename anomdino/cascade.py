@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.adt.fusion import AdtModel, FusionRule, Output, fuse
+from anomdino.adt.plugin import with_threshold
 from anomdino.adt.store import load_adt
 from anomdino.errors import CheckpointError
 from anomdino.io.boxes import Boxes
@@ -92,14 +93,29 @@ class Cascade:
             detector = Detector.load(models / "detector", device, params.detect)
         return Cascade(engine, detector, load_adt(models / "adt", str(device)))
 
-    def with_rule(self, output: Output | None = None, min_component: int | None = None) -> Cascade:
-        """The same cascade with another output rule or component limit."""
+    def with_rule(
+        self, output: Output | None = None, min_component: int | None = None, threshold: str | None = None
+    ) -> Cascade:
+        """The same cascade with another output rule, component limit or threshold.
+
+        Args:
+            output: The output; the model's own if absent.
+            min_component: Mask components with fewer pixels are removed; the model's own if absent.
+            threshold: See :func:`anomdino.adt.plugin.with_threshold`.
+
+        Raises:
+            ConfigError: The threshold was calibrated for another rule, or with boxes where there is no detector, or the
+                reverse.
+        """
         rule: FusionRule = self.adt.rule
         if output is not None:
             rule = replace(rule, output=output)
         if min_component is not None:
             rule = replace(rule, min_component=min_component)
-        return Cascade(self.engine, self.detector, replace(self.adt, rule=rule))
+        adt = with_threshold(self.adt, threshold, rule)
+        if adt.threshold is not None:
+            adt.threshold.require(asdict(rule), self.detector is not None)
+        return Cascade(self.engine, self.detector, replace(adt, rule=rule))
 
     def predict(self, image: npt.NDArray[np.uint8], name: object = "image") -> Prediction:
         """Find the anomalies of an image.

@@ -123,11 +123,14 @@ def export_onnx(
     Raises:
         BackendMissing: `onnx`, `onnxscript` or `onnxruntime` is not installed.
         CheckpointError: The file cannot be run, or computes something else.
-        ConfigError: The path is a folder or no ``.onnx``, the engine is another one, or its network cannot be exported.
+        ConfigError: The path is a folder or no ``.onnx``, the engine is another one, its network cannot be exported, or
+            the model's threshold was calibrated with boxes.
         DataError: Photos of this size cannot be scored.
     """
     check_packages()
     _check_given(engine, size, Path(path))
+    if adt.threshold is not None:
+        adt.threshold.require(asdict(adt.rule), boxes=False)
     graph = CascadeGraph(engine, adt).requires_grad_(False).eval()
     with atomic_path(path) as temporary:
         _write(graph, size, temporary, describe(engine, adt, size, details or {}))

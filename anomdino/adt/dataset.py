@@ -248,10 +248,14 @@ class CropDataset(Dataset[Crop]):
     def __len__(self) -> int:
         return self.samples
 
+    def item(self, index: int) -> Item:
+        """The image that a crop is cut from."""
+        return self.items[int(self.order[index])]
+
     def __getitem__(self, index: int) -> Crop:
         """Read one image and draw its crop."""
         draw = rng(self.seed, "adt", "crop", self.epoch, index)
-        item = self.items[self.order[index]]
+        item = self.item(index)
         score, label = read_item(item)
         boxes = item.boxes.clipped((label.shape[0], label.shape[1])).kept(self.rules.box_score)
         score, label, boxes = shrink(score, label, boxes, _draw_scale(self.rules.scale_min, draw))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from anomdino.adt.components import remove_small_components
 from anomdino.adt.evidence import weighed
 from anomdino.adt.model import AdtNet, ramp_probability, soft_probability
 from anomdino.adt.outline import Known, Outlines, draw_outlines, first_guess
@@ -24,6 +23,9 @@ from anomdino.io.boxes import Boxes
 
 Output = Literal["raw", "hard", "soft", "boost", "fused"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
+
+CROWDED = 0.9999
+"""From this S~ on, 9.2 standard deviations, float32 begins to lose scores: it has 1,700 numbers up to 1."""
 
 FloatMap = npt.NDArray[np.float32]
 BoolMap = npt.NDArray[np.bool_]
@@ -99,7 +101,8 @@ class Fused:
     """The final result for one image.
 
     Attributes:
-        score: float32 (H, W), higher = more anomalous. In (0, 1 + b), except ``raw``: the score itself.
+        score: float32 (H, W), higher = more anomalous. In (0, 1 + b], or some steps of float32 above where many scores
+            are too high to be told apart otherwise; except ``raw``: the score itself.
         mask: bool (H, W), P >= 0.5 or inside an outline, see :class:`FusionRule` (or score >= the model's threshold),
             without small components.
         surfaces: What both were made of.
@@ -160,7 +163,7 @@ def fuse(
     Args:
         score: float32 (H, W) in the scale and sign that the model's statistics describe.
         boxes: Boxes in pixels of the same image; none at all is fine, the order of the scores is then kept
-            exactly.
+            exactly. A box that covers no pixel's centre is none.
         model: A trained ADT-Net (:func:`anomdino.adt.store.load_adt`).
         rule: How the final score is made; the model's own rule if absent.
         image: uint8 (H, W, 3), RGB; a rule with ``outline`` outlines objects by it, and without it does not.
@@ -169,8 +172,12 @@ def fuse(
     Raises:
         DataError: The map is not (H, W), not of the image's size, holds NaN or is constant, or a box is not
             finite.
+        ConfigError: The model has a threshold that was calibrated for another rule.
     """
     rule = rule or model.rule
+    if model.threshold is not None:
+        outlines = rule.outline and (image is not None or not len(boxes))
+        model.threshold.require(asdict(replace(rule, outline=outlines)))
     replay = model.replay if model.net.mean.is_cuda else None
     surfaces = compute_surfaces(
         score,
@@ -185,8 +192,7 @@ def fuse(
     )
     if model.threshold is not None:
         final = final_score(surfaces, rule)
-        above = final >= np.float32(model.threshold.value)
-        return Fused(final, remove_small_components(above, rule.min_component), surfaces)
+        return Fused(final, model.threshold.mask(final, rule.min_component), surfaces)
     mask = _decided(surfaces, model.net.architecture.ramp)
     arriving = _start_score(surfaces, rule)  # from a GPU it comes while components are counted
     mask = remove_small_components(mask, rule.min_component)
@@ -225,7 +231,7 @@ def compute_surfaces(
         check_values(score, float(score.min()), float(score.max()))
     if net.box_weights is not None:
         check_values(score, float(score.min()), float(score.max()))
-    kept = weighed(boxes.clipped((score.shape[0], score.shape[1])), score, net).kept(box_score)
+    kept = weighed(boxes.clipped((score.shape[0], score.shape[1])), score, net).kept(box_score).on_pixels()
     device = net.mean.device
     scores = torch.from_numpy(score).to(device)
     coverage = _coverage(kept, score.shape, device)
@@ -313,8 +319,10 @@ def final_score(surfaces: Surfaces, rule: FusionRule) -> FloatMap:
     """Give the final score of an image by one of the output rules.
 
     Returns:
-        float32 (H, W). ``hard`` is tied outside the boxes by definition. Without boxes ``soft``, ``boost``
-        and ``fused`` rank the pixels exactly as the score does, distinct values staying distinct.
+        float32 (H, W). ``hard`` is tied outside the boxes by definition. Without boxes, and where k = 1 and b = 0,
+        ``soft``, ``boost`` and ``fused`` rank the pixels exactly as the score does, distinct values staying distinct.
+        Else pixels whose S~ float32 cannot tell from 1 (:data:`CROWDED`) and that the rule treats alike stay in the order
+        of their scores.
     """
     return _finish_score(_start_score(surfaces, rule), surfaces, rule)
 
@@ -325,13 +333,39 @@ def _start_score(surfaces: Surfaces, rule: FusionRule) -> Tensor:
 
 
 def _finish_score(arriving: Tensor, surfaces: Surfaces, rule: FusionRule) -> FloatMap:
-    """Wait for the score and, where no box changes its order, restore that order exactly."""
+    """Wait for the score and, where nothing changes its order, restore that order exactly."""
     if surfaces.raw.is_cuda:
         torch.cuda.current_stream(surfaces.raw.device).synchronize()
     score: FloatMap = arriving.numpy()
-    if rule.output in {"soft", "boost", "fused"} and not len(surfaces.boxes):
+    if rule.output == "raw":
+        return score
+    if _keeps_order(surfaces, rule):
         return ordered(surfaces.order, score)
-    return score
+    return _told_apart(score, surfaces, rule)
+
+
+def _keeps_order(surfaces: Surfaces, rule: FusionRule) -> bool:
+    lowers = rule.output in {"soft", "fused"} and rule.k < 1
+    adds = rule.output in {"boost", "fused"} and rule.b > 0
+    return rule.output != "hard" and (not len(surfaces.boxes) or not (lowers or adds))
+
+
+def _told_apart(score: FloatMap, surfaces: Surfaces, rule: FusionRule) -> FloatMap:
+    """Order pixels of equal values whose S~ crowds below 1 by their scores."""
+    if float(surfaces.unit.amax()) < CROWDED:
+        return score
+    crowded = surfaces.unit >= CROWDED
+    if rule.output == "hard":
+        crowded = crowded & surfaces.inside
+    places = np.flatnonzero(crowded.cpu().numpy())
+    values, raw = score.ravel()[places], surfaces.raw.cpu().numpy().ravel()[places]
+    index = np.lexsort((raw, values))
+    rank = np.zeros(len(index), np.int32)
+    differ = (np.diff(values[index]) > 0) | (np.diff(raw[index]) > 0)
+    np.cumsum(differ, out=rank[1:])
+    result = score.copy()
+    result.ravel()[places] = ordered(ScoreOrder(index, rank), values)
+    return result
 
 
 def final_mask(surfaces: Surfaces, ramp: float, min_component: int) -> BoolMap:
@@ -345,41 +379,6 @@ def _decided(surfaces: Surfaces, ramp: float) -> BoolMap:
         decided = decided | (surfaces.outline >= 0.5)
     mask: BoolMap = decided.cpu().numpy()
     return mask
-
-
-def remove_small_components(mask: BoolMap, min_component: int) -> BoolMap:
-    """Remove 8-connected components with fewer than ``min_component`` pixels from a bool (H, W) mask.
-
-    Components are followed along their outlines, which costs a fraction of a label for every pixel.
-    """
-    if min_component <= 1 or not mask.any():
-        return mask
-    outlines, hierarchy = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    parents = hierarchy[0, :, 3]
-    owners = np.where(
-        parents < 0, np.arange(len(parents)), parents
-    )  # an outline's component, by its outer outline
-    pixels = np.bincount(owners, weights=_pixels_within(outlines, parents >= 0), minlength=len(owners))
-    small = [
-        outline for outline, owner in zip(outlines, owners, strict=True) if pixels[owner] < min_component
-    ]
-    if not small:
-        return mask
-    cleaned = mask.copy()
-    cv2.fillPoly(cleaned.view(np.uint8), small, 0)
-    return cleaned
-
-
-def _pixels_within(outlines: Sequence[npt.NDArray[Any]], is_hole: BoolMap) -> npt.NDArray[np.float64]:
-    """Count what each outline adds to its component's pixels, by Pick's theorem: float64 (N,).
-
-    An outline runs through the centres of pixels, ``steps`` of them. An outer one with the area A encloses
-    A + steps / 2 + 1 pixels, its own included; that of a hole runs on the component and encloses A - steps / 2 + 1
-    others.
-    """
-    areas = np.array([cv2.contourArea(outline) for outline in outlines])
-    steps = np.array([len(outline) if len(outline) > 1 else 0 for outline in outlines])
-    return np.where(is_hole, steps / 2 - areas - 1, areas + steps / 2 + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -462,7 +461,7 @@ def check_values(score: FloatMap, low: float, high: float) -> None:
 
 
 def blended(surfaces: Surfaces, rule: FusionRule) -> Tensor:
-    """Give the final score of a rule, float32 (H, W), in which rounding may tie pixels (:func:`final_score` does not)."""
+    """Give the final score of a rule, float32 (H, W), in which rounding may tie pixels (see :func:`final_score`)."""
     if rule.output == "raw":
         return surfaces.raw
     if rule.output == "hard":

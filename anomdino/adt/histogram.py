@@ -59,6 +59,8 @@ class ScoreHistogram:
     def threshold_at_fpr(self, rate: float) -> float:
         """Smallest threshold that at most ``rate`` of the in-distribution pixels reach."""
         alarms = np.cumsum(self.negative[::-1])
+        if not alarms[-1]:
+            raise DataError("calibration set", "has no in-distribution pixel", "add images that have some")
         return float(smallest_safe_edge(alarms <= rate * alarms[-1], self.bits))
 
     def _bins_descending(self) -> npt.NDArray[np.intp]:
@@ -90,11 +92,12 @@ def bin_edge(index: int | np.intp, bits: int) -> np.float32:
 
 
 def smallest_safe_edge(safe_descending: npt.NDArray[np.bool_], bits: int) -> np.float32:
-    """Give the lower edge of the lowest bin of the safe run that starts at the top.
+    """Give the lower edge of the lowest bin of the safe run that starts at the top, a finite number.
 
-    The largest float32's own bin is never crossed upwards: where nothing is safe, only such scores are
-    predicted.
+    Where nothing is safe, only scores in the largest float32's own bin are predicted; where everything is, all are.
     """
     safe = len(safe_descending) if safe_descending.all() else int(np.argmin(safe_descending))
     lowest = (1 << bits) - safe
-    return bin_edge(min(lowest, score_bins(np.array([np.finfo(np.float32).max]), bits)[0]), bits)
+    largest = np.finfo(np.float32).max
+    first, last = score_bins(np.array([-largest, largest], np.float32), bits)
+    return bin_edge(int(np.clip(lowest, first, last)), bits)

@@ -31,9 +31,10 @@ import numpy.typing as npt
 
 from anomdino.adt.dataset import Item, read_item, read_photo
 from anomdino.adt.fusion import AdtModel, FusionRule, Output, Surfaces, compute_surfaces, final_score
-from anomdino.adt.histogram import ScoreHistogram
 from anomdino.errors import ConfigError, DataError
 from anomdino.metrics.components import ComponentState, frame_components
+from anomdino.metrics.results import PixelMetrics
+from anomdino.metrics.streaming import StreamingPixels
 from anomdino.progress import track
 from anomdino.seeding import rng
 
@@ -43,7 +44,7 @@ K_GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 B_GRID = (0.0, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
 TOLERANCE = 0.01
 PIXELS_PER_IMAGE = 20_000
-SMALLEST = 1e-12
+CAPACITY, BUFFER = 1 << 16, 1 << 17
 LEAST_PREDICTED, LEAST_TRUE = 500 / (1280 * 720), 100 / (1280 * 720)
 
 
@@ -236,14 +237,14 @@ def choose_for_kinds(
 def _pixel_points(
     items: Sequence[Item], model: AdtModel, rules: Sequence[FusionRule], seed: int
 ) -> list[Point]:
-    histograms = [ScoreHistogram(bits=17) for _ in rules]
+    states = [StreamingPixels(CAPACITY, BUFFER) for _ in rules]
     for item in track(items, "tune, pixels"):
         score, label = read_item(item)
         chosen = _some_pixels(label, rng(seed, "adt", "tune", item.key))
         surfaces = _surfaces(item, score, model)
-        for histogram, rule in zip(histograms, rules, strict=True):
-            histogram.add(_spread(final_score(surfaces, rule).ravel()[chosen], rule), label.ravel()[chosen])
-    return [_point(rule, histogram) for rule, histogram in zip(rules, histograms, strict=True)]
+        for state, rule in zip(states, rules, strict=True):
+            state.update(final_score(surfaces, rule).ravel()[chosen], label.ravel()[chosen])
+    return [_point(rule, state.compute()) for rule, state in zip(rules, states, strict=True)]
 
 
 def _with_components(items: Sequence[Item], model: AdtModel, points: Sequence[Point]) -> list[Point]:
@@ -288,30 +289,10 @@ def _some_pixels(label: npt.NDArray[np.uint8], draw: np.random.Generator) -> npt
     return draw.integers(0, label.size, PIXELS_PER_IMAGE)
 
 
-def _spread(score: npt.NDArray[np.float32], rule: FusionRule) -> npt.NDArray[np.float32]:
-    """Spread scores out that crowd below 1 + b, where the bins of a histogram are wide: their logit, in shares of 1 + b.
-
-    The raw score is as it is.
-    """
-    if rule.output == "raw":
-        return score
-    share = np.clip(score.astype(np.float64) / (1 + rule.b), SMALLEST, 1 - SMALLEST)
-    return (np.log(share) - np.log1p(-share)).astype(np.float32)
-
-
-def _gathered(threshold: float, rule: FusionRule) -> float:
-    """Give the score that :func:`_spread` puts at a threshold."""
-    return threshold if rule.output == "raw" else (1 + rule.b) / (1 + float(np.exp(-threshold)))
-
-
-def _point(rule: FusionRule, histogram: ScoreHistogram) -> Point:
-    f1, threshold = histogram.best_f1()
-    return Point(
-        output=rule.output,
-        k=rule.k,
-        b=rule.b,
-        ap=histogram.average_precision(),
-        fpr95=histogram.fpr_at_recall(0.95),
-        f1=f1,
-        threshold=_gathered(threshold, rule),
-    )
+def _point(rule: FusionRule, measured: PixelMetrics) -> Point:
+    values = (measured.ap, measured.fpr95, measured.best_f1, measured.best_f1_threshold)
+    if None in values:
+        lacking = "in-distribution" if measured.positives else "anomalous"
+        raise DataError("pixel measures", f"there is no {lacking} pixel", "add images that have some")
+    ap, fpr95, f1, threshold = (float(value or 0.0) for value in values)
+    return Point(rule.output, rule.k, rule.b, ap, fpr95, f1, threshold)

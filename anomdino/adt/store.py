@@ -16,7 +16,7 @@ from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.outline_net import FILE, load_outline_net, save_outline_net
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import CheckpointError, ConfigError
-from anomdino.io.atomic import atomic_write_json
+from anomdino.io.atomic import atomic_write_json, refuse_non_finite
 from anomdino.io.tensors import write_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -24,7 +24,11 @@ FORMAT = "anomdino-adt-1"
 
 
 def save_adt(model: AdtModel, folder: Path | str) -> None:
-    """Write a model into ``folder``, each file whole or not at all; an outline network that is not the model's goes."""
+    """Write a model into ``folder``, each file whole or not at all; an outline network that is not the model's goes.
+
+    Raises:
+        ValueError: A number of its description is NaN or infinite; nothing is written then.
+    """
     folder = Path(folder)
     net = model.net
     config = {
@@ -35,6 +39,7 @@ def save_adt(model: AdtModel, folder: Path | str) -> None:
         "threshold": model.threshold.as_dict() if model.threshold else None,
         "provenance": model.provenance,
     }
+    refuse_non_finite(config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"config": json.dumps(config, sort_keys=True)}  # safetensors writes several keys in any order
     write_tensors(folder / WEIGHTS, tensors, metadata)

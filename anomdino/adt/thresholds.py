@@ -12,7 +12,7 @@
     predicted is at most RATE.
 ``conformal_miss:RATE``
     The same for the expected share of an image's anomalous components that are missed; a component is found
-    when a quarter of its pixels is predicted.
+    when a quarter of its pixels is predicted. Masks then keep small components (:attr:`Threshold.keeps_small`).
 
 The guarantee holds on average over calibration sets and new images, for images that are exchangeable: drawn
 like the calibration images (same camera, places, weather), none of which trained the model. It says nothing
@@ -22,6 +22,7 @@ about one given calibration set, one given image, or images from elsewhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from anomdino.adt.components import remove_small_components
 from anomdino.adt.histogram import ScoreHistogram, bin_edge, score_bins, smallest_safe_edge
 from anomdino.errors import ConfigError, DataError
 
@@ -77,16 +79,63 @@ class Threshold:
         kind: What was asked for, for example ``fpr:0.05``.
         output: The output rule whose scores it belongs to.
         calibration: Name of the calibration set, and what was counted in it.
+        rule: The fields of the rule (:class:`anomdino.adt.fusion.FusionRule`) that made those scores, ``outline`` as it
+            was carried out; None where it is not known.
+        boxes: Whether the images had boxes; None where it is not known.
     """
 
     value: float
     kind: str
     output: str
     calibration: dict[str, Any]
+    rule: dict[str, Any] | None = None
+    boxes: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a value that no score can be compared with."""
+        if not math.isfinite(self.value):
+            raise ConfigError("threshold", f"{self.kind} is {self.value}", "calibrate it again")
 
     def as_dict(self) -> dict[str, Any]:
         """Give the fields as plain values for JSON."""
         return asdict(self)
+
+    @property
+    def keeps_small(self) -> bool:
+        """Whether components of any size count: what a small one found would be missed without it."""
+        return self.kind.startswith("conformal_miss")
+
+    def mask(self, score: npt.NDArray[np.float32], min_component: int) -> npt.NDArray[np.bool_]:
+        """Give the mask of a final score (H, W), without components below ``min_component`` pixels unless they count."""
+        above = score >= np.float32(self.value)
+        return above if self.keeps_small else remove_small_components(above, min_component)
+
+    def require(self, rule: Mapping[str, Any], boxes: bool | None = None) -> None:
+        """Check that it belongs to final scores that are made in a certain way.
+
+        Args:
+            rule: Fields of the rule. ``min_component`` does not matter, for ``raw`` nothing but the output does, and what
+                boxes do does not where there are none.
+            boxes: Whether there are boxes; None leaves it open.
+
+        Raises:
+            ConfigError: It was calibrated for scores made in another way.
+        """
+        cure = "calibrate for what you ask for, or use `--threshold adt`"
+        if rule["output"] != self.output:
+            cause = f"is {rule['output']}, the stored threshold {self.kind} belongs to {self.output}"
+            raise ConfigError("output", cause, cure)
+        if self.output == "raw" or self.rule is None or self.kind.startswith("fixed"):
+            return
+        unimportant = {"min_component"} | ({"box_score", "b", "outline"} if self.boxes is False else set())
+        for name, value in self.rule.items():
+            if name not in unimportant and rule[name] != value:
+                cause = f"is {rule[name]}, the stored threshold {self.kind} was calibrated with {value}"
+                raise ConfigError(name, cause, cure)
+        if boxes is not None and self.boxes is not None and boxes != self.boxes:
+            words = ("without boxes", "with boxes")
+            cause = f"the stored threshold {self.kind} was calibrated {words[self.boxes]}"
+            raise ConfigError("boxes", f"{cause}, and is to be used {words[boxes]}", cure)
 
 
 class ThresholdCalibration:
@@ -115,13 +164,16 @@ class ThresholdCalibration:
             self.images_with_components += 1
             np.add.at(self.component_share, self._bins(found_at), 1 / found_at.size)
 
-    def threshold(self, kind: ThresholdKind, output: str, name: str) -> Threshold:
+    def threshold(
+        self, kind: ThresholdKind, rule: Mapping[str, Any], name: str, boxes: bool | None = None
+    ) -> Threshold:
         """Give the threshold of the asked kind.
 
         Args:
             kind: What is asked for.
-            output: The output rule that the scores come from.
+            rule: Fields of the rule that the scores come from, ``output`` among them.
             name: Name of the calibration set.
+            boxes: Whether the images had boxes.
 
         Raises:
             DataError: The set lacks what the kind needs, such as anomalous pixels, or has too few images for
@@ -133,7 +185,7 @@ class ThresholdCalibration:
             "in_distribution_pixels": int(self.pixels.negative.sum()),
             "anomalous_pixels": int(self.pixels.positive.sum()),
         }
-        return Threshold(float(self._value(kind)), str(kind), output, counted)
+        return Threshold(float(self._value(kind)), str(kind), rule["output"], counted, dict(rule), boxes)
 
     def _value(self, kind: ThresholdKind) -> np.floating[Any] | float:
         rate = kind.number or 0.0

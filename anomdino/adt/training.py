@@ -153,9 +153,12 @@ def train_adt(
     fingerprint = _fingerprint(plan, seed, inputs, world)
     progress = _load_state(host.state, fingerprint, net, optimiser) or Progress()
     wrapped: nn.Module = DistributedDataParallel(net) if world > 1 else net
-    logger = _curve_logger(out, host, rank)
+    logger = _curve_logger(out, host, rank, progress.history)
 
     for epoch in range(progress.epoch, plan.epochs):
+        if progress.epoch - progress.best_epoch >= plan.patience:
+            log.info("no better %s for %d epochs: stopped", plan.select, plan.patience)
+            break
         dataset = CropDataset(training, plan.crops, steps * plan.batch * world, seed, epoch)
         share = Subset(dataset, range(rank, len(dataset), world))
         loader = DataLoader(share, plan.batch, num_workers=host.workers)
@@ -173,9 +176,6 @@ def train_adt(
             _save_state(host.state, fingerprint, net, optimiser, progress)
             if host.pictures_every and (epoch + 1) % host.pictures_every == 0:
                 _draw(AdtModel(net, plan.rule), held_out, out / "pictures" / f"epoch_{epoch + 1:03d}")
-        if progress.epoch - progress.best_epoch >= plan.patience:
-            log.info("no better %s for %d epochs: stopped", plan.select, plan.patience)
-            break
 
     net.load_state_dict(progress.best_weights)
     best = progress.history[progress.best_epoch - 1]
@@ -234,7 +234,11 @@ def train_epoch(
     *,
     amp: bool,
 ) -> Row:
-    """Take one step a batch, and give the epoch's number, last rate and mean loss parts."""
+    """Take one step a batch, and give the epoch's number, last rate and mean loss parts.
+
+    Raises:
+        TrainingError: A loss is not finite; the message has step, epoch, rate and the batch's images.
+    """
     steps, sums = len(loader), np.zeros(len(LossParts._fields))
     net.train()
     bar = track(loader, f"train_adt {epoch + 1}/{plan.epochs}", total=steps, unit="step")
@@ -245,8 +249,9 @@ def train_epoch(
             rate = _rate(optimiser)
             raise TrainingError(
                 "train_adt",
-                f"the loss is {parts.total.item()} at step {step + 1} of epoch {epoch + 1}, lr {rate:.3g}",
-                "lower adt.lr; the last finished epoch is kept and a new run continues from it",
+                f"the loss is {parts.total.item()} at step {step + 1} of epoch {epoch + 1}, lr {rate:.3g}, "
+                f"images {', '.join(_images_of(loader, step))}",
+                "look at the maps of these images, or lower adt.lr, with which training starts anew",
             )
         optimiser.zero_grad(set_to_none=True)
         parts.total.backward()  # type: ignore[no-untyped-call]
@@ -257,6 +262,12 @@ def train_epoch(
         f"train_{name}": value / steps for name, value in zip(LossParts._fields, sums.tolist(), strict=True)
     }
     return {"epoch": epoch + 1, "lr": _rate(optimiser), **means}
+
+
+def _images_of(loader: DataLoader[Crop], step: int) -> list[str]:
+    share: Any = loader.dataset
+    size = loader.batch_size or 1
+    return [share.dataset.item(index).key for index in share.indices[step * size : (step + 1) * size]]
 
 
 def make_optimiser(net: AdtNet, plan: TrainingPlan) -> torch.optim.AdamW:
@@ -402,7 +413,8 @@ def _load_state(
     return Progress(**content["progress"])
 
 
-def _curve_logger(out: Path, host: TrainingHost, rank: int) -> Callable[[Row], None]:
+def _curve_logger(out: Path, host: TrainingHost, rank: int, earlier: Sequence[Row]) -> Callable[[Row], None]:
+    """Log to the terminal, or draw curves, of which a run that continues draws the epochs before again."""
     if not host.dvclive or rank:
         return lambda row: log.info(" ".join(f"{name} {value:.4g}" for name, value in row.items()))
     from dvclive import Live
@@ -415,6 +427,8 @@ def _curve_logger(out: Path, host: TrainingHost, rank: int) -> Callable[[Row], N
                 live.log_metric(name.replace("_", "/", 1), value)
         live.next_step()
 
+    for row in earlier:
+        to_dvclive(row)
     return to_dvclive
 
 

@@ -59,9 +59,14 @@ def _with_weighed_boxes(item: Item, net: AdtNet) -> tuple[Boxes, npt.NDArray[np.
 
 
 def apply_floor(model: AdtModel, floors: Floors) -> AdtModel:
-    """Give the model with the chosen floor in its rule, and choice and curve in its provenance."""
+    """Give the model with the chosen floor in its rule, and choice and curve in its provenance.
+
+    Where the floor changes, a threshold that was calibrated with the one before is dropped.
+    """
     made = model.provenance | {"mask_floor": [asdict(point) for point in floors.curve]}
-    return replace(model, rule=replace(model.rule, mask_floor=floors.choice.floor), provenance=made)
+    rule = replace(model.rule, mask_floor=floors.choice.floor)
+    threshold = model.threshold if rule == model.rule else None
+    return replace(model, rule=rule, threshold=threshold, provenance=made)
 
 
 def tune_trained(

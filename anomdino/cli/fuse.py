@@ -62,6 +62,13 @@ Images = Annotated[
         help="Folder of the images; sizes are checked, and a model that outlines objects needs them."
     ),
 ]
+AsGiven = Annotated[
+    bool,
+    typer.Option(
+        "--boxes-as-given",
+        help="Take boxes at their own confidence, not weighed by the scores in them: those of a better detector.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
 
 
@@ -77,13 +84,7 @@ def fuse(
     k: Annotated[float | None, typer.Option(help="Share of the score that thresholds do not touch.")] = None,
     b: Annotated[float | None, typer.Option(help="What a box of confidence 1 adds.")] = None,
     box_score: Annotated[float | None, typer.Option(help="Least confidence of a box.")] = None,
-    as_given: Annotated[
-        bool,
-        typer.Option(
-            "--boxes-as-given",
-            help="Take boxes at their own confidence, not weighed by the scores in them: those of a better detector.",
-        ),
-    ] = False,
+    as_given: AsGiven = False,
     min_component: Annotated[
         int | None, typer.Option(min=0, help="Remove smaller mask components (pixels).")
     ] = None,
@@ -102,7 +103,7 @@ def fuse(
 ) -> None:
     """Turn score maps and boxes into final scores and masks."""
     from anomdino.adt.fusion import FusionRule
-    from anomdino.adt.plugin import boxes_as_given, fuse_folder, oriented
+    from anomdino.adt.plugin import boxes_as_given, fuse_folder, oriented, with_threshold
     from anomdino.errors import ConfigError
     from anomdino.io.listing import list_images
     from anomdino.io.maps import list_maps
@@ -124,7 +125,7 @@ def fuse(
         mask_floor=rule.mask_floor if mask_floor is None else mask_floor,
         outline=rule.outline if outline is None else outline,
     )
-    loaded = _with_threshold(loaded, threshold, rule.output)
+    loaded = with_threshold(loaded, threshold, rule)
     _refuse_mixture(scores, out)
     maps = list_maps(scores)
     listed = list_images(images) if images else None
@@ -155,6 +156,7 @@ def calibrate(
     threshold: Annotated[
         str | None, typer.Option(help="Store f1, fpr:RATE, conformal:RATE or conformal_miss:RATE.")
     ] = None,
+    as_given: AsGiven = False,
     device: Device = "auto",
 ) -> None:
     """Fit a model to the score maps of another method, and choose a threshold, on a calibration folder."""
@@ -172,7 +174,9 @@ def calibrate(
     if kind and labels is None:
         raise ConfigError("--labels", f"is missing: threshold {kind} is found on labelled images", "")
     refuse_evaluation_data(scores, *([labels] if labels else []))
-    loaded, maps = _load(model, device), list_maps(scores)
+    loaded, maps = replace(_load(model, device), threshold=None), list_maps(scores)
+    if as_given:
+        loaded = plugin.boxes_as_given(loaded)
     anomalous = loaded.net.sign > 0 if higher_is is None else higher_is is HigherIs.anomalous
     loaded = plugin.oriented(loaded, higher_is_anomalous=anomalous)
     if refit:
@@ -241,17 +245,23 @@ def tune(
             help="Images in different folders below --scores are of different kinds: no kind may get worse than raw.",
         ),
     ] = False,
+    as_given: AsGiven = False,
     device: Device = "auto",
 ) -> None:
     """Search the fused score's k and b on labelled images of the training domain, never evaluation data."""
     from dataclasses import replace
 
     from anomdino.adt.dataset import TrainingFiles, by_folder_of, hold_out, list_items
+    from anomdino.adt.plugin import boxes_as_given
     from anomdino.adt.store import save_adt
     from anomdino.adt.tuning import tune_rule, write_tuning
     from anomdino.errors import CheckpointError, ConfigError
 
+    if evidence and as_given:
+        raise ConfigError("--box-evidence", "weighs boxes, and --boxes-as-given does not", "choose one")
     loaded = _load(model, device)
+    if as_given:
+        loaded = boxes_as_given(loaded)
     if outline is not None:
         loaded = replace(loaded, rule=replace(loaded.rule, outline=outline), threshold=None)
     if loaded.rule.outline and not images.is_dir():
@@ -323,29 +333,3 @@ def _boxes(path: Path | None, keys: Iterable[str]) -> dict[str, Boxes]:
     from anomdino.io.boxes import read_box_results
 
     return read_box_results(path, keys) if path else {}
-
-
-def _with_threshold(model: AdtModel, asked: str | None, output: str) -> AdtModel:
-    from dataclasses import replace
-
-    from anomdino.adt.thresholds import Threshold, ThresholdKind
-    from anomdino.errors import ConfigError
-
-    if asked is None:
-        if model.threshold and model.threshold.output != output:
-            raise ConfigError(
-                "--output",
-                f"is {output}, the stored threshold {model.threshold.kind} belongs to {model.threshold.output}",
-                "calibrate for this output, or ask for --threshold adt",
-            )
-        return model
-    if asked == "adt":
-        return replace(model, threshold=None)
-    kind = ThresholdKind.parse(asked)
-    if kind.name == "fixed" and kind.number is not None:
-        return replace(model, threshold=Threshold(kind.number, str(kind), output, {}))
-    if model.threshold and model.threshold.kind == str(kind):
-        return model
-    raise ConfigError(
-        "--threshold", f"{kind} is not stored with this model", f"run `anomdino calibrate --threshold {kind}`"
-    )

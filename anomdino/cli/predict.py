@@ -46,6 +46,10 @@ def predict(
     output: Annotated[
         OutputRule | None, typer.Option(help="Rule of the final score; default: the model's.")
     ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help="Of the mask: adt, fixed:X, or what `calibrate` stored (the default, else adt)."),
+    ] = None,
     boxes: Annotated[
         bool, typer.Option(help="Run the detector; without it the score's order is kept.")
     ] = True,
@@ -112,7 +116,7 @@ def predict(
     if chosen.type == "cpu":
         keep_freed_memory()  # the same large arrays come and go with every image
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
-    cascade = cascade.with_rule(output.value if output else None, min_component)
+    cascade = cascade.with_rule(output.value if output else None, min_component, threshold)
     writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay, thresholds=thresholds)
     photos, videos = predict_all(
         cascade,

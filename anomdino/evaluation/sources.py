@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,7 +80,7 @@ class CascadeOutputs:
     _weighed: dict[str, Boxes] = field(default_factory=dict, init=False)
 
     def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
-        """Run ADT-Net once and blend every output; ``fused`` carries ADT-Net's mask."""
+        """Run ADT-Net once and blend every output; ``fused`` carries the mask, by the model's threshold if it has one."""
         from anomdino.adt.fusion import compute_surfaces, final_mask, final_score
 
         size = image_size(sample.image)
@@ -98,7 +98,12 @@ class CascadeOutputs:
             outliner=self.model.outliner,
             image_size=size,
         )
-        mask = final_mask(surfaces, net.architecture.ramp, self.min_component)
+        threshold = self.model.threshold
+        if threshold is None:
+            mask = final_mask(surfaces, net.architecture.ramp, self.min_component)
+        else:
+            threshold.require(asdict(rule))
+            mask = threshold.mask(final_score(surfaces, rule), self.min_component)
         return {
             name: Prediction(
                 final_score(surfaces, replace(rule, output=name)), mask if name == "fused" else None

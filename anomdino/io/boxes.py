@@ -77,6 +77,11 @@ class Boxes:
         keep = (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
         return Boxes(cut, self.scores, self.details).subset(keep)
 
+    def on_pixels(self) -> Boxes:
+        """The boxes that cover a pixel, that is, its centre; one between two rows of centres covers none."""
+        low, high = np.ceil(self.xyxy[:, :2] - 0.5), np.ceil(self.xyxy[:, 2:] - 0.5)
+        return self.subset((high > low).all(axis=1))
+
     def mask(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """The union of the boxes as a mask, bool (H, W); a pixel is inside when its centre is."""
         return self.coverage(size) > 0
@@ -178,9 +183,8 @@ def read_box_results(path: Path | str, keys: Iterable[str]) -> dict[str, Boxes]:
     if isinstance(content, dict):
         if not isinstance(content.get("images"), list) or not isinstance(content.get("annotations"), list):
             raise DataError(path, "is no COCO data set: it lacks the list images or annotations", BOX_FORM)
-        stems = {Path(key).name: key for key in keys} | {key: key for key in keys}
         names = dict(map(_named(path), content["images"]))
-        by_id = {number: stems[name] for number, name in names.items() if name in stems}
+        by_id = _keys_of(path, names, keys)
         results = content["annotations"]
     if not isinstance(results, list):
         raise DataError(path, "is neither a list of COCO results nor a COCO data set", BOX_FORM)
@@ -196,6 +200,32 @@ def read_box_results(path: Path | str, keys: Iterable[str]) -> dict[str, Boxes]:
             )
         grouped[by_id[image]].append(box)
     return {key: _from_xywh(items) for key, items in grouped.items()}
+
+
+def _keys_of(path: Path, names: Mapping[Any, str], keys: Iterable[str]) -> dict[Any, str]:
+    """Give the key of every named image that has one: the name itself, or the one key that ends in it.
+
+    Raises:
+        DataError: A name without a folder fits several keys.
+    """
+    by_name: dict[str, list[str]] = {}
+    for key in keys:
+        by_name.setdefault(Path(key).name, []).append(key)
+        if "/" in key:
+            by_name[key] = [key]
+    found: dict[Any, str] = {}
+    for number, name in names.items():
+        fitting = by_name.get(name, [])
+        exact = [key for key in fitting if key == name] or fitting
+        if len(exact) > 1:
+            raise DataError(
+                path,
+                f"names an image '{name}', which may be {' or '.join(exact[:5])}",
+                "give names with their folders",
+            )
+        if exact:
+            found[number] = exact[0]
+    return found
 
 
 def _named(path: Path) -> Callable[[Any], tuple[Any, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from anomdino.cascade import Cascade
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
@@ -57,11 +59,15 @@ def predict_all(
             max_pixels=max_pixels,
             strict=strict,
         )
+    threshold = cascade.adt.threshold
     atomic_write_json(
         writer.folder / SUMMARY,
         {
             "output": writer.rule.output,
-            "score_range": [writer.span.low, writer.span.high],
+            "score_range": None if writer.rule.output == "raw" else [writer.span.low, writer.span.high],
+            "rule": asdict(writer.rule),
+            "threshold": threshold.as_dict() if threshold else {"kind": "adt"},
+            "statistics": asdict(cascade.adt.net.statistics),
             "images": photos.lines,
             "videos": videos.lines,
             "skipped": photos.skipped + videos.skipped,

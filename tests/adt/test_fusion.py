@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from anomdino.adt.components import remove_small_components
 from anomdino.adt.fusion import (
+    CROWDED,
     OUTPUTS,
     AdtModel,
     FusionRule,
@@ -14,7 +16,6 @@ from anomdino.adt.fusion import (
     final_score,
     fuse,
     ordered,
-    remove_small_components,
     score_order,
 )
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
@@ -74,6 +75,52 @@ def test_boxes_below_the_confidence_count_as_none(model, scene):
 def test_distinct_scores_stay_nearly_all_distinct_with_boxes(model, scene):
     score, _, boxes = scene
     assert len(np.unique(fuse(score, boxes, model).score)) > 0.98 * len(np.unique(score))
+
+
+@pytest.fixture
+def crowded():
+    """Scores of a method that crowds: most pixels in a narrow band, the rest 5 to 60 standard deviations above it."""
+    rng = np.random.default_rng(8)
+    score = rng.normal(-6, 0.5, (80, 120)).astype(np.float32)
+    score[20:60, 30:90] = rng.uniform(4, 114, (40, 60))
+    return score
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("output", "k", "b"), [("fused", 1, 0), ("soft", 1, 0.3), ("boost", 0.2, 0)])
+def test_with_boxes_that_change_nothing_the_order_is_kept_exactly(crowded, sign, output, k, b):
+    torch.manual_seed(0)
+    model = AdtModel(AdtNet(Architecture(), ScoreStatistics(-6.0, 2.0, sign)).eval())
+    boxes = Boxes(np.array([[2, 2, 70, 40]]), np.array([0.9]))
+    fused = fuse(sign * crowded, boxes, model, FusionRule(output=output, k=k, b=b))
+    assert len(fused.boxes) == 1
+    assert same_order(crowded, fused.score)
+    assert len(np.unique(fused.score)) == len(np.unique(crowded))
+
+
+@pytest.mark.parametrize(("output", "k", "b"), [("boost", 1, 0.3), ("fused", 1, 0.3), ("hard", 1, 0)])
+def test_what_a_rule_treats_alike_keeps_its_order_however_high_it_scores(model, crowded, output, k, b):
+    boxes = Boxes(np.array([[2, 2, 70, 40]]), np.array([1.0]))
+    fused = fuse(crowded, boxes, model, FusionRule(output=output, k=k, b=b))
+    inside = boxes.mask(crowded.shape)
+    high = crowded > -6 + 2 * np.log(CROWDED / (1 - CROWDED)) + 0.01
+    assert high.sum() > 1500
+    for region in (inside & high, ~inside & high)[: 1 if output == "hard" else 2]:
+        assert same_order(crowded[region], fused.score[region])
+        assert len(np.unique(fused.score[region])) == len(np.unique(crowded[region]))
+    plain = final_score(fused.surfaces, FusionRule("boost", 1, 0)) + b * inside
+    plain = plain * inside if output == "hard" else plain
+    np.testing.assert_allclose(fused.score, plain, atol=1e-3)
+
+
+def test_a_box_between_the_centres_of_pixels_is_none(model, scene):
+    score, _, _ = scene
+    narrow = Boxes(np.array([[10.6, 10.6, 11.4, 11.4], [5, 20.55, 80, 21.45]]), np.array([0.9, 0.9]))
+    fused = fuse(score, narrow, model)
+    assert not len(fused.boxes)
+    assert same_order(score, fused.score)
+    assert len(narrow.on_pixels()) == 0
+    assert len(Boxes(np.array([[10.6, 10.4, 11.6, 10.6]]), np.array([0.9])).on_pixels()) == 1
 
 
 def test_a_higher_box_confidence_wins_where_boxes_overlap(model, scene):

@@ -143,6 +143,89 @@ def test_calibrate_stores_a_threshold_that_fuse_uses(model, make_set, tmp_path, 
     assert not (read_label(tmp_path / "fixed" / "mask" / "000.png")).any()
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--b", 5], "^b: is 5.0"),
+        (["--box-score", 0], "^box_score"),
+        (["--output", "raw"], "belongs to fused"),
+        ([], "calibrated with boxes, and is to be used without"),
+    ],
+)
+def test_a_stored_threshold_is_refused_for_other_scores(model, make_set, tmp_path, app, options, reason):
+    files = make_set(images=3)
+    save_adt(model, tmp_path / "adt")
+    common = ["--scores", files.scores, "--boxes", files.boxes]
+    asked = [*common, "--labels", files.labels, "--model", tmp_path / "adt", "--threshold", "fpr:0.1"]
+    run(app, "calibrate", *asked, "-o", tmp_path / "new")
+    given = common if options else common[:2]
+    with pytest.raises(ConfigError, match=reason):
+        run(app, "fuse", *given, "--model", tmp_path / "new", "-o", tmp_path / "x", *options)
+    assert not (tmp_path / "x").exists()
+    again = ["--model", tmp_path / "new", "-o", tmp_path / "x", *options, "--threshold", "adt"]
+    run(app, "fuse", *given, *again)
+    assert json.loads((tmp_path / "x/fusion.json").read_text())["threshold"] == {"kind": "adt"}
+
+
+def test_what_conformal_miss_promises_to_find_is_not_removed(model, make_set, tmp_path, app):
+    files = make_set(images=12)
+    save_adt(replace(model, rule=replace(model.rule, min_component=3000)), tmp_path / "adt")
+    common = ["--scores", files.scores, "--boxes", files.boxes]
+    asked = [
+        *common,
+        "--labels",
+        files.labels,
+        "--model",
+        tmp_path / "adt",
+        "--threshold",
+        "conformal_miss:0.1",
+    ]
+    run(app, "calibrate", *asked, "-o", tmp_path / "new")
+    run(app, "fuse", *common, "--model", tmp_path / "new", "-o", tmp_path / "out")
+    value = load_adt(tmp_path / "new").threshold.value
+    for key in list_maps(files.scores):
+        score = read_score(tmp_path / f"out/score/{key}.npz")
+        mask = read_label(tmp_path / f"out/mask/{key}.png") == 255
+        np.testing.assert_array_equal(mask, score >= np.float32(value))
+    with pytest.raises(ConfigError, match=r"--min-component.*conformal_miss"):
+        run(app, "fuse", *common, "--model", tmp_path / "new", "-o", tmp_path / "x", "--min-component", 4000)
+
+
+def test_results_of_other_maps_go_where_a_finished_run_wrote_them(model, make_set, tmp_path):
+    files, out = make_set(images=3), tmp_path / "out"
+    maps = list_maps(files.scores)
+    fuse_folder(maps, {}, model, out, write_thresholds=True)
+    fuse_folder({"001": maps["001"]}, {}, model, out)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
+        "fusion.json",
+        "mask/001.png",
+        "score/001.npz",
+    ]
+    write_score(out / "score" / "mine.npz", np.eye(4, dtype=np.float32))
+    (out / "fusion.json").unlink()
+    with pytest.raises(DataError, match=r"1 results of other maps, mine\.npz"):
+        fuse_folder(maps, {}, model, out)
+    assert (out / "score" / "mine.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("function", "fits"),
+    [
+        (lambda s: s, True),
+        (lambda s: s - 1, True),
+        (lambda s: -s, False),
+        (lambda s: 50 * s + 300, False),
+        (lambda s: 0.001 * s - 6, False),
+    ],
+)
+def test_maps_unlike_those_that_the_model_knows_are_noticed(
+    model, make_set, tmp_path, caplog, function, fits
+):
+    rescale(make_set(images=3).scores, tmp_path / "other", function)
+    fuse_folder(list_maps(tmp_path / "other"), {}, model, tmp_path / "out")
+    assert ("anomdino calibrate" in caplog.text) == (not fits)
+
+
 def draw_photos(files, folder):
     """Photos on which the objects have a colour of their own."""
     for path in sorted(files.labels.glob("*.png")):
@@ -194,7 +277,30 @@ def test_boxes_of_a_better_detector_count_as_they_are(model, make_set, tmp_path,
         np.testing.assert_array_equal(read_label(tmp_path / "given/mask" / f"{key}.png") == 255, plain.mask)
     given = boxes_as_given(replace(weighing, threshold=Threshold(0.5, "fixed", "fused", {})))
     assert given.threshold is None
+    assert boxes_as_given(given) is given
     assert weighing.net.box_weights is not None  # the model that was given stays
+
+
+def test_a_threshold_can_be_calibrated_for_boxes_as_they_are(model, make_set, tmp_path, app, caplog):
+    files = make_set(images=8)
+    weighing = replace(fit_evidence(list_items(files), model), rule=model.rule)
+    save_adt(weighing, tmp_path / "adt")
+    common = ["--scores", files.scores, "--boxes", files.boxes]
+    labelled = [*common, "--labels", files.labels, "--model", tmp_path / "adt"]
+    run(app, "calibrate", *labelled, "--threshold", "f1", "--boxes-as-given", "-o", tmp_path / "given")
+    stored = load_adt(tmp_path / "given")
+    assert stored.net.box_weights is None
+    run(app, "fuse", *common, "--model", tmp_path / "given", "--boxes-as-given", "-o", tmp_path / "out")
+    summary = json.loads((tmp_path / "out/fusion.json").read_text())
+    assert summary["threshold"] == stored.threshold.as_dict()
+    assert not caplog.records
+    run(app, "calibrate", *labelled, "--threshold", "f1", "-o", tmp_path / "weighed")
+    run(app, "fuse", *common, "--model", tmp_path / "weighed", "--boxes-as-given", "-o", tmp_path / "other")
+    assert "stored threshold f1" in caplog.text
+    run(app, "tune", *labelled, "--all", "--boxes-as-given", "-o", tmp_path / "tuned")
+    assert load_adt(tmp_path / "tuned").net.box_weights is None
+    with pytest.raises(ConfigError, match="--box-evidence"):
+        run(app, "tune", *labelled, "--all", "--boxes-as-given", "--box-evidence", "-o", tmp_path / "tuned")
 
 
 def test_a_threshold_is_calibrated_on_outlined_scores(model, make_set, tmp_path, app):

@@ -66,3 +66,11 @@ def test_weights_that_do_not_fit_are_refused(model, tmp_path, change):
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(CheckpointError, match="does not fit"):
         load_adt(tmp_path)
+
+
+def test_a_number_that_is_none_leaves_the_model_of_before(model, tmp_path):
+    save_adt(model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="nan"):
+        save_adt(replace(model, provenance={"held_out": float("nan")}), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

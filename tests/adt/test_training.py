@@ -85,6 +85,26 @@ def test_an_interrupted_run_continues_to_the_same_files(make_set, tmp_path, monk
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "resumed")
 
 
+def test_a_run_that_had_stopped_stays_so_and_its_curves_stay_whole(make_set, tmp_path, monkeypatch):
+    """Killed after the last epoch: no epoch is added, and DVCLive shows all of them."""
+    plan = replace(PLAN, lr=1e-12, epochs=9, patience=2)
+    files, state = make_set(), tmp_path / "state.pt"
+    train_adt(files, plan, tmp_path / "whole", seed=4, host=TrainingHost(dvclive=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_adt", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_adt(files, plan, tmp_path / "resumed", seed=4, host=TrainingHost(state=state, dvclive=True))
+    train_adt(files, plan, tmp_path / "resumed", seed=4, host=TrainingHost(state=state, dvclive=True))
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "resumed")
+    curve = "dvclive/plots/metrics/val/f1.tsv"
+    columns = [
+        [line.split("\t")[1:] for line in (tmp_path / name / curve).read_text().splitlines()]
+        for name in ("whole", "resumed")
+    ]
+    assert len(columns[0]) == 1 + 3
+    assert columns[0] == columns[1]
+
+
 @pytest.mark.parametrize("damage", ["other plan", "garbage"])
 def test_a_state_that_does_not_fit_is_not_used(make_set, tmp_path, monkeypatch, damage):
     files, state = make_set(), tmp_path / "state.pt"
@@ -111,7 +131,9 @@ def test_a_loss_that_is_no_number_stops_training_and_keeps_the_last_good_epoch(
         return parts._replace(total=parts.total * float("nan")) if len(calls) == 4 else parts
 
     monkeypatch.setattr(training, "adt_loss", poisoned)
-    with pytest.raises(TrainingError, match=r"nan at step 2 of epoch 2, lr"):
+    with pytest.raises(
+        TrainingError, match=r"nan at step 2 of epoch 2, lr .*, images 00\d, 00\d, 00\d, 00\d"
+    ):
         train_adt(files, PLAN, tmp_path / "adt", seed=4, host=TrainingHost(state=state))
     kept = torch.load(state, weights_only=True)
     assert kept["progress"]["epoch"] == 1

@@ -16,6 +16,7 @@ from anomdino.adt.floor_search import search_floor
 from anomdino.adt.fusion import AdtModel, FusionRule, fuse
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.outline_net import OutlineNet
+from anomdino.adt.plugin import refit
 from anomdino.adt.rule_search import (
     LEAST_PREDICTED,
     LEAST_TRUE,
@@ -26,10 +27,12 @@ from anomdino.adt.rule_search import (
     search_kinds,
 )
 from anomdino.adt.store import load_adt
+from anomdino.adt.thresholds import Threshold
 from anomdino.adt.training import TrainingPlan, train_adt
 from anomdino.adt.tuning import apply_floor, tune_trained
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.images import read_image, write_png
+from anomdino.io.scores import read_score, write_score
 from anomdino.metrics.components import ComponentState, frame_components
 
 PLAN = TrainingPlan(
@@ -248,6 +251,10 @@ def test_the_floor_is_the_lowest_near_the_best_by_components_counted_slowly(make
     kept = apply_floor(model, found)
     assert kept.rule == replace(model.rule, mask_floor=found.choice.floor)
     assert len(kept.provenance["mask_floor"]) == len(floors)
+    calibrated = replace(kept, threshold=Threshold(0.5, "f1", "fused", {}))
+    assert apply_floor(calibrated, found).threshold is not None
+    lower = replace(found, choice=replace(found.choice, floor=0.12))
+    assert apply_floor(calibrated, lower).threshold is None
 
 
 @pytest.mark.parametrize("by_network", [False, True])
@@ -298,9 +305,33 @@ def test_scores_that_crowd_below_one_are_told_apart(make_set):
     assert found.f1 == pytest.approx(best, abs=5e-3)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: 1 / (1 + np.exp(-2 * z.astype(np.float64))),  # probabilities that crowd at 0 and at 1
+        lambda z: 1000 + 0.001 * z,
+        lambda z: np.exp(3 * z.astype(np.float64)),
+    ],
+)
+def test_the_plain_score_of_any_method_is_measured_as_scikit_learn_does(make_set, model, function):
+    files = make_set(images=4)
+    for path in sorted(files.scores.glob("*.npz")):
+        write_score(path, function(read_score(path)).astype(np.float32))
+    items = list_items(files)
+    fitted = refit(model, [item.score for item in items])
+    found = search(items, fitted, ks=[1.0], bs=[0.0])
+    pairs = [read_item(item) for item in items]
+    truth = np.concatenate([label[label != 255] for _, label in pairs]) == 1
+    score = np.concatenate([s[label != 255] for s, label in pairs])
+    alarms, hits, _ = roc_curve(truth, score)
+    for measured in (found.raw, found.choice):
+        assert measured.ap == pytest.approx(average_precision_score(truth, score), abs=1e-3)
+        assert measured.fpr95 == pytest.approx(alarms[np.searchsorted(hits, 0.95)], abs=2e-3)
+
+
 def test_k_one_and_b_zero_is_raw(make_set, model):
     plain = search(list_items(make_set(images=4)), model, ks=[1.0], bs=[0.0])
-    assert plain.choice.ap == pytest.approx(plain.raw.ap, abs=2e-3)
-    assert plain.choice.fpr95 == pytest.approx(plain.raw.fpr95, abs=1e-2)
+    assert plain.choice.ap == pytest.approx(plain.raw.ap, abs=1e-9)
+    assert plain.choice.fpr95 == pytest.approx(plain.raw.fpr95, abs=1e-9)
     with pytest.raises(ConfigError, match="objective"):
         search([], model, objective="accuracy")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from anomdino.adt.store import load_adt, save_adt
+from anomdino.adt.thresholds import Threshold
 from anomdino.cascade import find_models
 from anomdino.cli.main import app
 from anomdino.errors import AnomdinoError, CheckpointError, ConfigError
@@ -202,6 +205,32 @@ def test_raw_output_is_the_score_itself(models, photos, tmp_path):
     with torch.inference_mode():
         raw = anomaly_score(scorer(to_input(read_image(photos / "a" / "one.png"))))[0].numpy()
     np.testing.assert_allclose(read_score(out / "score" / "one.npz"), raw, atol=1e-4)
+
+
+def test_a_calibrated_threshold_is_used_for_what_it_was_calibrated_for_and_stored(models, photos, tmp_path):
+    shutil.copytree(models, tmp_path / "model")
+    adt = load_adt(tmp_path / "model/models/adt")
+    one = ["predict", photos / "a/one.png", "--models", tmp_path / "model", "--no-boxes", "--device", "cpu"]
+    assert run(*one, "-o", tmp_path / "plain").exit_code == 0
+    middle = float(np.median(read_score(tmp_path / "plain/score/one.npz")))
+    threshold = Threshold(middle, "fpr:0.5", adt.rule.output, {"set": "mine"}, asdict(adt.rule), boxes=False)
+    save_adt(replace(adt, threshold=threshold), tmp_path / "model/models/adt")
+    assert run(*one, "-o", tmp_path / "out").exit_code == 0
+    mask = read_label(tmp_path / "out/mask/one.png") > 0
+    np.testing.assert_array_equal(mask, read_score(tmp_path / "out/score/one.npz") >= np.float32(middle))
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["threshold"] == threshold.as_dict()
+    assert summary["rule"] == asdict(adt.rule)
+    assert summary["statistics"] == asdict(adt.net.statistics)
+    refused = run(*one, "-o", tmp_path / "raw", "--output", "raw")
+    assert "belongs to" in str(refused.exception)
+    assert run(*one, "-o", tmp_path / "raw", "--output", "raw", "--threshold", "adt").exit_code == 0
+    summary = json.loads((tmp_path / "raw/summary.json").read_text())
+    assert (summary["threshold"], summary["score_range"]) == ({"kind": "adt"}, None)
+    assert run(*one, "-o", tmp_path / "fixed", "--threshold", "fixed:99").exit_code == 0
+    assert not read_label(tmp_path / "fixed/mask/one.png").any()
+    save_adt(replace(adt, threshold=replace(threshold, boxes=True)), tmp_path / "model/models/adt")
+    assert "calibrated with boxes" in str(run(*one, "-o", tmp_path / "none").exception)
 
 
 def test_missing_models_say_what_to_run(photos, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from PIL import Image
 
 from anomdino.adt.fusion import AdtModel, fuse
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
+from anomdino.adt.thresholds import Threshold
 from anomdino.benchmarks import ComponentLimits, open_benchmark
 from anomdino.evaluation import CascadeOutputs, EvaluationSettings, evaluate_benchmark, write_metrics
 from anomdino.evaluation.summary import curve_points
@@ -56,6 +57,17 @@ def test_outputs_are_those_of_the_fusion(cascade):
     np.testing.assert_array_equal(predictions["fused"].score, alone.score)
     assert predictions["raw"].mask is None
     assert predictions["fused"].mask is not None
+
+
+def test_the_mask_goes_by_the_models_own_threshold(cascade):
+    benchmark, source = cascade
+    sample = benchmark.samples[0]
+    score = source.predictions(sample)["fused"].score
+    value = float(np.quantile(score, 0.9))
+    rule = asdict(source.model.rule)
+    stored = Threshold(value, "conformal_miss:0.1", "fused", {}, rule, boxes=True)
+    mask = replace(source, model=replace(source.model, threshold=stored)).predictions(sample)["fused"].mask
+    np.testing.assert_array_equal(mask, score >= np.float32(value))
 
 
 def test_objects_are_outlined_by_the_benchmarks_photos(cascade, tmp_path):

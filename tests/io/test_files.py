@@ -231,6 +231,19 @@ def test_images_that_a_data_set_does_not_list_have_no_boxes(tmp_path):
     assert len(found["y"]) == 0
 
 
+def test_a_name_that_fits_several_images_is_refused(tmp_path):
+    def boxes(name, keys):
+        data_set = {**DATA_SET, "images": [{"id": 7, "file_name": name}]}
+        (tmp_path / "b.json").write_text(json.dumps(data_set))
+        return {key for key, found in read_box_results(tmp_path / "b.json", keys).items() if len(found)}
+
+    assert boxes("x.png", ["a/x", "b/y"]) == {"a/x"}
+    assert boxes("b/x.png", ["a/x", "b/x"]) == {"b/x"}
+    assert boxes("x.png", ["a/x", "x"]) == {"x"}
+    with pytest.raises(DataError, match="'x', which may be a/x or b/x"):
+        boxes("x.png", ["a/x", "b/x"])
+
+
 @pytest.mark.parametrize("below", ["a.txt", "deep/er/a.txt"])
 def test_a_path_below_a_file_is_explained_and_the_file_stays(below, tmp_path):
     file = tmp_path / "file"
