@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +116,14 @@ class Cascade:
         if adt.threshold is not None:
             adt.threshold.require(asdict(rule), self.detector is not None)
         return Cascade(self.engine, self.detector, replace(adt, rule=rule))
+
+    def description(self) -> dict[str, Any]:
+        """What decides masks and final scores besides the rule, for JSON: threshold and statistics of ADT-Net."""
+        threshold = self.adt.threshold
+        return {
+            "threshold": threshold.as_dict() if threshold else {"kind": "adt"},
+            "statistics": asdict(self.adt.net.statistics),
+        }
 
     def predict(self, image: npt.NDArray[np.uint8], name: object = "image") -> Prediction:
         """Find the anomalies of an image.

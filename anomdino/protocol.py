@@ -6,6 +6,7 @@ from pathlib import Path
 
 from anomdino.errors import ProtocolError
 from anomdino.io.atomic import atomic_write_text
+from anomdino.io.listing import walk
 
 MARKER = "EVALUATION_ONLY"
 
@@ -22,18 +23,29 @@ def refuse_evaluation_data(*paths: Path | str) -> None:
     """Check, before training reads them, that none of ``paths`` is evaluation data.
 
     Raises:
-        ProtocolError: A path, one of its parents, or (for a folder) a folder below it carries the marker.
+        ProtocolError: A path, one of its parents, or (for a folder) something below it, links followed, carries the
+            marker or lies in a folder that does.
     """
+    marked: dict[Path, Path | None] = {}
     for path in map(Path, paths):
-        resolved = path.resolve()
-        holder = next(
-            (folder for folder in (resolved, *resolved.parents) if (folder / MARKER).is_file()), None
-        )
-        if holder is None and resolved.is_dir():
-            holder = next((marker.parent for marker in resolved.rglob(MARKER)), None)
-        if holder is not None:
-            raise ProtocolError(
-                path,
-                f"is evaluation data ({holder} is marked {MARKER}): training must never read it",
-                "train on composed images or on your own training folder",
-            )
+        below = walk(path) if path.is_dir() else ()
+        linked = (entry for entry in below if entry.is_symlink() or entry.name == MARKER)
+        for place in (path, *linked):
+            real = place.resolve()
+            holder = _holder(real if real.is_dir() else real.parent, marked)
+            if holder is not None:
+                raise ProtocolError(
+                    path,
+                    f"is evaluation data ({holder} is marked {MARKER}): training must never read it",
+                    "train on composed images or on your own training folder",
+                )
+
+
+def _holder(folder: Path, known: dict[Path, Path | None]) -> Path | None:
+    """Give the marked folder among a folder and its parents."""
+    if folder not in known:
+        if (folder / MARKER).is_file():
+            known[folder] = folder
+        else:
+            known[folder] = None if folder.parent == folder else _holder(folder.parent, known)
+    return known[folder]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from anomdino.acquisition.archives import ArchiveLimits, unpack
-from anomdino.acquisition.locking import exclusive
 from anomdino.acquisition.normalise import NORMALISERS
 from anomdino.acquisition.registry import RegisteredFile, RegisteredItem, Registry, load_registry
 from anomdino.acquisition.report import missing_screen
@@ -23,6 +24,8 @@ from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.tree import Tree, layout_faults, unpacked_by_hand
 from anomdino.config.acquisition import RegistryConfig
 from anomdino.errors import DataError
+from anomdino.io.atomic import atomic_write_text
+from anomdino.io.locking import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +124,7 @@ def fetch_items(
         DataError: Something cannot be had, or ``into`` holds other files under the same names.
     """
     store = store_of(config, given)
+    _require_wanted(registry, names, store)
     counts: Counter[str] = Counter()
     with disk_errors(into or store.folder), exclusive(store.folder / ".lock"):
         plans = plan(registry, names, store, config.offline)
@@ -135,6 +139,23 @@ def fetch_items(
                 counts.update(get_item(registry, one, store, work, config.keep_unpacked))
                 merge_tree(work, into)
     return dict(counts)
+
+
+def _require_wanted(registry: Registry, names: list[str], store: Store) -> None:
+    """Check that every file that a person named is one of the items', and not another one than is stored.
+
+    Raises:
+        DataError: It would be ignored.
+    """
+    ids = dict.fromkeys(file for name in names for bundle in registry.item(name).bundles for file in bundle)
+    wanted = {registry.files[one].name: registry.files[one] for one in ids}
+    for name, path in store.given.items():
+        if name not in wanted:
+            cause = f"is given for {name}, which {', '.join(names)} does not have"
+            raise DataError(path, cause, "name the item that it belongs to; `anomdino data where` shows them")
+        stored = store.path(wanted[name])
+        if stored.is_file() and store.has(wanted[name]) and not filecmp.cmp(path, stored, shallow=False):
+            raise DataError(path, f"differs from {stored}, which is there already", "remove that one first")
 
 
 def verify_items(registry: Registry, names: list[str], store: Store) -> tuple[list[str], dict[str, str]]:
@@ -266,10 +287,17 @@ def _tree(registry: Registry, wanted: Plan, store: Store, keep: bool) -> Iterato
 
 
 def unpacked_once(path: Path, file: RegisteredFile, folder: Path) -> None:
-    """Unpack an archive to ``folder`` unless that was done before."""
-    if not folder.is_dir():
-        with staged_folder(folder) as staging:
-            unpack(path, staging, ArchiveLimits(file.members, file.unpacked))
+    """Unpack an archive to ``folder`` unless that was done before with an archive of the same size and time."""
+    note = folder.with_name(f"{folder.name}.json")
+    stat = path.stat()
+    made_of = json.dumps({"size": stat.st_size, "modified": stat.st_mtime_ns})
+    if folder.is_dir() and note.is_file() and note.read_text(encoding="utf-8") == made_of:
+        return
+    if folder.is_dir():
+        remove_tree(folder)
+    with staged_folder(folder) as staging:
+        unpack(path, staging, ArchiveLimits(file.members, file.unpacked))
+    atomic_write_text(note, made_of)
 
 
 def _plan_item(registry: Registry, name: str, item: RegisteredItem, store: Store, dead: set[str]) -> Plan:

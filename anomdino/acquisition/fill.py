@@ -10,11 +10,11 @@ from pathlib import Path
 
 from anomdino import __version__
 from anomdino.acquisition.folder import OwnFolders, import_folders, listing_digest
-from anomdino.acquisition.locking import exclusive
 from anomdino.acquisition.space import disk_errors
 from anomdino.acquisition.staging import staged_parts
 from anomdino.config.data import DataConfig
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.locking import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,17 @@ def _synthetic(data: DataConfig, out: Path) -> Counts:
 
 
 def _fingerprint(data: DataConfig, listing: str) -> str:
-    content = [__version__, data.source, getattr(data, data.source).model_dump(mode="json"), listing]
+    own = data.registry.file if data.source == "registry" else ""
+    registered = (
+        Path(own).expanduser().read_text(encoding="utf-8") if own and Path(own).expanduser().is_file() else ""
+    )
+    content = [
+        __version__,
+        data.source,
+        getattr(data, data.source).model_dump(mode="json"),
+        listing,
+        registered,
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

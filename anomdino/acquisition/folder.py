@@ -10,7 +10,7 @@ from pathlib import Path
 from anomdino.acquisition.pairs import Pair, copy_closed_set, copy_outliers
 from anomdino.acquisition.staging import place
 from anomdino.errors import DataError
-from anomdino.io.listing import IMAGE_SUFFIXES, list_images, pair_by_key
+from anomdino.io.listing import IMAGE_SUFFIXES, list_images, pair_by_key, walk_files
 from anomdino.progress import track
 from anomdino.protocol import MARKER, mark_evaluation_only, refuse_evaluation_data
 
@@ -114,7 +114,7 @@ def copy_benchmark(source: Path, target: Path) -> int:
     """
     if not source.is_dir():
         raise DataError(source, "is not a folder", "check data.folder.benchmarks")
-    images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in _visible_files(source))
+    images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in walk_files(source))
     if not images:
         raise DataError(source, "holds no images", "give the folder of the benchmark in its native layout")
     _copy_tree(source, target, f"val/{target.name}")
@@ -128,9 +128,10 @@ def listing_digest(own: OwnFolders) -> str:
     roots = {"train": own.train, "val": own.val, "outliers": own.outliers, "weights": own.weights}
     roots |= {f"benchmark {name}": path for name, path in own.benchmarks.items()}
     for name, root in sorted((name, root) for name, root in roots.items() if root is not None):
-        for path in _visible_files(root):
+        for path in walk_files(root):
             stat = path.stat()
-            digest.update(f"{name}\0{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            line = f"{name}\0{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))  # a name may be no Unicode
     return digest.hexdigest()
 
 
@@ -163,16 +164,8 @@ def _pairs(root: Path, labels: str) -> list[Pair]:
     return pairs
 
 
-def _visible_files(root: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-
-
 def _copy_tree(source: Path, target: Path, what: str) -> int:
-    files = [path for path in _visible_files(source) if path.name != MARKER]
+    files = [path for path in walk_files(source) if path.name != MARKER]
     for path in track(files, what, total=len(files), unit="file"):
         place(path, target / path.relative_to(source))
     return len(files)

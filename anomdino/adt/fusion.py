@@ -358,6 +358,8 @@ def _told_apart(score: FloatMap, surfaces: Surfaces, rule: FusionRule) -> FloatM
     if rule.output == "hard":
         crowded = crowded & surfaces.inside
     places = np.flatnonzero(crowded.cpu().numpy())
+    if not len(places):
+        return score
     values, raw = score.ravel()[places], surfaces.raw.cpu().numpy().ravel()[places]
     index = np.lexsort((raw, values))
     rank = np.zeros(len(index), np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from anomdino.benchmarks.labels import LabelMap
@@ -138,7 +139,7 @@ def open_set(name: str, settings: BenchmarkSet) -> Benchmark:
         split,
         name=name,
         expected_count=count,
-        label_map=LabelMap.from_values(settings.labels, settings.other_labels) if settings.labels else None,
+        label_map=_label_map(settings, layout),
         limits=ComponentLimits(
             base.min_predicted if settings.min_predicted is None else settings.min_predicted,
             base.min_gt if settings.min_gt is None else settings.min_gt,
@@ -146,3 +147,12 @@ def open_set(name: str, settings: BenchmarkSet) -> Benchmark:
         protocol=settings.protocol,
         roi=settings.roi,
     )
+
+
+def _label_map(settings: BenchmarkSet, layout: str) -> LabelMap | None:
+    """Give the meaning of label values where the settings change it; None leaves it to the layout."""
+    if settings.labels:
+        return LabelMap.from_values(settings.labels, settings.other_labels)
+    if settings.other_labels is None or layout not in LAYOUTS:
+        return None
+    return replace(LAYOUTS[layout].label_map, rest=settings.other_labels)

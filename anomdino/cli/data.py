@@ -130,7 +130,8 @@ def _given_files(registry: Registry, given: list[str]) -> dict[str, Path]:
                 f"'{name}' is no registered file name",
                 "use NAME=PATH; `anomdino data where` shows the names",
             )
-        if not Path(path).is_file():
-            raise DataError(path, "is no file", "check the path given to --from-file")
-        found[name] = Path(path)
+        file = Path(path).expanduser()  # the shell leaves NAME=~/... as it is
+        if not file.is_file():
+            raise DataError(file, "is no file", "check the path given to --from-file")
+        found[name] = file
     return found

@@ -85,10 +85,14 @@ _PACKAGES: dict[str, tuple[str, str, str]] = {
 }
 
 
+_OTHER_NAMES = {"mmcv-lite": "mmcv", "opencv-python": "opencv-python-headless"}
+"""Another distribution of the same module, which serves as well."""
+
+
 def _packages() -> list[Finding]:
     findings = []
     for distribution, (module, needed_by, extra) in _PACKAGES.items():
-        version = _version(distribution) or (_version("mmcv") if distribution == "mmcv-lite" else None)
+        version = _version(distribution) or _version(_OTHER_NAMES.get(distribution, distribution))
         if version is None and importlib.util.find_spec(module) is not None:
             version = "installed, version unknown"
         if version is not None:

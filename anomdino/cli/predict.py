@@ -126,6 +126,7 @@ def predict(
         strict=strict,
         selection=selection,
         frame_maps=frames,
+        about=cascade.description(),
     )
     skipped = len(photos.skipped) + len(videos.skipped)
     if given.photos:

@@ -28,6 +28,7 @@ from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images, pair_by_key
+from anomdino.io.locking import exclusive
 from anomdino.progress import track
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import derive_seed, rng
@@ -136,8 +137,13 @@ def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out:
 
     Raises:
         ProtocolError: A source is evaluation data.
-        DataError: Sources are missing, damaged, or do not pair.
+        DataError: Sources are missing, damaged, or do not pair; or another process composes there.
     """
+    with exclusive(out / ".compose.lock"):
+        return _compose(config, seed, inlier, outliers, out)
+
+
+def _compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out: Path) -> dict[str, int]:
     _scene.cache_clear()
     _cutout.cache_clear()
     sources = Sources.read(inlier, outliers)

@@ -195,7 +195,8 @@ def _plan(index: int, cutout: CutOut, ground: _Ground, rng: np.random.Generator,
 def _draw_place(
     index: int, cutout: CutOut, on_ground: bool, ground: _Ground, rng: np.random.Generator, rules: PasteRules
 ) -> _Plan:
-    mask_height, mask_width = cutout[1].shape
+    top, left, bottom, right = extent(cutout[1])
+    mask_height, mask_width = bottom - top, right - left
     if on_ground:
         pixel = int(ground.pixels[rng.integers(ground.pixels.size)])
         foot_row, column = divmod(pixel, ground.width)

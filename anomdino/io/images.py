@@ -35,6 +35,7 @@ _HAS_FILTERS = hasattr(cv2, "IMWRITE_PNG_FILTER")
 _NO_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE) if _HAS_FILTERS else ()
 _AVERAGE_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG) if _HAS_FILTERS else ()
 _COLOUR, _GREY = b"\x08\x02", b"\x08\x00"
+_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of EXIF and TIFF
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"tIME"}
 _MAGIC = {
     b"<!DOC": "an HTML page (a download page saved under its name?)",
@@ -118,9 +119,10 @@ def image_size(path: Path | str) -> tuple[int, int]:
     path = Path(path)
     try:
         with Image.open(path) as image:
-            width, height = image.size
+            tags = getattr(image, "tag_v2", {})  # a TIFF's own; Pillow says the one or the other size of it
+            width, height = tags.get(_WIDTH, image.size[0]), tags.get(_HEIGHT, image.size[1])
             plain = image.format == "PNG" and set(_png_chunks(path.read_bytes())) <= _PLAIN_CHUNKS
-            turned = not plain and image.getexif().get(0x0112, 1) >= 5
+            turned = not plain and (tags or image.getexif()).get(_ORIENTATION, 1) >= 5
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise _explained(path, error) from error
     return (width, height) if turned else (height, width)

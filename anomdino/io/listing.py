@@ -20,14 +20,14 @@ def image_key(path: Path, root: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
 
 
-def walk_files(root: Path | str, suffixes: Iterable[str]) -> Iterator[Path]:
+def walk_files(root: Path | str, suffixes: Iterable[str] | None = None) -> Iterator[Path]:
     """Give the files below ``root``, in the order of their names; linked folders are entered, but no circle of them.
 
     Hidden files and folders are left out, and so, with a warning, are folders that may not be read.
 
     Args:
         root: Folder that is searched with all its sub-folders.
-        suffixes: Suffixes in lower case, with the dot, that are taken.
+        suffixes: Suffixes in lower case, with the dot, that are taken; None takes all.
 
     Raises:
         DataError: ``root`` is no folder.
@@ -37,10 +37,22 @@ def walk_files(root: Path | str, suffixes: Iterable[str]) -> Iterator[Path]:
         raise DataError(
             root, "is not a folder", "check the path; `dvc repro` makes the pipeline's own folders"
         )
-    yield from _walk(root, frozenset(suffixes), frozenset())
+    wanted = None if suffixes is None else frozenset(suffixes)
+    for path in walk(root):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if not hidden and (wanted is None or path.suffix.lower() in wanted) and path.is_file():
+            yield path
 
 
-def _walk(folder: Path, suffixes: frozenset[str], above: frozenset[str]) -> Iterator[Path]:
+def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Give all that lies below a folder, folders too, hidden or not, in the order of names.
+
+    Linked folders are entered, but no circle of them; folders that may not be read are left out, with a warning.
+
+    Args:
+        folder: Where to begin.
+        above: Real paths of the folders that it was reached through.
+    """
     itself = os.path.realpath(folder)
     if itself in above:
         return
@@ -50,12 +62,9 @@ def _walk(folder: Path, suffixes: frozenset[str], above: frozenset[str]) -> Iter
         log.warning("%s: left out, %s", folder, error.strerror)
         return
     for path in entries:
-        if path.name.startswith("."):
-            continue
+        yield path
         if path.is_dir():
-            yield from _walk(path, suffixes, above | {itself})
-        elif path.suffix.lower() in suffixes and path.is_file():
-            yield path
+            yield from walk(path, above | {itself})
 
 
 def list_files(root: Path | str, suffixes: Iterable[str]) -> dict[str, Path]:

@@ -33,6 +33,8 @@ MISSING_SECONDS = 1.0
 """A video that ends so much before its header says has lost its end; less is the header's rounding, or sound."""
 LONGEST = 3600.0
 """Seconds for which a written frame is shown at most."""
+LATEST = 1e9
+"""Seconds beyond which no video goes on."""
 CLOCK = 90_000
 """Ticks of a second in written videos; all usual frame rates are whole numbers of them."""
 QUALITY = {"crf": "20", "preset": "veryfast"}
@@ -91,10 +93,11 @@ class Selection:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError("every", f"is {self.every}", "1 takes all frames, 2 every second one")
-        if not self.start >= 0:
+        if not 0 <= self.start < LATEST:
             raise ConfigError("start", f"is {self.start}", "give seconds from the beginning, 0 or more")
-        if self.end is not None and not self.end > self.start:
-            raise ConfigError("end", f"is {self.end}, not after the start, {self.start}", "")
+        if self.end is not None and not self.start < self.end < LATEST:
+            cause = f"is {self.end}, not after the start, {self.start}, or no time"
+            raise ConfigError("end", cause, "leave it out for the whole video")
 
     def count(self, info: VideoInfo) -> int | None:
         """Give how many frames of a video are asked for, by its header; ``None`` where that does not say."""

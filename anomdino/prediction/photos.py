@@ -42,6 +42,7 @@ def predict_photos(
     *,
     max_pixels: int,
     strict: bool = False,
+    done: Done | None = None,
 ) -> Done:
     """Predict photo by photo; memory does not grow with their number.
 
@@ -51,16 +52,17 @@ def predict_photos(
         writer: Where results go.
         max_pixels: Larger photos are refused.
         strict: Stop at the first photo that cannot be used; else it is listed with the reason.
+        done: What is filled while they are predicted, so that it is known after an error too.
 
     Raises:
         AnomdinoError: With ``strict``, what is wrong with a photo; always, when the disk is full.
     """
-    started, done = time.perf_counter(), Done()
+    started, done = time.perf_counter(), done or Done()
     try:
         for key, path in track(photos.items(), "predict", total=len(photos)):
             try:
                 image = read_image(path, max_pixels)
-                done.lines.append(writer.write(key, image, cascade.predict(image, path)))
+                done.lines.append(writer.write(key, image, cascade.predict(image, path), path))
             except DiskError:
                 raise
             except AnomdinoError as error:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
 
 from anomdino.cascade import Cascade
-from anomdino.errors import DataError
+from anomdino.errors import AnomdinoError, DataError, DiskError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.video import ALL, Selection, require_pyav
 from anomdino.prediction.inputs import SUMMARY, Inputs
@@ -23,8 +27,9 @@ def predict_all(
     strict: bool = False,
     selection: Selection = ALL,
     frame_maps: bool = False,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Done, Done]:
-    """Predict photos, then videos, and write ``summary.json``, also when the user stops it.
+    """Predict photos, then videos, and write ``summary.json``, also when the user or an error ends it (``ended``).
 
     Args:
         cascade: The loaded networks.
@@ -34,6 +39,7 @@ def predict_all(
         strict: Stop at the first input that cannot be used; else it is listed with the reason.
         selection: Which frames of the videos.
         frame_maps: Write score map and mask of every frame.
+        about: What else the summary says, of the model, for instance.
 
     Returns:
         What was made of the photos and of the videos.
@@ -47,35 +53,50 @@ def predict_all(
         require_pyav()  # before hours of photos, not after
     if frame_maps:
         _refuse_shared_names(inputs)
-    photos = predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict)
-    videos = Done()
-    if not photos.interrupted:
-        videos = predict_videos(
-            cascade,
-            inputs.videos,
-            writer,
-            selection=selection,
-            maps=frame_maps,
-            max_pixels=max_pixels,
-            strict=strict,
-        )
-    threshold = cascade.adt.threshold
+    (writer.folder / SUMMARY).unlink(missing_ok=True)  # of a run before: files change from now on
+    photos, videos, ended = Done(), Done(), ""
+    try:
+        predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
+        if not photos.interrupted:
+            predict_videos(
+                cascade,
+                inputs.videos,
+                writer,
+                selection=selection,
+                maps=frame_maps,
+                max_pixels=max_pixels,
+                strict=strict,
+                done=videos,
+            )
+    except AnomdinoError as error:
+        ended = f"{error.what}: {error.cause}"
+        with suppress(DiskError):  # the disk that was full may be so still
+            _write_summary(writer, about, photos, videos, ended)
+        raise
+    ended = "interrupted" if photos.interrupted or videos.interrupted else ""
+    _write_summary(writer, about, photos, videos, ended)
+    if ended:
+        raise KeyboardInterrupt
+    return photos, videos
+
+
+def _write_summary(
+    writer: PredictionWriter, about: Mapping[str, Any], photos: Done, videos: Done, ended: str
+) -> None:
+    rule = writer.rule
     atomic_write_json(
         writer.folder / SUMMARY,
         {
-            "output": writer.rule.output,
-            "score_range": None if writer.rule.output == "raw" else [writer.span.low, writer.span.high],
-            "rule": asdict(writer.rule),
-            "threshold": threshold.as_dict() if threshold else {"kind": "adt"},
-            "statistics": asdict(cascade.adt.net.statistics),
+            "output": rule.output,
+            "score_range": None if rule.output == "raw" else [writer.span.low, writer.span.high],
+            "rule": asdict(rule),
+            **about,
+            "ended": ended,
             "images": photos.lines,
             "videos": videos.lines,
             "skipped": photos.skipped + videos.skipped,
         },
     )
-    if photos.interrupted or videos.interrupted:
-        raise KeyboardInterrupt
-    return photos, videos
 
 
 def _refuse_shared_names(inputs: Inputs) -> None:

@@ -46,6 +46,7 @@ def predict_videos(
     maps: bool = False,
     max_pixels: int,
     strict: bool = False,
+    done: Done | None = None,
 ) -> Done:
     """Predict video by video, each into ``frames/KEY.jsonl`` and ``overlay/KEY.mp4``.
 
@@ -58,11 +59,12 @@ def predict_videos(
         max_pixels: Videos with larger frames are refused.
         strict: Stop at the first video that cannot be used or ends early, and at a frame that cannot be scored; else
             these are listed with the reason.
+        done: What is filled while they are predicted, so that it is known after an error too.
 
     Raises:
         AnomdinoError: With ``strict``, what is wrong with a video; always, when the disk is full or PyAV is missing.
     """
-    started, done = time.perf_counter(), Done()
+    started, done = time.perf_counter(), done or Done()
     for key, path in videos.items():
         try:
             run = _VideoRun(cascade, writer, key, path, maps, strict)
@@ -72,6 +74,7 @@ def predict_videos(
         except DataError as error:
             if strict:
                 raise named(error, path) from error
+            writer.remove_video(key, path)
             skip(done, "video", key, path, error)
         except KeyboardInterrupt:  # before its first frame was done
             done.interrupted = True
@@ -123,7 +126,7 @@ class _VideoRun:
         started, folder, ended = time.perf_counter(), self.writer.folder, ""
         info = video_info(self.path, max_pixels)
         if self.maps:
-            self.writer.remove_numbered(self.key)
+            self.writer.remove_frames(self.key)
         with ExitStack() as files:
             lines = files.enter_context(atomic_path(folder / "frames" / f"{self.key}.jsonl"))
             table = files.enter_context(lines.open("w", encoding="utf-8"))
@@ -150,6 +153,10 @@ class _VideoRun:
                 raise DataError(self.path, f"has no frame {_seconds(selection)}", "ask for other seconds")
             if self.skipped == self.frames:
                 raise DataError(self.path, f"has no frame that can be scored ({line['skipped']})", "")
+        if not self.maps:
+            self.writer.remove_frames(self.key)
+        if not self.writer.overlay:
+            self.writer.remove_film(self.key, self.path)
         seconds = time.perf_counter() - started
         return {
             "video": self.key,

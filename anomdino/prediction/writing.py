@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ PHOTO_FILES = (
     ("score", ".npz"), ("mask", ".png"), ("boxes", ".json"),
     ("overlay", ".jpg"), ("threshold", ".npz"), ("threshold", ".jpg"),
 )  # fmt: skip
+VIDEO_FILES = (("frames", ".jsonl"), ("overlay", ".mp4"))
 THRESHOLDS = ScoreRange(LOW, LOW + SPAN, "threshold on S_n")
 
 
@@ -41,8 +43,13 @@ class PredictionWriter:
         top = 1.0 if rule.output in {"hard", "soft"} else 1.0 + rule.b
         self.span = ScoreRange(0.0, top, f"{rule.output} score")
 
-    def write(self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction) -> dict[str, object]:
-        """Write all files of a photo and return its line of the summary."""
+    def write(
+        self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction, photo: Path | None = None
+    ) -> dict[str, object]:
+        """Write all files of a photo and return its line of the summary.
+
+        Pictures and maps of a run before that are not asked for now go; the photo itself stays, wherever it lies.
+        """
         line: dict[str, object] = {
             "image": key,
             "height": image.shape[0],
@@ -56,6 +63,8 @@ class PredictionWriter:
             self._write_picture("overlay", key, image, prediction, prediction.score, span)
         if self.thresholds:
             self._write_picture("threshold", key, image, prediction, prediction.threshold, THRESHOLDS)
+        left_out = {"overlay": not self.overlay, "threshold": not self.thresholds}
+        self._unlink([(kind, suffix) for kind, suffix in PHOTO_FILES if left_out.get(kind)], key, photo)
         return line
 
     def write_maps(self, key: str, prediction: Prediction) -> None:
@@ -67,17 +76,29 @@ class PredictionWriter:
 
     def remove(self, key: str, photo: Path) -> None:
         """Remove what a run before wrote of a photo that cannot be used now; the photo itself stays."""
-        for kind, suffix in PHOTO_FILES:
-            file = self.folder / kind / f"{key}{suffix}"
-            if file.resolve() != photo.resolve():
-                file.unlink(missing_ok=True)
+        self._unlink(PHOTO_FILES, key, photo)
 
-    def remove_numbered(self, key: str) -> None:
+    def remove_video(self, key: str, video: Path) -> None:
+        """Remove what a run before wrote of a video that cannot be used now; the video itself stays."""
+        self._unlink(VIDEO_FILES, key, video)
+        self.remove_frames(key)
+
+    def remove_film(self, key: str, video: Path) -> None:
+        """Remove the film of a run before; the video itself stays."""
+        self._unlink([("overlay", ".mp4")], key, video)
+
+    def remove_frames(self, key: str) -> None:
         """Remove what :meth:`write_maps` wrote of a video's frames before: there may be other frames now."""
         for kind in ("score", "mask", "threshold"):
             for file in (self.folder / kind / key).glob("*"):
                 if file.stem.isdecimal() and file.suffix in {".npz", ".png"}:
                     file.unlink()
+
+    def _unlink(self, files: Iterable[tuple[str, str]], key: str, source: Path | None) -> None:
+        for kind, suffix in files:
+            file = self.folder / kind / f"{key}{suffix}"
+            if source is None or file.resolve() != source.resolve():
+                file.unlink(missing_ok=True)
 
     def range_of(self, prediction: Prediction) -> ScoreRange:
         """Give the range of the heat: photos of another place score high everywhere, what is usual stays dark."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from anomdino.errors import ConfigError
 from anomdino.io.boxes import Boxes
 
 Rgb = tuple[int, int, int]
@@ -49,6 +51,10 @@ def colour_table(name: str) -> npt.NDArray[np.uint8]:
     """The 256 colours of a matplotlib colour map, uint8 (256, 3), RGB."""
     import matplotlib as mpl
 
+    if name not in mpl.colormaps:
+        near = difflib.get_close_matches(name, mpl.colormaps, 1)
+        cure = f"did you mean '{near[0]}'?" if near else "see matplotlib's list of colour maps"
+        raise ConfigError("score_view.colormap", f"'{name}' is unknown", cure)
     return (mpl.colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 

@@ -105,6 +105,18 @@ def test_get_lays_out_beside_what_is_there(run, mini_params, tmp_path):
     assert (tmp_path / "laid/weights/rev3.pth").read_bytes() == b"mine"
 
 
+def test_a_single_file_is_never_ignored(run, mini_params, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hand/rev3.pth").rename(tmp_path / "mine.pth")
+    run("get", "rpl_corocl", "--offline", "--from-file", "rev3.pth=~/mine.pth")
+    with pytest.raises(AnomdinoError, match=r"rev3\.pth, which camvid does not have"):
+        run("get", "camvid", "--from-dir", "hand", "--offline", "--from-file", "rev3.pth=~/mine.pth")
+    run("get", "rpl_corocl", "--offline", "--from-file", "rev3.pth=~/mine.pth")
+    (tmp_path / "mine.pth").write_bytes(b"other")
+    with pytest.raises(AnomdinoError, match="differs from .* there already"):
+        run("get", "rpl_corocl", "--offline", "--from-file", "rev3.pth=~/mine.pth")
+
+
 def test_get_takes_single_files_by_their_own_or_the_registered_name(run, mini_params, tmp_path):
     (tmp_path / "hand/rev3.pth").rename(tmp_path / "my weights.pth")
     run("get", "rpl_corocl", "--offline", "--from-file", "rev3.pth=my weights.pth")

@@ -18,17 +18,18 @@ import pytest
 from PIL import Image
 
 from anomdino.acquisition import acquire as acquire_module
-from anomdino.acquisition import locking
 from anomdino.acquisition.acquire import acquire, plan, store_of
 from anomdino.acquisition.fill import fill
-from anomdino.acquisition.locking import exclusive
+from anomdino.acquisition.folder import OwnFolders, listing_digest
 from anomdino.acquisition.registry import load_registry
 from anomdino.acquisition.space import RESERVE
 from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
 from anomdino.config.data import DataConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
+from anomdino.io import locking
 from anomdino.io.images import read_label
 from anomdino.io.listing import list_images, pair_by_key
+from anomdino.io.locking import exclusive
 from anomdino.protocol import mark_evaluation_only
 
 SIZE = (24, 32)
@@ -102,6 +103,33 @@ class TestFolder:
             sum(fill(folder_config(own), tmp_path / "data")[f"inlier/{one}"] for one in ("train", "val"))
             == 13
         )
+
+    def test_linked_folders_are_read_and_their_changes_seen(self, own, tmp_path):
+        for folder in ("inlier/train/images", "inlier/train/labels", "bench/labels"):
+            (own / folder).rename(own / folder.replace("/", "-"))
+            (own / folder).symlink_to(own / folder.replace("/", "-"))
+        counts = fill(folder_config(own), tmp_path / "data")
+        assert (counts["inlier/train"] + counts["inlier/val"], counts["val/mine"]) == (12, 2)
+        assert (tmp_path / "data/val/mine/labels/frame.png").is_file()
+        write_pair(own / "inlier/train", "new", np.zeros(SIZE, np.uint8))
+        counts = fill(folder_config(own), tmp_path / "data")
+        assert counts["inlier/train"] + counts["inlier/val"] == 13
+
+    @pytest.mark.parametrize("linked", ["folder", "file"])
+    def test_links_do_not_hide_evaluation_data(self, own, tmp_path, linked):
+        write_pair(tmp_path / "eval", "e", np.zeros(SIZE, np.uint8))
+        mark_evaluation_only(tmp_path / "eval")
+        name = "more" if linked == "folder" else "more.png"
+        for part in ("images", "labels"):
+            (own / "inlier/train" / part / name).symlink_to(
+                tmp_path / "eval" / part / ("" if linked == "folder" else "e.png")
+            )
+        with pytest.raises(ProtocolError, match="evaluation data"):
+            fill(folder_config(own), tmp_path / "data")
+
+    def test_a_name_that_is_no_unicode_is_no_reason_to_stop(self, own):
+        (own / "bench/images" / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+        assert listing_digest(OwnFolders(benchmarks={"mine": own / "bench"}))
 
     def test_lost_outputs_are_made_again(self, own, tmp_path):
         fill(folder_config(own), tmp_path / "data")
@@ -288,6 +316,28 @@ class TestRegistry:
         shutil.rmtree(tmp_path / "data/outliers")
         assert fill(self.config(), tmp_path / "data")["outliers"] == 3
 
+    def test_a_kept_archive_that_changed_is_unpacked_again(self, published, mini, tmp_path):
+        fill(self.config(items=["camvid"], keep_unpacked=True), tmp_path / "data")
+        folder = tmp_path / "data/downloads/camvid_indexed.unpacked"
+        before = snapshot(folder)
+        os.utime(next((tmp_path / "data/downloads").glob("camvid*.tgz")), (1, 1))
+        shutil.rmtree(tmp_path / "data/inlier")
+        fill(self.config(items=["camvid"], keep_unpacked=True), tmp_path / "data")
+        inodes = [{name: one[2] for name, one in found.items()} for found in (before, snapshot(folder))]
+        assert inodes[0].keys() == inodes[1].keys()
+        assert inodes[0] != inodes[1]
+
+    def test_another_registry_under_the_same_name_is_noticed(self, published, mini, tmp_path):
+        own = tmp_path / "own.yaml"
+        own.write_text("items: {}")
+        asked = self.config(items=["camvid"], file=str(own))
+        states = []
+        for text in ("items: {}", "items: {}", "items: {}  # another digest"):
+            own.write_text(text)
+            fill(asked, tmp_path / "data")
+            states.append(snapshot(tmp_path / "data/inlier"))
+        assert states[0] == states[1] != states[2]
+
     def test_kept_archives_are_not_unpacked_again(self, published, mini, tmp_path):
         fill(self.config(items=["camvid"], keep_unpacked=True), tmp_path / "data")
         folder = tmp_path / "data/downloads/camvid_indexed.unpacked"
@@ -469,7 +519,7 @@ class TestLock:
     def test_the_lock_of_a_killed_process_is_free(self, tmp_path):
         lock = tmp_path / "lock"
         code = (
-            "import sys, time\nfrom pathlib import Path\nfrom anomdino.acquisition.locking import exclusive\n"
+            "import sys, time\nfrom pathlib import Path\nfrom anomdino.io.locking import exclusive\n"
             "with exclusive(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
         )
         root = Path(__file__).parents[2]

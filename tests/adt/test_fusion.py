@@ -113,6 +113,13 @@ def test_what_a_rule_treats_alike_keeps_its_order_however_high_it_scores(model, 
     np.testing.assert_allclose(fused.score, plain, atol=1e-3)
 
 
+def test_what_crowds_outside_of_the_boxes_is_nothing_to_hard(model, crowded):
+    boxes = Boxes(np.array([[0, 0, 10, 10]]), np.array([1.0]))
+    fused = fuse(crowded, boxes, model, FusionRule(output="hard"))
+    assert not fused.score[10:, 10:].any()
+    assert same_order(crowded[:10, :10], fused.score[:10, :10])
+
+
 def test_a_box_between_the_centres_of_pixels_is_none(model, scene):
     score, _, _ = scene
     narrow = Boxes(np.array([[10.6, 10.6, 11.4, 11.4], [5, 20.55, 80, 21.45]]), np.array([0.9, 0.9]))

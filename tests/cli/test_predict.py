@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
 from anomdino.cascade import find_models
+from anomdino.cli import doctor
 from anomdino.cli.main import app
 from anomdino.errors import AnomdinoError, CheckpointError, ConfigError
 from anomdino.io.images import read_image, read_label, write_png
@@ -121,6 +122,28 @@ def test_thresholds_are_written_where_they_are_asked_for(models, photos, tmp_pat
     mask = read_label(out / "mask" / "one.png") > 0
     assert not mask.any() or score[mask].min() >= score[~mask].max(initial=-np.inf)
     assert read_image(out / "threshold" / "one.jpg").shape == read_image(out / "overlay" / "one.jpg").shape
+
+
+def test_pictures_that_are_not_asked_for_now_go(models, photos, tmp_path):
+    one = ["predict", photos / "a/one.png", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
+    assert run(*one, "--thresholds").exit_code == 0
+    kinds = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("one.*")}
+    assert {"overlay/one.jpg", "threshold/one.npz", "threshold/one.jpg"} < kinds
+    assert run(*one, "--no-overlay").exit_code == 0
+    left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("one.*")}
+    assert left == {"score/one.npz", "mask/one.png", "boxes/one.json"}
+
+
+def test_a_run_that_stops_says_so_in_the_summary(models, photos, tmp_path):
+    (photos / "b.png").write_bytes(b"no image")
+    asked = ["predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes"]
+    assert run(*asked).exit_code == 0
+    assert json.loads((tmp_path / "out/summary.json").read_text())["ended"] == ""
+    assert run(*asked, "--strict", "--output", "raw").exit_code != 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["output"] == "raw"
+    assert [line["image"] for line in summary["images"]] == ["a/b/two", "a/one"]
+    assert "b.png" in summary["ended"]
 
 
 def test_without_boxes_the_order_of_the_score_is_kept(models, photos, tmp_path):
@@ -329,6 +352,12 @@ def test_doctor_looks_at_the_parameters_of_the_folder(tmp_path, monkeypatch):
     assert "parameters" not in run("doctor").output
     run("config", "use", "demo")
     assert "params.yaml" in run("doctor").output
+    monkeypatch.setattr(
+        "anomdino.cli.doctor._version", lambda name: None if name == "opencv-python" else "4.12.0"
+    )
+    assert "opencv-python" not in [item.name for item in doctor.examine() if item.state != "ok"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("adt:\n  lr: fast\n")
     result = run("doctor")
     assert result.exit_code == 1

@@ -21,6 +21,8 @@ from anomdino.config.compose import ComposeConfig
 from anomdino.data import compose as module
 from anomdino.data.compose import compose, objects_of_part, plan_items
 from anomdino.errors import DataError, ProtocolError
+from anomdino.io import locking
+from anomdino.io.locking import exclusive
 from anomdino.protocol import mark_evaluation_only
 
 HEIGHT, WIDTH = 64, 96
@@ -255,12 +257,18 @@ def test_a_killed_run_is_taken_up_and_ends_the_same(sources):
     child.wait()
     assert not (sources / "killed/ood.json").exists()
     assert run(sources, "killed")["kept"] >= 4
-    found = {
-        name: digest
-        for name, digest in tree(sources / "killed").items()
-        if not Path(name).name.startswith(".")
-    }
-    assert found == tree(sources / "whole")
+    assert visible(sources / "killed") == visible(sources / "whole")
+
+
+def visible(folder):
+    return {name: digest for name, digest in tree(folder).items() if not Path(name).name.startswith(".")}
+
+
+def test_one_composes_at_a_time(sources, monkeypatch):
+    monkeypatch.setattr(locking, "WAIT", 0.1)
+    with exclusive(sources / "out/.compose.lock"), pytest.raises(DataError, match="is held by process"):
+        run(sources, "out")
+    assert run(sources, "out")["images"]
 
 
 def test_evaluation_data_are_refused(sources):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -347,3 +348,27 @@ def test_no_object_gives_empty_boxes():
     assert pasted.boxes.shape == (0, 4)
     assert pasted.areas.shape == (0,)
     np.testing.assert_array_equal(pasted.image, image)
+
+
+@pytest.mark.parametrize("truncation", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(4, 300), (300, 4), (60, 60)])
+def test_an_object_in_a_large_photo_has_the_extent_of_its_mask(shape, truncation):
+    """A flat bar in a square photo had been planned as a square: it grew wider than the scene."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((320, 320), bool)
+    mask[10 : 10 + shape[0], 5 : 5 + shape[1]] = True
+    cutout = (noise(rng, 320, 320, 3), mask)
+    rules = replace(EXACT, max_extent=0.5, truncation=truncation, height=(0.3, 0.9))
+    image, label = road(rng, 96, 160)
+    seen = 0
+    for seed in range(40):
+        mixed = paste_objects(image, label, [cutout], np.random.default_rng(seed), rules)
+        rows, columns = np.nonzero(mixed.label == OUTLIER)
+        if rows.size:
+            height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+            assert height <= 0.5 * 96 + 1
+            assert width <= 0.5 * 160 + 1
+            whole = abs(height / width / (shape[0] / shape[1]) - 1) < 0.35 or min(height, width) <= 3
+            assert whole or truncation
+            seen += 1
+    assert seen > 20

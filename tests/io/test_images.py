@@ -80,8 +80,19 @@ def test_pixel_limit_is_checked_before_decoding(tmp_path):
         read_image(path)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_gives_the_upright_image(tmp_path, orientation):
+def test_sizes_are_those_of_the_upright_image_in_every_format(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(path, exif=exif)
+    assert image_size(path) == read_image(path).shape[:2] == ((32, 48) if orientation < 5 else (48, 32))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_gives_the_upright_image(tmp_path, orientation, suffix):
     upright = np.zeros((32, 48, 3), np.uint8)
     upright[:16, :24] = (255, 0, 0)
     upright[16:, 24:] = (0, 0, 255)
@@ -97,7 +108,7 @@ def test_exif_orientation_gives_the_upright_image(tmp_path, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "turned.png"
+    path = tmp_path / f"turned.{suffix}"
     Image.fromarray(np.ascontiguousarray(back(upright))).save(path, exif=exif)
     np.testing.assert_array_equal(read_image(path), upright)
     assert image_size(path) == (32, 48)

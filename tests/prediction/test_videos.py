@@ -129,7 +129,8 @@ def test_a_video_that_breaks_off_keeps_what_was_found(tmp_path):
     assert len(list(read_frames(tmp_path / "out/overlay/drive.mp4"))) == line["frames"]
     with pytest.raises(DataError, match="breaks off after"):
         predicted(tmp_path / "strict", path, strict=True)
-    assert files(tmp_path / "strict") == []
+    assert files(tmp_path / "strict") == ["summary.json"]
+    assert "breaks off after" in json.loads((tmp_path / "strict/summary.json").read_text())["ended"]
 
 
 def test_what_is_no_video_is_listed_and_the_others_done(tmp_path):
@@ -227,7 +228,35 @@ def test_a_full_disk_stops_at_once_and_leaves_no_half_file(tmp_path, monkeypatch
     monkeypatch.setattr(PredictionWriter, "write_maps", full)
     with pytest.raises(DiskError):
         predicted(tmp_path / "out", film(tmp_path / "drive.mp4"), frame_maps=True)
-    assert files(tmp_path / "out") == []
+    assert files(tmp_path / "out") == ["summary.json"]
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["ended"] == "score: the disk is full"
+
+
+def test_results_of_a_run_before_that_are_not_made_now_go(tmp_path):
+    out, path = tmp_path / "out", film(tmp_path / "drive.mp4")
+    predicted(out, path, frame_maps=True)
+    assert len(files(out)) == 3 + 2 * 10
+    predicted(out, path, overlay=False)
+    assert files(out) == ["frames/drive.jsonl", "summary.json"]
+    predicted(out, path)
+    path.write_text("<!DOCTYPE html><html>not here</html>")
+    predicted(out, path)
+    assert files(out) == ["summary.json"]
+    assert path.is_file()
+
+
+def test_a_summary_of_before_does_not_outlive_its_files(tmp_path, monkeypatch):
+    out, path = tmp_path / "out", film(tmp_path / "drive.mp4")
+    predicted(out, path)
+
+    def killed(*_, **__):
+        raise SystemExit(137)
+
+    monkeypatch.setattr("anomdino.prediction.run.predict_videos", killed)
+    with pytest.raises(SystemExit):
+        predicted(out, path)
+    assert "summary.json" not in files(out)
 
 
 def test_without_pyav_nothing_begins(tmp_path, monkeypatch):
