@@ -51,7 +51,7 @@ class ResumableLoop(IterBasedTrainLoop):  # type: ignore[misc]
             self.runner.val_loop.run()
 
     def _to_evaluate(self) -> bool:
-        return self._iter % self.val_interval == 0 or self._iter == self._max_iters
+        return bool(self._iter % self.val_interval == 0 or self._iter == self._max_iters)
 
 
 def random_states() -> dict[str, Any]:

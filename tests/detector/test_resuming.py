@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ import torch
 from anomdino.detector import runner as runner_module
 from anomdino.detector.records import split_folds
 from anomdino.detector.resuming import random_states, set_random_states
-from anomdino.detector.training import train_detector
+from anomdino.detector.training import _fingerprint, train_detector
 from anomdino.detector.weights import read_checkpoint
+from anomdino.uncertainty import UncertaintyMaps
 from tests.detector.conftest import read_set, small_config
 
 # Steps, evaluations and log lines share no factor: sums of losses are half full when the checkpoint is written.
@@ -75,6 +77,32 @@ def test_the_only_evaluation_is_made_up_for(composed, tmp_path, monkeypatch):
     assert (
         interrupted(composed, tmp_path, monkeypatch, "cut", [("after_val_epoch", 7)] * 2, **rare) == unbroken
     )
+
+
+@pytest.mark.slow
+def test_other_maps_start_a_training_anew(composed, tmp_path, monkeypatch):
+    """What the interrupted run had learned of other scores, and their statistics in its weights, would stay."""
+    with monkeypatch.context() as patch:
+        kill(patch, "after_train_iter", 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(composed, tmp_path, "cut")
+    for path in (composed / "offline_dataset_maps").rglob("*.npz"):
+        maps = UncertaintyMaps.load(path)
+        replace(maps, score=maps.score * 10 + 100).save(path)
+    assert train(composed, tmp_path, "cut") == train(composed, tmp_path, "fresh")
+
+
+def test_weights_that_a_training_starts_from_are_among_what_it_depends_on(composed, tmp_path):
+    (fold,) = split_folds(read_set(composed), 1, 0.4, 0)
+    seen = set()
+    for name in ("init_checkpoint", "pretrained_backbone", "scorer"):
+        file = tmp_path / name / "model.safetensors"
+        file.parent.mkdir()
+        config = small_config(**({"backbone": "scorer"} if name == "scorer" else {name: str(file)}))
+        for content in (b"a", b"b"):
+            file.write_bytes(content)
+            seen.add(_fingerprint(config, fold, 5, (5, 0.0, 1.0), tmp_path / "scorer"))
+    assert len(seen) == 6
 
 
 def test_no_checkpoint_is_written_of_a_training_that_diverged(composed, tmp_path):
