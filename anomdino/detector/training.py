@@ -57,7 +57,7 @@ def train_detector(
     """Train one detector and write it to ``folder``.
 
     ``model.safetensors`` holds the weights with the best AR at 100 boxes on ``fold.val``, ``split.json`` the keys that
-    it learned from, was chosen by and may predict honestly, ``history.json`` losses and evaluations.
+    it learned from, was chosen by and may predict, ``history.json`` losses and evaluations.
 
     Args:
         config: The detector's parameters.
@@ -195,9 +195,10 @@ def map_statistics(records: Sequence[Record]) -> tuple[int, float, float]:
 
 
 def split_of(fold: Fold) -> dict[str, Any]:
-    """Give the keys of a fold's three parts, for ``split.json``."""
+    """Give the keys of a fold's three parts, and the number of folds, for ``split.json``."""
     return {
         "fold": fold.name,
+        "folds": fold.folds,
         "train": [record.key for record in fold.train],
         "val": [record.key for record in fold.val],
         "predict": [record.key for record in fold.predict],

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from anomdino.config.detect import DetectConfig, NegativesConfig
+from anomdino.detector import run as run_module
 from anomdino.detector.infer import (
     Detector,
     best_boxes,
@@ -15,11 +16,14 @@ from anomdino.detector.infer import (
     suppress_covered,
     with_map_means,
 )
+from anomdino.detector.quality import Coverage
 from anomdino.detector.records import split_folds
 from anomdino.detector.run import Input, detect_out_of_fold, detect_set
-from anomdino.detector.training import map_statistics, train_detector
+from anomdino.detector.training import map_statistics, split_of, train_detector
 from anomdino.errors import CheckpointError, DataError, ProtocolError, TrainingError
+from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import Boxes, image_id, read_box_results
+from anomdino.io.images import read_label
 from tests.detector.conftest import make_maps, read_set, small_config
 
 CPU = torch.device("cpu")
@@ -98,13 +102,65 @@ def test_out_of_fold_boxes_are_honest_and_complete(composed, tmp_path):
     records = read_set(composed)
     report, _ = detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=2), CPU)
     assert report.images == len(records)
+    for other in (1, 3):
+        with pytest.raises(CheckpointError, match=f"of 2 folds, detect.folds is {other}") as caught:
+            detect_out_of_fold(folder, records, tmp_path / "other.json", DetectConfig(folds=other), CPU)
+        assert "dvc repro train_detector" in caught.value.cure
     with pytest.raises(CheckpointError, match="no trained fold"):
-        detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=3), CPU)
+        detect_out_of_fold(tmp_path, records, tmp_path / "other.json", DetectConfig(folds=1), CPU)
+    assert not (tmp_path / "other.json").exists()
     split = json.loads((folder / "fold0" / "split.json").read_text())
     split["predict"].append(split["train"][0])
     (folder / "fold0" / "split.json").write_text(json.dumps(split))
     with pytest.raises(ProtocolError, match="was trained on"):
         detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=2), CPU)
+
+
+def test_folds_that_leave_images_without_boxes_are_refused(composed, tmp_path):
+    """Folders of earlier versions do not say how many folds there were; what they predict does."""
+    records = read_set(composed)
+    folds = split_folds(records, 3, 0.4, 0)
+    for fold in folds:
+        split = split_of(fold)
+        assert split.pop("folds") == 3
+        atomic_write_json(tmp_path / (fold.name if fold.name != "final" else ".") / "split.json", split)
+    left = len(records) - len(folds[0].predict) - len(folds[1].predict)
+    for number, cause in ((2, f"leave {left} images"), (1, "may predict no image")):
+        with pytest.raises(CheckpointError, match=cause):
+            detect_out_of_fold(tmp_path, records, tmp_path / "b.json", DetectConfig(folds=number), CPU)
+    (tmp_path / "split.json").write_text("[")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        detect_out_of_fold(tmp_path, records, tmp_path / "b.json", DetectConfig(folds=1), CPU)
+
+
+def test_the_quality_is_that_of_the_boxes_in_the_file(composed, tmp_path, monkeypatch):
+    """Boxes of scores that rounding lifts or lowers: what the file gives at the suggestion is what is said of it."""
+    records = {record.key: record for record in read_set(composed)}
+    (fold,) = split_folds(list(records.values()), 1, 0.4, 0)
+    atomic_write_json(tmp_path / "split.json", split_of(fold))
+    scores = iter(np.linspace(0.3000004, 0.9000006, 50))
+    by_image = {record.image: record for record in records.values()}
+
+    def detected(detector, image, maps):
+        record = by_image[image]
+        return Boxes(record.boxes + 0.004, [next(scores) for _ in record.boxes]), record.size
+
+    monkeypatch.setattr(Detector, "load", lambda *_: None)
+    monkeypatch.setattr(run_module, "detect_one", detected)
+    detect = DetectConfig(folds=1, target_recall=1.0)
+    _, quality = detect_out_of_fold(tmp_path, records.values(), tmp_path / "train.json", detect, CPU)
+    found = read_box_results(tmp_path / "train.json", [record.key for record in fold.predict])
+
+    def kept(threshold):
+        coverage = Coverage()
+        for key, boxes in found.items():
+            coverage.add(boxes.kept(threshold), read_label(records[key].label))
+        return coverage.at(0)
+
+    threshold = quality["suggested_threshold"]
+    assert kept(threshold)["components_inside"] == 1.0
+    assert kept(threshold + 2e-6)["components_inside"] < 1.0
+    assert quality["at_suggested_threshold"] == {**kept(threshold), "threshold": threshold}
 
 
 @pytest.mark.slow
