@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from anomdino.config.detect import DetectConfig, NegativesConfig
 from anomdino.detector import run as run_module
+from anomdino.detector.dataset import train_transforms
 from anomdino.detector.infer import (
     Detector,
     best_boxes,
@@ -16,6 +17,7 @@ from anomdino.detector.infer import (
     suppress_covered,
     with_map_means,
 )
+from anomdino.detector.mmdet_parts import Chain
 from anomdino.detector.quality import Coverage
 from anomdino.detector.records import split_folds
 from anomdino.detector.run import Input, detect_out_of_fold, detect_set
@@ -219,7 +221,9 @@ def detector(config):
     return Detector(build_detector(config, 5), config, 5, DetectConfig(min_score=0.0, nms_iou=1.0))
 
 
-@pytest.mark.parametrize("size", [(64, 96), (1, 1), (7, 200), (33, 35)])
+@pytest.mark.parametrize(
+    "size", [(64, 96), (1, 1), (7, 200), (33, 35), (1, 4700), (3000, 2), (5, 4000), (4000, 5)]
+)
 def test_any_size_gives_boxes_inside_the_image(detector, size):
     rng = np.random.default_rng(1)
     boxes = detector.detect(rng.integers(0, 255, (*size, 3)).astype(np.uint8), make_maps(rng, size))
@@ -228,6 +232,43 @@ def test_any_size_gives_boxes_inside_the_image(detector, size):
     assert (boxes.xyxy <= [size[1], size[0], size[1], size[0]]).all()
     assert (boxes.xyxy[:, 2:] > boxes.xyxy[:, :2]).all()
     assert (np.diff(boxes.scores) <= 0).all()
+
+
+@pytest.mark.parametrize("size", [(2, 3000), (3000, 2), (40, 160)])
+@pytest.mark.parametrize("crop", [False, True])
+def test_maps_and_boxes_follow_an_image_of_any_shape_in_training(config, size, crop):
+    """Of a ramp from left to right, or top to bottom, every cell still knows where on the image it lies."""
+    rng, long = np.random.default_rng(2), int(size[1] < size[0])
+    image = np.zeros((*size, 3), np.uint8)
+    maps = make_maps(rng, size, stride=1)
+    ramp = (np.indices(size)[1 - long] + 0.5) / max(size)
+    maps = replace(maps, score=ramp.astype(np.float32))
+    low, high = size[1 - long] // 4, size[1 - long] // 2
+    box = [0, low, size[1], high] if long else [low, 0, high, size[0]]
+    settings = config.model_copy(update={"crop": crop, "flip": 0.0})
+    transforms = Chain(train_transforms(settings, 1.0))
+    whole = 0
+    for seed in range(6):
+        np.random.seed(seed)  # noqa: NPY002 - what mmdet draws from
+        instances = [{"bbox": list(box), "bbox_label": 0, "ignore_flag": 0}]
+        packed = transforms(
+            {"img": image, "maps": maps, "text": "x", "img_id": 0, "key": "", "instances": instances}
+        )
+        shape = packed["inputs"].shape[1:]
+        assert min(shape) >= 1
+        found = packed["data_samples"].gt_instances.bboxes
+        found = getattr(found, "tensor", found).numpy()
+        score = packed["data_samples"].maps[-1].numpy()
+        assert score.shape == tuple(-(-side // config.fusion.map_stride) for side in shape)
+        if abs(score.max() - score.min()) < 0.9:
+            continue  # a part of the image
+        whole += 1
+        relative = found[0, [long, 2 + long]] / shape[1 - long]
+        np.testing.assert_allclose(relative, np.array([low, high]) / max(size), atol=0.02)
+        profile = score.mean(long)
+        expected = (np.arange(len(profile)) + 0.5) * config.fusion.map_stride / shape[1 - long]
+        np.testing.assert_allclose(profile[:-1], expected[:-1], atol=0.05)
+    assert whole > 0
 
 
 @pytest.mark.parametrize("regions", [0.0, 1.0])
