@@ -73,8 +73,8 @@ class BoxRecall(BaseMetric):  # type: ignore[misc]
 class History(Hook):  # type: ignore[misc]
     """Log losses and speed, keep both for ``history.json``, and stop at a loss that is not finite.
 
-    It comes before mmengine's CheckpointHook, so that a checkpoint holds the losses of its own step and none is
-    written of a training that diverged.
+    It comes before mmengine's CheckpointHook, so that a checkpoint holds the losses of its own step, and none is
+    written at a step that is logged with a loss that is not finite.
 
     Attributes:
         losses: One entry every ``interval`` steps: the means since the last.

@@ -105,7 +105,7 @@ def test_weights_that_a_training_starts_from_are_among_what_it_depends_on(compos
     assert len(seen) == 6
 
 
-def test_no_checkpoint_is_written_of_a_training_that_diverged(composed, tmp_path):
+def test_no_checkpoint_is_written_at_a_step_whose_loss_is_not_finite(composed, tmp_path):
     from anomdino.errors import TrainingError
 
     with pytest.raises(TrainingError, match="not finite"):
