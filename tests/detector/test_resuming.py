@@ -10,6 +10,7 @@ from anomdino.detector.records import split_folds
 from anomdino.detector.resuming import random_states, set_random_states
 from anomdino.detector.training import _fingerprint, train_detector
 from anomdino.detector.weights import read_checkpoint
+from anomdino.errors import TrainingError
 from anomdino.uncertainty import UncertaintyMaps
 from tests.detector.conftest import read_set, small_config
 
@@ -105,14 +106,17 @@ def test_weights_that_a_training_starts_from_are_among_what_it_depends_on(compos
     assert len(seen) == 6
 
 
-def test_no_checkpoint_is_written_at_a_step_whose_loss_is_not_finite(composed, tmp_path):
-    from anomdino.errors import TrainingError
+def test_no_checkpoint_is_written_at_a_step_whose_loss_is_not_finite(composed, tmp_path, monkeypatch):
+    original = runner_module.History.after_train_iter
 
-    with pytest.raises(TrainingError, match="not finite"):
-        train(composed, tmp_path, "diverged", lr=1e12, clip=1e12, val_interval=1, log_interval=1)
-    for file in (tmp_path / "work_diverged").rglob("iter_*.pth"):
-        state = read_checkpoint(file)["state_dict"]
-        assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+    def broken(self, runner, batch_idx, data_batch=None, outputs=None):
+        loss = torch.tensor(float("nan" if runner.iter == 1 else 1))
+        original(self, runner, batch_idx, data_batch, {"loss": loss})
+
+    monkeypatch.setattr(runner_module.History, "after_train_iter", broken)
+    with pytest.raises(TrainingError, match="not finite at step 2"):
+        train(composed, tmp_path, "diverged", val_interval=1, log_interval=1)
+    assert [file.name for file in (tmp_path / "work_diverged").rglob("iter_*.pth")] == ["iter_1.pth"]
 
 
 def test_random_states_survive_a_file_that_holds_no_code(tmp_path):
