@@ -117,7 +117,7 @@ def test_coverage_equals_a_slow_formulation_and_merges(seed):
         label[rng.random(label.shape) < 0.05] = 255
         low = rng.integers(0, 12, (3, 2))
         xyxy = np.concatenate([low, low + rng.integers(1, 9, low.shape)], 1).astype(np.float32)
-        items.append((Boxes(xyxy, rng.choice([0.12, 0.37, 0.62, 0.88], 3)), label))
+        items.append((Boxes(xyxy, rng.choice([0.12, 0.37, 0.384, 0.62, 0.88], 3)), label))
     whole, merged = Coverage(), Coverage()
     for item in items:
         whole.add(*item)
