@@ -18,6 +18,7 @@ import numpy as np
 from anomdino.config.params import Params
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json, atomic_write_text
+from anomdino.io.boxes import image_id
 from anomdino.io.images import image_size, read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.seeding import rng
@@ -104,13 +105,15 @@ def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out:
     content = json.loads((out / LIST).read_text(encoding="utf-8"))
     copies, boxes = [], []
     last = max((one["id"] for one in content["annotations"]), default=0)
-    for record in content["images"]:
-        name, source = record["file_name"], np.random.default_rng(999 + record["id"])
+    other: dict[int, int] = {}
+    for number, record in enumerate(content["images"], 1):
+        name, source = record["file_name"], np.random.default_rng(999 + number)
         write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), source))
         write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
-        copies.append({**record, "id": count + record["id"], "file_name": f"s{name}"})
+        other[record["id"]] = image_id(f"s{Path(name).stem}")
+        copies.append({**record, "id": other[record["id"]], "file_name": f"s{name}"})
     for number, one in enumerate(content["annotations"], 1):
-        boxes.append({**one, "id": last + number, "image_id": count + one["image_id"]})
+        boxes.append({**one, "id": last + number, "image_id": other[one["image_id"]]})
     content["images"] += copies
     content["annotations"] += boxes
     atomic_write_json(out / LIST, content, indent=None)

@@ -23,6 +23,7 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 def train() -> None:
     """Predict training images by detectors that did not train on them; suggest a threshold."""
     with _stage.stage("detect train", "detect") as params:
+        from anomdino.detector.quality import rounded_down
         from anomdino.detector.records import read_records
         from anomdino.detector.run import detect_out_of_fold
 
@@ -41,8 +42,8 @@ def train() -> None:
             images=report.images,
             boxes=report.boxes,
             images_without_boxes=report.empty,
-            AR100=_rounded(quality["AR@100"]),
-            suggested_box_score=_rounded(threshold),
+            AR100=None if quality["AR@100"] is None else round(quality["AR@100"], 4),
+            suggested_box_score=None if threshold is None else rounded_down(threshold, 4),
         )
 
 
@@ -72,10 +73,6 @@ def device_of(params: Params) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     return device
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class DetectConfig(Block):
 
     folds: int = Field(default=2, ge=1, le=10)
     """The training set is split by source image into this many folds, and each fold's boxes come from a detector that
-    did not see it; 1 trains on the part `train` of ood.json and predicts the part `val` alone."""
+    did not learn from it; 1 trains on the part `train` of ood.json and predicts the part `val` alone."""
     holdout: float = Field(default=0.4, gt=0, lt=1)
     """With folds = 1 and no split in ood.json: the share of source images held out of the detector's training."""
     short_side: int = Field(default=0, ge=0, le=8192)

@@ -41,7 +41,8 @@ class DetectorConfig(Block):
     """The detector: its network, its training, and what it is chosen by."""
 
     backbone: Backbone = "tiny"
-    """Image features: a tiny convnet, ResNet, Swin, the scorer's own frozen encoder, or none (maps alone)."""
+    """Image features: a tiny convnet, ResNet, Swin, the scorer's own frozen encoder (architecture efficientnet_lite0; it
+    runs once more, for the detector sees the photo at a size of its own), or none (maps alone)."""
     pretrained_backbone: str = ""
     """Local file with backbone weights; empty for none."""
     freeze_backbone: bool = False
@@ -126,7 +127,8 @@ class DetectorConfig(Block):
     log_interval: int = Field(default=25, ge=1)
     """Steps between log lines."""
     resume: bool = True
-    """Continue an interrupted training of the same parameters and data."""
+    """Continue an interrupted training of the same parameters and data; in one process on a CPU it ends as if it had
+    never been interrupted, whatever `workers` is."""
     launcher: Literal["none", "pytorch", "slurm"] = "none"
     """How several processes are started: none, torchrun (pytorch) or slurm."""
 

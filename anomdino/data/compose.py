@@ -25,7 +25,7 @@ from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, paste_object
 from anomdino.data.rpl_mixing import paste_rpl
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
-from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME
+from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images, pair_by_key
 from anomdino.io.locking import exclusive
@@ -33,6 +33,7 @@ from anomdino.progress import track
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import derive_seed, rng
 
+_FORMAT = 2
 _CACHED_FILES = 64
 _RPL_SIZE = 700
 _TRUTH = np.zeros(256, np.uint8)
@@ -158,7 +159,7 @@ def _compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out
         if workers > 1
         else [work(item) for item in track(by_scene, "compose")]
     )
-    records.sort(key=lambda record: int(record["id"]))
+    records.sort(key=lambda record: int(record["number"]))
     if config.objects_max and config.empty < 1 and not any(record["boxes"] for record in records):
         raise DataError(
             outliers,
@@ -210,18 +211,21 @@ def _do(item: Item) -> dict[str, Any]:
 
 
 def to_coco(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Give the records of composed images as COCO detection JSON, one annotation an object."""
+    """Give the records of composed images as COCO detection JSON, one annotation an object.
+
+    An image's id is :func:`anomdino.io.boxes.image_id` of its key, as in files of boxes, which are COCO results of it.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
-        images.append(
-            {name: record[name] for name in ("id", "file_name", "height", "width", "source", "split")}
-        )
+        number = image_id(Path(record["file_name"]).stem)
+        facts = {name: record[name] for name in ("file_name", "height", "width", "source", "split")}
+        images.append({"id": number, **facts})
         for (x0, y0, x1, y1), area in zip(record["boxes"], record["areas"], strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": record["id"],
+                    "image_id": number,
                     "category_id": CATEGORY_ID,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": area,
@@ -261,7 +265,7 @@ def _compose_item(
     write_png(image_path, image, config.png_compression)
     write_png(label_path, np.asarray(cv2.LUT(mixed, _TRUTH), np.uint8), config.png_compression)
     record = {
-        "id": item.number + 1,
+        "number": item.number,
         "file_name": image_path.name,
         "height": image.shape[0],
         "width": image.shape[1],
@@ -365,7 +369,7 @@ def _digest(config: ComposeConfig, seed: int, sources: Sources) -> str:
         (key, *((path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
         for key, *paths in (*sources.scenes, *sources.objects)
     ]
-    content = [config.model_dump(exclude={"workers"}), seed, listed]
+    content = [_FORMAT, config.model_dump(exclude={"workers"}), seed, listed]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

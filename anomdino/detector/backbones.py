@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from anomdino.detector.mmdet_parts import MODELS
+from anomdino.errors import ConfigError
 
 STRIDES = (8, 16, 32)
+SCORERS = ("efficientnet_lite0",)
+"""Architectures of scorers whose encoders give features at these strides."""
 
 
 def _step(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -80,7 +83,8 @@ class NoBackbone(nn.Module):
 class ScorerBackbone(nn.Module):
     """The scorer's own encoder, frozen, at strides 8, 16 and 32.
 
-    Its weights are not stored with the detector: they are the scorer's.
+    Its weights are not stored with the detector: they are the scorer's. Its features are not shared with the scorer,
+    which sees the photo at other sizes (``score.widths``; ``detector.test_short_side`` here): the encoder runs for each.
 
     Args:
         folder: A scorer saved by ``anomdino.scorer.base.save_scorer``.
@@ -95,8 +99,21 @@ class ScorerBackbone(nn.Module):
 
     @property
     def out_channels(self) -> tuple[int, ...]:
-        """Channels of the features at strides 8, 16 and 32."""
-        features = self._scorer[0].encoder_features(torch.zeros(1, 3, 64, 64))
+        """Channels of the features at strides 8, 16 and 32.
+
+        Raises:
+            ConfigError: The scorer's encoder has no features at one of them.
+        """
+        scorer = self._scorer[0]
+        fits = scorer.spec.architecture in SCORERS
+        features = scorer.encoder_features(torch.zeros(1, 3, 64, 64)) if fits else {}
+        if not features.keys() >= set(STRIDES):
+            raise ConfigError(
+                "detector.backbone",
+                f"is 'scorer', but the encoder of the architecture '{scorer.spec.architecture}', which {self.folder} "
+                f"holds, does not give features at the strides {', '.join(map(str, STRIDES))}",
+                f"use another backbone, or a scorer with rpl.architecture: {' or '.join(SCORERS)}",
+            )
         return tuple(features[stride].shape[1] for stride in STRIDES)
 
     def init_weights(self) -> None:

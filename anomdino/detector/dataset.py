@@ -13,7 +13,14 @@ import torch
 
 from anomdino.config.detector import DetectorConfig
 from anomdino.detector.maps import resized_maps, stack_maps, warp_maps
-from anomdino.detector.mmdet_parts import DATASETS, TRANSFORMS, BaseDetDataset, BaseTransform
+from anomdino.detector.mmdet_parts import (
+    DATASETS,
+    TRANSFORMS,
+    BaseDetDataset,
+    BaseTransform,
+    Resize,
+    rescale_size,
+)
 from anomdino.detector.records import Record
 from anomdino.io.boxes import CATEGORY_NAME, image_id
 from anomdino.io.images import read_image
@@ -144,6 +151,21 @@ class JitterScore(BaseTransform):  # type: ignore[misc]
 
 
 @TRANSFORMS.register_module()
+class ResizeComposed(Resize):  # type: ignore[misc]
+    """mmdet's resizing, but of extremely long images, whose shorter side it rounds to nothing, a pixel stays."""
+
+    def _resize_img(self, results: dict[str, Any]) -> None:
+        height, width = results["img"].shape[:2]
+        size = rescale_size((width, height), results["scale"])
+        if min(size) > 0:
+            super()._resize_img(results)
+            return
+        columns, rows = (max(1, side) for side in size)
+        results["img"] = cv2.resize(results["img"], (columns, rows), interpolation=cv2.INTER_LINEAR)
+        results["img_shape"], results["scale_factor"] = (rows, columns), (columns / width, rows / height)
+
+
+@TRANSFORMS.register_module()
 class WarpMaps(BaseTransform):  # type: ignore[misc]
     """Bring the maps onto the grid of the transformed image, by the homography that the transforms recorded.
 
@@ -262,11 +284,16 @@ def test_transforms(config: DetectorConfig, short_side: int) -> list[dict[str, A
         long_side = round(config.long_side * short_side / config.test_short_side)
     return [
         {"type": "LoadComposed"},
-        {"type": "Resize", "scale": (short_side or config.test_short_side, long_side), "keep_ratio": True},
+        {
+            "type": "ResizeComposed",
+            "scale": (short_side or config.test_short_side, long_side),
+            "keep_ratio": True,
+        },
         {"type": "WarpMaps", "stride": config.fusion.map_stride},
         {"type": "PackComposed"},
     ]
 
 
 def _choice_resize(scales: list[tuple[int, int]]) -> dict[str, Any]:
-    return {"type": "RandomChoiceResize", "resize_type": "mmdet.Resize", "scales": scales, "keep_ratio": True}
+    resize_type = "mmdet.ResizeComposed"
+    return {"type": "RandomChoiceResize", "resize_type": resize_type, "scales": scales, "keep_ratio": True}

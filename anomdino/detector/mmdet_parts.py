@@ -18,9 +18,10 @@ warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming releas
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from mmcv.image import rescale_size
     from mmcv.transforms import BaseTransform
     from mmdet.datasets import BaseDetDataset
-    from mmdet.datasets import transforms as _transforms  # noqa: F401
+    from mmdet.datasets.transforms import Resize
     from mmdet.models import DetDataPreprocessor, GroundingDINO
     from mmdet.models.language_models.bert import generate_masks_with_special_tokens_and_transfer_map
     from mmdet.models.layers.transformer.utils import MLP, coordinate_to_encoding, get_text_sine_pos_embed
@@ -45,9 +46,11 @@ __all__ = [
     "DetDataSample",
     "GroundingDINO",
     "MMLogger",
+    "Resize",
     "coordinate_to_encoding",
     "generate_masks_with_special_tokens_and_transfer_map",
     "get_text_sine_pos_embed",
+    "rescale_size",
 ]
 
 

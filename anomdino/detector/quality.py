@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,36 +98,32 @@ class Coverage:
     """What boxes cover, as a function of the score threshold; add images one by one, merge shards with ``+``.
 
     Attributes:
-        thresholds: Boxes with a score of at least this are kept.
+        thresholds: Those of :meth:`curve`.
         pixels: Anomalous pixels.
-        covered_pixels: Those inside a kept box, by threshold.
+        inside: How many of them have a box of a score as the best one over them.
         components: Anomaly components (8-connected).
-        covered_components: Those with more than half of their pixels inside kept boxes, by threshold.
+        needed: For every component the highest score threshold at which more than half of its pixels are still inside
+            kept boxes, 0 for never.
         images: Images.
-        boxes: Kept boxes, by threshold.
+        scores: The scores of their boxes.
         clean_images: Images without an anomalous pixel.
-        clean_boxes: Kept boxes on them, by threshold.
-        needed: For every component the highest score threshold at which it is still covered, 0 for never.
+        clean_scores: The scores of the boxes on them.
     """
 
     thresholds: tuple[float, ...] = THRESHOLDS
     pixels: int = 0
-    covered_pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
+    inside: Counter[float] = field(default_factory=Counter)
     components: int = 0
-    covered_components: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64)
-    )
-    images: int = 0
-    boxes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
-    clean_images: int = 0
-    clean_boxes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
     needed: list[float] = field(default_factory=list)
+    images: int = 0
+    scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    clean_images: int = 0
+    clean_scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     @classmethod
     def over(cls, thresholds: Sequence[float]) -> Coverage:
-        """Start counting over other thresholds than the usual ones, rising."""
-        zeros = np.zeros(len(thresholds), np.int64)
-        return cls(tuple(thresholds), 0, zeros, 0, zeros, 0, zeros, 0, zeros)
+        """Start counting for a curve over other thresholds than the usual ones, rising."""
+        return cls(tuple(thresholds))
 
     def add(self, boxes: Boxes, label: npt.NDArray[np.uint8]) -> None:
         """Add an image.
@@ -135,72 +133,83 @@ class Coverage:
             label: uint8 (H, W), 0 normal, 1 anomaly, 255 void.
         """
         anomaly = label == ANOMALY
-        kept = np.array([(boxes.scores >= threshold).sum() for threshold in self.thresholds], np.int64)
         self.images += 1
-        self.boxes = self.boxes + kept
+        self.scores.append(boxes.scores)
         if not anomaly.any():
             self.clean_images += 1
-            self.clean_boxes = self.clean_boxes + kept
+            self.clean_scores.append(boxes.scores)
             return
         confidence = boxes.coverage((label.shape[0], label.shape[1]))
-        inside = confidence[anomaly]
-        levels = np.array(self.thresholds, np.float32)
-        reached = (inside[:, None] >= np.maximum(levels, 1e-9)).sum(0)
+        levels = np.unique(boxes.scores[boxes.scores > 0])
+        covered = confidence[anomaly & (confidence > 0)]
+        counts = np.bincount(np.searchsorted(levels, covered), minlength=len(levels))
+        self.inside.update(dict(zip(levels.tolist(), counts.tolist(), strict=True)))
         self.pixels += int(anomaly.sum())
-        self.covered_pixels = self.covered_pixels + reached
         count, numbers = cv2.connectedComponents(anomaly.astype(np.uint8), connectivity=8)
         for number in range(1, count):
             values = np.sort(confidence[numbers == number])[::-1]
-            needed = float(values[int(COVERED * len(values))])
-            self.needed.append(needed)
+            self.needed.append(float(values[int(COVERED * len(values))]))
             self.components += 1
-            self.covered_components = self.covered_components + (needed >= np.maximum(levels, 1e-9))
 
     def __add__(self, other: Coverage) -> Coverage:
         return Coverage(
             self.thresholds,
             self.pixels + other.pixels,
-            self.covered_pixels + other.covered_pixels,
+            self.inside + other.inside,
             self.components + other.components,
-            self.covered_components + other.covered_components,
-            self.images + other.images,
-            self.boxes + other.boxes,
-            self.clean_images + other.clean_images,
-            self.clean_boxes + other.clean_boxes,
             self.needed + other.needed,
+            self.images + other.images,
+            self.scores + other.scores,
+            self.clean_images + other.clean_images,
+            self.clean_scores + other.clean_scores,
         )
 
     def curve(self) -> list[dict[str, float | None]]:
-        """Give one row a threshold: shares of pixels and components covered, boxes an image and a clean image."""
-        return [
-            {
-                "threshold": threshold,
-                "pixels_inside": _share(self.covered_pixels[i], self.pixels),
-                "components_inside": _share(self.covered_components[i], self.components),
-                "boxes_per_image": _share(self.boxes[i], self.images),
-                "boxes_per_clean_image": _share(self.clean_boxes[i], self.clean_images),
-            }
-            for i, threshold in enumerate(self.thresholds)
-        ]
+        """Give one row, as :meth:`at` does, for each of ``thresholds``."""
+        return [self.at(threshold) for threshold in self.thresholds]
 
     def at(self, threshold: float) -> dict[str, float | None]:
-        """Give the row of the largest listed threshold that is at most ``threshold``."""
-        rows = [row for row in self.curve() if (row["threshold"] or 0.0) <= threshold + 1e-9]
-        return rows[-1]
+        """Give what boxes with a score of at least ``threshold`` come to.
+
+        Returns:
+            ``threshold``, shares of pixels and components covered, boxes an image and a clean image. A box of score 0
+            covers nothing. The threshold is compared in float32, as :meth:`anomdino.io.boxes.Boxes.kept` does.
+        """
+        level = np.float32(threshold)
+        least = max(level, np.nextafter(np.float32(0), np.float32(1)))
+        pixels = sum(count for score, count in self.inside.items() if score >= least)
+        components = sum(score >= least for score in self.needed)
+        return {
+            "threshold": threshold,
+            "pixels_inside": _share(pixels, self.pixels),
+            "components_inside": _share(int(components), self.components),
+            "boxes_per_image": _share(_kept(self.scores, level), self.images),
+            "boxes_per_clean_image": _share(_kept(self.clean_scores, level), self.clean_images),
+        }
 
     def suggest_threshold(self, target: float) -> float | None:
-        """Give the highest score threshold that still covers a share ``target`` of the components.
+        """Give the highest score threshold that still covers a share ``target`` of the components, rounded down.
 
         When even all boxes cover fewer, it is the lowest score at which one is covered: keep every useful box.
 
         Returns:
-            A score in (0, 1], or ``None`` when no component is covered by any box.
+            A score in [0, 1] of six decimals, or ``None`` when no component is covered by any box.
         """
         scores = sorted((value for value in self.needed if value > 0), reverse=True)
         if not scores:
             return None
         wanted = int(np.ceil(target * self.components - 1e-9))
-        return scores[min(wanted, len(scores)) - 1]
+        return rounded_down(scores[min(wanted, len(scores)) - 1], 6)
+
+
+def rounded_down(threshold: float, digits: int) -> float:
+    """Cut a threshold after so many decimals: what reaches it reaches the result, too."""
+    steps: int = 10**digits
+    return math.floor(threshold * steps) / steps
+
+
+def _kept(scores: Iterable[npt.NDArray[np.float32]], level: np.float32) -> int:
+    return sum(int((part >= level).sum()) for part in scores)
 
 
 def threshold_at_budget(boxes: Iterable[Boxes], per_image: float) -> float:
@@ -219,5 +228,5 @@ def threshold_at_budget(boxes: Iterable[Boxes], per_image: float) -> float:
     return float(falling[allowed[-1]]) if len(allowed) else float(np.nextafter(falling[0], np.float32(2)))
 
 
-def _share(part: np.int64 | int, whole: int) -> float | None:
-    return float(part) / whole if whole else None
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

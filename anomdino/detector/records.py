@@ -169,13 +169,16 @@ class Fold:
         name: ``final`` or ``fold0``, ``fold1``, ...
         train: Images it learns from.
         val: Held-out images by which its best weights are chosen.
-        predict: Images that it neither learned from nor shares a source with, for which it predicts boxes.
+        predict: Images that it neither learned from nor shares a source with, for which it predicts boxes. They are
+            those of ``val``, too: no gradient came from them, but the best of a training's few evaluations did.
+        folds: Into how many folds the set was split.
     """
 
     name: str
     train: list[Record]
     val: list[Record]
     predict: list[Record]
+    folds: int = 1
 
 
 def split_folds(records: Sequence[Record], folds: int, holdout: float, seed: int) -> list[Fold]:
@@ -184,7 +187,9 @@ def split_folds(records: Sequence[Record], folds: int, holdout: float, seed: int
     With ``folds = 1`` one detector, ``final``, trains on the set's ``train`` images and predicts its ``val`` images;
     where ``ood.json`` names no split, a share ``holdout`` of the sources is held out. With more folds, detector
     ``fold<i>`` trains on all but part i and predicts part i, and ``final`` trains on nine tenths of everything and
-    predicts nothing. Every detector's best weights are chosen on images that it did not train on.
+    predicts nothing. Every detector's best weights are chosen on images that it did not train on; for a detector that
+    predicts they are the images that it predicts, so that its boxes there flatter by what a choice among a training's
+    few evaluations gives.
 
     Raises:
         DataError: There are too few sources to split.
@@ -196,7 +201,7 @@ def split_folds(records: Sequence[Record], folds: int, holdout: float, seed: int
     def fold(name: str, held: set[str], predicts: bool = True) -> Fold:
         kept = [record for record in records if record.source not in held]
         out = sorted((r for r in records if r.source in held), key=lambda r: derive_seed(seed, "val", r.key))
-        return Fold(name, kept, out, sorted(out, key=lambda r: r.key) if predicts else [])
+        return Fold(name, kept, out, sorted(out, key=lambda r: r.key) if predicts else [], folds)
 
     def first(share: float) -> set[str]:
         return set(order[: min(len(order) - 1, max(1, round(share * len(order))))])

@@ -19,6 +19,9 @@ from anomdino.io.images import read_image, read_label
 from anomdino.progress import track
 from anomdino.uncertainty import UncertaintyMaps
 
+SPLIT_FILE = "split.json"
+RETRAIN = "train it again: `dvc repro train_detector`"
+
 
 @dataclass(frozen=True)
 class Input:
@@ -50,7 +53,8 @@ def detect_set(detector: Detector, inputs: Iterable[Input], output: Path | str, 
     boxes: dict[str, Boxes] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for item in track(list(inputs), what):
-        boxes[item.key], sizes[item.key] = detect_one(detector, item.image, item.maps)
+        found, sizes[item.key] = detect_one(detector, item.image, item.maps)
+        boxes[item.key] = found.as_written(sizes[item.key])
     write_box_results(output, boxes, sizes)
     return _report(boxes)
 
@@ -63,7 +67,7 @@ def detect_out_of_fold(
     device: Any,
     scorer_folder: Path | str | None = None,
 ) -> tuple[Report, dict[str, Any]]:
-    """Write the boxes of training images, each from a detector that did not train on it, and judge them.
+    """Write the boxes of training images, each from a detector that did not train on it, and judge them as written.
 
     Args:
         folder: The detector's folder; those of its folds lie in it.
@@ -82,14 +86,20 @@ def detect_out_of_fold(
         CheckpointError: The folder was trained with another number of folds, or on another set.
     """
     by_key = {record.key: record for record in records}
+    parts = {part: _honest_keys(part, by_key, config.folds) for part in fold_folders(folder, config.folds)}
+    left = sorted(by_key.keys() - {key for wanted in parts.values() for key in wanted})
+    if config.folds > 1 and left:
+        raise CheckpointError(
+            folder, f"its folds leave {len(left)} images of ood.json without boxes: {left[:3]}", RETRAIN
+        )
     boxes: dict[str, Boxes] = {}
     coverage = Coverage()
-    for part in fold_folders(folder, config.folds):
-        wanted = _honest_keys(part, by_key)
+    for part, wanted in parts.items():
         detector = Detector.load(part, device, config, scorer_folder)
         for key in track(wanted, f"detect train {part.name}"):
             record = by_key[key]
-            boxes[key], _ = detect_one(detector, record.image, record.maps)
+            found, size = detect_one(detector, record.image, record.maps)
+            boxes[key] = found.as_written(size)
             coverage.add(boxes[key], read_label(record.label))
     truth = {key: by_key[key].boxes for key in boxes}
     quality = box_quality(boxes, truth, coverage, config.target_recall)
@@ -134,14 +144,19 @@ def fold_folders(folder: Path | str, folds: int) -> list[Path]:
     return [folder] if folds == 1 else [folder / f"fold{index}" for index in range(folds)]
 
 
-def _honest_keys(folder: Path, by_key: dict[str, Record]) -> list[str]:
+def _honest_keys(folder: Path, by_key: dict[str, Record], folds: int) -> list[str]:
     try:
-        split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+        split = json.loads((folder / SPLIT_FILE).read_text(encoding="utf-8"))
+        wanted, trained = list(split["predict"]), set(split["train"])
+        of = int(split.get("folds", folds))  # folders of earlier versions do not say
     except FileNotFoundError as error:
-        raise CheckpointError(
-            folder, "holds no trained fold", "detect.folds changed? run `dvc repro train_detector`"
-        ) from error
-    wanted, trained = list(split["predict"]), set(split["train"])
+        cause = f"holds no trained fold, detect.folds is {folds}"
+        raise CheckpointError(folder, cause, f"detect.folds changed? {RETRAIN}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(folder / SPLIT_FILE, f"is damaged ({error!r})", RETRAIN) from error
+    if of != folds or not wanted:
+        cause = f"is one of {of} folds, detect.folds is {folds}" if of != folds else "may predict no image"
+        raise CheckpointError(folder, cause, RETRAIN)
     unknown = [key for key in wanted if key not in by_key]
     if unknown:
         raise CheckpointError(

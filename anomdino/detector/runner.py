@@ -25,6 +25,7 @@ from anomdino.detector.dataset import ComposedDataset, test_transforms, train_tr
 from anomdino.detector.mmdet_parts import Chain
 from anomdino.detector.quality import coco_metrics
 from anomdino.detector.records import Fold, Record
+from anomdino.detector.resuming import ResumableLoop, random_states, set_random_states
 from anomdino.detector.weights import read_checkpoint
 from anomdino.errors import ConfigError, TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_json
@@ -32,7 +33,7 @@ from anomdino.io.boxes import Boxes
 
 log = logging.getLogger("anomdino.detector")
 CHOSEN_BY = "ar100"
-BEST_WEIGHTS, EVALUATIONS = "best.pth", "evaluations.json"
+BEST_WEIGHTS, EVALUATIONS, RANDOM_STATES = "best.pth", "evaluations.json", "random.pth"
 
 
 class BoxRecall(BaseMetric):  # type: ignore[misc]
@@ -72,13 +73,16 @@ class BoxRecall(BaseMetric):  # type: ignore[misc]
 class History(Hook):  # type: ignore[misc]
     """Log losses and speed, keep both for ``history.json``, and stop at a loss that is not finite.
 
+    It comes before mmengine's CheckpointHook, so that a checkpoint holds the losses of its own step, and none is
+    written at a step that is logged with a loss that is not finite.
+
     Attributes:
         losses: One entry every ``interval`` steps: the means since the last.
         evaluations: One entry an evaluation; also kept in the work folder, with the best weights so far.
         images_per_second: Training speed without evaluations, of this process.
     """
 
-    priority = "VERY_LOW"
+    priority = "LOW"
 
     def __init__(self, interval: int, batch_size: int, steps: int, work: Path) -> None:
         self.interval, self.batch_size, self.steps = interval, batch_size, steps
@@ -87,6 +91,7 @@ class History(Hook):  # type: ignore[misc]
         self.images_per_second = 0.0
         self.work = work
         self._sums: dict[str, torch.Tensor] = {}
+        self._random: dict[str, Any] = {}
         self._images, self._seconds, self._started = 0, 0.0, 0.0
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -128,6 +133,8 @@ class History(Hook):  # type: ignore[misc]
             if row[CHOSEN_BY] > self.best():
                 with atomic_path(self.work / BEST_WEIGHTS) as temporary:
                     torch.save({"state_dict": _unwrapped(runner.model).state_dict()}, temporary)
+            with atomic_path(self.work / RANDOM_STATES) as temporary:
+                torch.save({"state_dict": {"step": runner.iter, "random": random_states()}}, temporary)
             atomic_write_json(self.work / EVALUATIONS, self.evaluations)
         self._started = 0.0
 
@@ -142,15 +149,33 @@ class History(Hook):  # type: ignore[misc]
             for name, value in checkpoint["meta"].items()
             if name in {"epoch", "iter", "seed", "time"}
         }
-        checkpoint["anomdino"] = {"losses": self.losses}
+        checkpoint["anomdino"] = {"losses": self.losses, "sums": self._sums, "random": random_states()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Continue the history of the run that is resumed."""
-        self.losses = list(checkpoint.get("anomdino", {}).get("losses", []))
+        own = checkpoint["anomdino"]
+        self.losses, self._sums, self._random = list(own["losses"]), dict(own["sums"]), own["random"]
         stored = self.work / EVALUATIONS
         rows = json.loads(stored.read_text()) if stored.is_file() else []
         self.evaluations = [row for row in rows if row["step"] <= checkpoint["meta"]["iter"]]
         checkpoint["meta"].pop("config", None)
+
+    def evaluated(self, step: int) -> bool:
+        """Tell whether the evaluation of a step is known."""
+        return any(row["step"] == step for row in self.evaluations)
+
+    def restore_random_states(self, step: int) -> None:
+        """Set all random numbers to where the interrupted run was after a step, and its evaluation if it is known.
+
+        Several processes keep their own: a checkpoint holds the states of the first alone.
+        """
+        if torch.distributed.is_initialized():
+            return
+        later = self.work / RANDOM_STATES
+        if self.evaluated(step) and later.is_file():
+            state = read_checkpoint(later)["state_dict"]
+            self._random = state["random"] if state["step"] == step else self._random
+        set_random_states(self._random)
 
     def _pause(self) -> None:
         if self._started:
@@ -160,7 +185,13 @@ class History(Hook):  # type: ignore[misc]
 
 
 class SafeRunner(Runner):  # type: ignore[misc]
-    """mmengine's Runner that reads checkpoints weights-only and trains the weights that the model came with."""
+    """mmengine's Runner that reads checkpoints weights-only and trains the weights that the model came with.
+
+    Attributes:
+        history: The hook that keeps losses, evaluations and what resuming needs.
+    """
+
+    history: History
 
     def _init_model_weights(self) -> None:
         """Leave the weights alone: GroundingDINO would draw encoder and decoder anew over a loaded checkpoint."""
@@ -228,7 +259,7 @@ def build_runner(
         val_dataloader=_loader(val_set, 1, min(config.workers, 2), False),
         val_evaluator=Evaluator(BoxRecall(chosen)),
         train_cfg={
-            "type": "IterBasedTrainLoop",
+            "type": ResumableLoop,
             "max_iters": config.steps,
             "val_interval": _interval(config),
         },
@@ -247,6 +278,7 @@ def build_runner(
         default_scope="mmdet",
         experiment_name=fold.name,
     )
+    runner.history = history
     return runner, history
 
 

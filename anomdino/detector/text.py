@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from anomdino.detector.mmdet_parts import MODELS, generate_masks_with_special_tokens_and_transfer_map
+from anomdino.detector.weights import read_checkpoint
 from anomdino.errors import CheckpointError
 
 PACKAGED_VOCABULARY = Path(__file__).with_name("vocabulary.txt")
 TINY_BERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 SPECIAL_TOKENS = ("[CLS]", "[SEP]", ".", "?")
+VOCABULARY, CONFIG = "vocab.txt", "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BERT_SOURCE = "https://huggingface.co/bert-base-uncased"
 
 
@@ -37,27 +40,34 @@ class LocalBert(nn.Module):
             ``vocab.txt`` and, unless a detector checkpoint brings them, ``model.safetensors`` or
             ``pytorch_model.bin``.
         max_tokens: Longer prompts are refused.
-        need_weights: Refuse a folder without weights.
+
+    Attributes:
+        files: Content of the folder's vocabulary and configuration by file name; empty for ``tiny``.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or they do not fit each other.
     """
 
     pad_to_max = False
 
-    def __init__(self, folder: str = "tiny", max_tokens: int = 256, need_weights: bool = False) -> None:
+    def __init__(self, folder: str = "tiny", max_tokens: int = 256) -> None:
         super().__init__()
         from transformers import BertConfig, BertModel, BertTokenizerFast
 
         self.max_tokens = max_tokens
+        self.files: dict[str, bytes] = {}
+        vocabulary = PACKAGED_VOCABULARY
         if folder == "tiny":
-            vocabulary = PACKAGED_VOCABULARY
             settings: dict[str, Any] = {**TINY_BERT, "vocab_size": len(vocabulary.read_text().split())}
             config = BertConfig(**settings)
+            model = BertModel(config, add_pooling_layer=False)
         else:
-            vocabulary = _required(Path(folder), "vocab.txt")
-            config = BertConfig.from_json_file(str(_required(Path(folder), "config.json")))
+            vocabulary, file = (_required(Path(folder), name) for name in (VOCABULARY, CONFIG))
+            config, model = _described(file)
+            _check_vocabulary(vocabulary, config.vocab_size)
+            _load_bert(model, Path(folder))
+            self.files = {path.name: path.read_bytes() for path in (vocabulary, file)}
         self.tokenizer = BertTokenizerFast(vocab_file=str(vocabulary), do_lower_case=True)
-        model = BertModel(config, add_pooling_layer=False)
-        if folder != "tiny":
-            _load_bert(model, Path(folder), need_weights)
         self.language_backbone = nn.Sequential()
         self.language_backbone.add_module("body", _Body(model, config.hidden_size))
         self._special = self.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
@@ -131,34 +141,83 @@ def _required(folder: Path, name: str) -> Path:
         raise CheckpointError(
             path,
             "is missing: the text encoder needs config.json, vocab.txt and model.safetensors (or pytorch_model.bin)",
-            f"`anomdino data weights` fetches them, or copy them from {BERT_SOURCE} to {folder}/",
+            _cure(folder),
         )
     return path
 
 
-def _load_bert(model: nn.Module, folder: Path, need_weights: bool) -> None:
-    from safetensors.torch import load_file
+def _cure(folder: Path) -> str:
+    return (
+        "`anomdino data get bert_base_uncased --into data` puts them into data/weights/bert-base-uncased (so does the "
+        f"stage download where data.registry.items names it), or copy them from {BERT_SOURCE} to {folder}/"
+    )
 
-    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safe.is_file():
-        state = load_file(safe)
-    elif pickled.is_file():
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
-    elif need_weights:
-        _required(folder, "model.safetensors")
-        return
-    else:
+
+def weights_file(folder: Path | str) -> Path | None:
+    """Give the file with the weights of a text encoder's folder; nothing for ``tiny``, or where there is none."""
+    return next((path for name in WEIGHTS if (path := Path(folder) / name).is_file()), None)
+
+
+def require_weights(folder: str) -> None:
+    """Check that a text encoder has weights of its own, as a training needs that no checkpoint brings them to.
+
+    Args:
+        folder: ``tiny``, or the encoder's folder.
+
+    Raises:
+        CheckpointError: The folder holds no weights.
+    """
+    if folder != "tiny" and weights_file(folder) is None:
+        _required(Path(folder), WEIGHTS[0])
+
+
+def _described(path: Path) -> tuple[Any, nn.Module]:
+    """Give BERT's configuration, and a network of it with random weights."""
+    from transformers import BertConfig, BertModel
+
+    try:
+        config = BertConfig.from_json_file(str(path))
+        return config, BertModel(config, add_pooling_layer=False)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        cause = f"is damaged, or no configuration of BERT ({error})"
+        raise CheckpointError(path, cause, _cure(path.parent)) from error
+
+
+def _check_vocabulary(path: Path, size: int) -> None:
+    """Refuse a vocabulary without BERT's special tokens, or of more tokens than the network has."""
+    try:
+        tokens = [token for token in path.read_text(encoding="utf-8").split("\n") if token]
+    except UnicodeDecodeError as error:
+        raise CheckpointError(path, f"is no text ({error})", _cure(path.parent)) from error
+    missing = sorted({"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(map(str.strip, tokens)))
+    if missing:
+        raise CheckpointError(path, f"lacks the tokens {', '.join(missing)}", _cure(path.parent))
+    if len(tokens) > size:
+        cause = f"has {len(tokens)} tokens, {CONFIG} beside it says {size}"
+        raise CheckpointError(path, cause, _cure(path.parent))
+
+
+def _load_bert(model: nn.Module, folder: Path) -> None:
+    """Load the folder's weights, if it has any."""
+    path = weights_file(folder)
+    if path is None:
         return
     renamed = {
         name.removeprefix("bert.")
         .replace("LayerNorm.gamma", "LayerNorm.weight")
         .replace("LayerNorm.beta", "LayerNorm.bias"): value
-        for name, value in state.items()
+        for name, value in read_checkpoint(path)["state_dict"].items()
     }
     own = model.state_dict()
     missing = sorted(own.keys() - renamed.keys())
     if missing:
-        raise CheckpointError(
-            folder, f"lacks {len(missing)} weights of BERT, such as {missing[:3]}", f"see {BERT_SOURCE}"
-        )
+        cause = f"lacks {len(missing)} weights of BERT, such as {missing[:3]}"
+        raise CheckpointError(path, cause, _cure(folder))
+    odd = [
+        f"{name}: {tuple(renamed[name].shape)} in the file, {tuple(value.shape)} by {CONFIG}"
+        for name, value in own.items()
+        if renamed[name].shape != value.shape
+    ]
+    if odd:
+        raise CheckpointError(path, f"has {len(odd)} weights of another shape: {odd[0]}", _cure(folder))
     model.load_state_dict({name: renamed[name] for name in own})

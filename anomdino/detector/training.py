@@ -18,7 +18,7 @@ from torch import nn
 
 from anomdino.config.detector import DetectorConfig
 from anomdino.detector.records import Fold, Record
-from anomdino.detector.weights import load_pretrained, read_checkpoint, save_detector
+from anomdino.detector.weights import WEIGHTS_FILE, load_pretrained, read_checkpoint, save_detector
 from anomdino.errors import DataError, TrainingError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.uncertainty import UncertaintyMaps
@@ -57,7 +57,7 @@ def train_detector(
     """Train one detector and write it to ``folder``.
 
     ``model.safetensors`` holds the weights with the best AR at 100 boxes on ``fold.val``, ``split.json`` the keys that
-    it learned from, was chosen by and may predict honestly, ``history.json`` losses and evaluations.
+    it learned from, was chosen by and may predict, ``history.json`` losses and evaluations.
 
     Args:
         config: The detector's parameters.
@@ -81,7 +81,7 @@ def train_detector(
     number = derive_seed(seed, "detector", fold.name) % 2**31
     seed_everything(number)
     detector = new_detector(config, classes, mean, std, scorer_folder)
-    work = Path(work) / _fingerprint(config, fold, seed)
+    work = Path(work) / _fingerprint(config, fold, seed, (classes, mean, std), scorer_folder)
     started = time.perf_counter()
     runner, history = build_runner(detector, config, fold, work, number, device, std, resumable(work, config))
     _run(runner)
@@ -127,10 +127,18 @@ def _run(runner: Any) -> None:
 def new_detector(
     config: DetectorConfig, classes: int, mean: float, std: float, scorer_folder: Path | str | None = None
 ) -> nn.Module:
-    """Build the detector that training starts from: fresh, or on published weights, with the score's statistics."""
+    """Build the detector that training starts from: fresh, or on published weights, with the score's statistics.
+
+    Raises:
+        CheckpointError: A file of weights is missing, damaged or does not fit; with no ``init_checkpoint`` to bring
+            them, the text encoder's are among them.
+    """
     from anomdino.detector.architecture import build_detector
     from anomdino.detector.model import freeze
+    from anomdino.detector.text import require_weights
 
+    if not config.init_checkpoint:
+        require_weights(config.text_encoder)
     detector = build_detector(config, classes, scorer_folder)
     if config.pretrained_backbone:
         load_backbone(detector, config.pretrained_backbone)
@@ -187,23 +195,44 @@ def map_statistics(records: Sequence[Record]) -> tuple[int, float, float]:
 
 
 def split_of(fold: Fold) -> dict[str, Any]:
-    """Give the keys of a fold's three parts, for ``split.json``."""
+    """Give the keys of a fold's three parts, and the number of folds, for ``split.json``."""
     return {
         "fold": fold.name,
+        "folds": fold.folds,
         "train": [record.key for record in fold.train],
         "val": [record.key for record in fold.val],
         "predict": [record.key for record in fold.predict],
     }
 
 
-def _fingerprint(config: DetectorConfig, fold: Fold, seed: int) -> str:
+def _fingerprint(
+    config: DetectorConfig,
+    fold: Fold,
+    seed: int,
+    statistics: tuple[int, float, float],
+    scorer_folder: Path | str | None,
+) -> str:
+    """Digest all that a training depends on, so that one of other parameters, images, maps or weights starts anew."""
+    from anomdino.detector.text import weights_file
+
+    weights: list[Path | str | None] = [config.init_checkpoint, config.pretrained_backbone]
+    weights.append(weights_file(config.text_encoder) if config.text_encoder != "tiny" else None)
+    if config.backbone == "scorer" and scorer_folder is not None:
+        weights.append(Path(scorer_folder) / WEIGHTS_FILE)
     facts = {
         "config": config.model_dump(mode="json"),
         "seed": seed,
         "fold": split_of(fold),
         "files": [[record.key, record.image.stat().st_size, record.boxes.tolist()] for record in fold.train],
+        "maps": statistics,
+        "weights": [_digest(file) for file in weights if file],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(file: Path | str) -> str:
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 __all__ = ["Trained", "map_statistics", "new_detector", "split_of", "train_detector"]

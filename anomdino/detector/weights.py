@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from anomdino.config.detector import DetectorConfig
 from anomdino.errors import CheckpointError
-from anomdino.io.atomic import atomic_write_json
+from anomdino.io.atomic import atomic_write_bytes, atomic_write_json
 from anomdino.io.tensors import write_tensors
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+TEXT_ENCODER = "text_encoder"
 NEW_PREFIX = "ouafs."
 _STATISTICS = ("ouafs.score_mean", "ouafs.score_std")
 _OBSOLETE = ("embeddings.position_ids",)
@@ -36,7 +37,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
-            path, "does not exist", "check the path, or fetch it with `anomdino data weights`"
+            path,
+            "does not exist",
+            "check the path; `anomdino data list` shows what can be fetched, `anomdino data get NAME` fetches it",
         )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -140,6 +143,9 @@ def save_detector(
 ) -> None:
     """Write ``model.safetensors`` and ``config.json`` to ``folder``.
 
+    Vocabulary and configuration of a text encoder that came from a folder go to ``text_encoder/``: the weights are
+    among the detector's, so that it loads wherever it is copied to.
+
     Args:
         detector: The trained network.
         config: Its parameters.
@@ -149,6 +155,8 @@ def save_detector(
     """
     state = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
     write_tensors(Path(folder) / WEIGHTS_FILE, _without_aliases(state))
+    for name, value in detector.language_model.files.items():  # type: ignore[union-attr,operator]
+        atomic_write_bytes(Path(folder) / TEXT_ENCODER / name, value)
     content = {"format": FORMAT, "classes": classes, "detector": config.model_dump(mode="json"), **extra}
     atomic_write_json(Path(folder) / CONFIG_FILE, content)
 
@@ -215,8 +223,11 @@ def load_detector(
         raise CheckpointError(
             folder / CONFIG_FILE, f"is damaged or of another version ({error})", "train again"
         ) from error
+    elsewhere = {"init_checkpoint": "", "pretrained_backbone": ""}
+    if config.text_encoder != "tiny" and (folder / TEXT_ENCODER).is_dir():
+        elsewhere["text_encoder"] = str(folder / TEXT_ENCODER)
     detector = build_detector(
-        config.model_copy(update={"init_checkpoint": "", "pretrained_backbone": ""}),
+        config.model_copy(update=elsewhere),
         classes,
         scorer_folder or folder.parent / "rpl",
     )

@@ -82,6 +82,21 @@ class Boxes:
         low, high = np.ceil(self.xyxy[:, :2] - 0.5), np.ceil(self.xyxy[:, 2:] - 0.5)
         return self.subset((high > low).all(axis=1))
 
+    def as_written(self, size: tuple[int, int]) -> Boxes:
+        """The boxes as a file of results holds them, and :func:`read_box_results` gives them back.
+
+        They are cut to an image of ``size`` (H, W), corners rounded to hundredths of a pixel, scores to millionths; those
+        that end up without area are dropped.
+
+        Raises:
+            DataError: A coordinate or a score is NaN or infinite.
+        """
+        cut = self.clipped(size)
+        corners = np.round(cut.xyxy.astype(np.float64), 2).astype(np.float32)
+        scores = np.round(cut.scores.astype(np.float64), 6).astype(np.float32)
+        keep = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+        return Boxes(corners, scores, cut.details).subset(keep)
+
     def mask(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """The union of the boxes as a mask, bool (H, W); a pixel is inside when its centre is."""
         return self.coverage(size) > 0
@@ -108,30 +123,34 @@ def write_box_results(
     boxes: Mapping[str, Boxes],
     sizes: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Write COCO results (``path``) and, beside it, a parquet table with one row an image.
+    """Write COCO results (``path``) and, beside it, a parquet table with one row an image, of the same boxes.
 
-    The JSON is the flat list that pycocotools' ``loadRes`` reads. The table has the columns image, image_id, height,
-    width and the lists x0, y0, x1, y1, score, and one list for each of the boxes' details; an image without boxes has
-    empty lists.
+    Boxes are written as :meth:`Boxes.as_written` gives them: x + width and y + height are the rounded corner. The JSON
+    is the flat list that pycocotools' ``loadRes`` reads. The table has the columns image, image_id, height, width and
+    the lists x0, y0, x1, y1, score, and one list for each of the boxes' details; an image without boxes has empty lists.
 
     Args:
         path: Final ``.json`` file.
         boxes: Boxes of every image by key, also of those without any.
         sizes: (H, W) of every image by key.
+
+    Raises:
+        DataError: A coordinate or a score is NaN or infinite.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(path)
+    boxes = {key: found.as_written(sizes[key]) for key, found in boxes.items()}
     results = [
         {
             "image_id": image_id(key),
             "category_id": CATEGORY_ID,
-            "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "bbox": [x0 / 100, y0 / 100, (x1 - x0) / 100, (y1 - y0) / 100],
             "score": round(float(score), 6),
         }
         for key in sorted(boxes)
-        for (x0, y0, x1, y1), score in zip(boxes[key].xyxy, boxes[key].scores, strict=True)
+        for (x0, y0, x1, y1), score in zip(_hundredths(boxes[key]), boxes[key].scores, strict=True)
     ]
     details = sorted({name for found in boxes.values() for name in found.details})
     rows = [
@@ -156,6 +175,11 @@ def write_box_results(
     with atomic_path(path.with_suffix(".parquet")) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=columns), temporary)
     atomic_write_json(path, results, indent=None)
+
+
+def _hundredths(boxes: Boxes) -> list[list[int]]:
+    corners: list[list[int]] = np.rint(boxes.xyxy.astype(np.float64) * 100).astype(np.int64).tolist()
+    return corners
 
 
 def read_box_results(path: Path | str, keys: Iterable[str]) -> dict[str, Boxes]:
@@ -259,5 +283,6 @@ def _checked(path: Path, number: int, result: Any) -> tuple[Any, tuple[float, ..
 def _from_xywh(items: list[tuple[float, ...]]) -> Boxes:
     if not items:
         return Boxes.empty()
-    rows = np.array(items, np.float32)
-    return Boxes(np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1), rows[:, 4])
+    rows = np.array(items, np.float64)
+    corners = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1)
+    return Boxes(corners.astype(np.float32), rows[:, 4].astype(np.float32))

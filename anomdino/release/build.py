@@ -12,7 +12,7 @@ from anomdino.errors import CheckpointError
 from anomdino.io.atomic import atomic_path, atomic_write_text
 
 SCORER_LIMIT = 14_000_000
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, TEXT_ENCODER = "model.safetensors", "config.json", "text_encoder"
 
 
 def build_release(
@@ -72,8 +72,9 @@ def halve_detector(source: Path, folder: Path) -> None:
     tensors = load_file(source / WEIGHTS)
     halved = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     write_tensors(folder / WEIGHTS, halved)
-    with atomic_path(folder / CONFIG) as temporary:
-        shutil.copyfile(source / CONFIG, temporary)
+    for file in [source / CONFIG, *(source / TEXT_ENCODER).glob("*")]:
+        with atomic_path(folder / file.relative_to(source)) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def half_agrees(models: Path, target: Path, images: int = 2) -> float:

@@ -17,6 +17,7 @@ from anomdino.benchmarks import open_benchmark
 from anomdino.config.acquisition import RegistryConfig
 from anomdino.detector.records import read_records, split_folds
 from anomdino.errors import DataError, ProtocolError
+from anomdino.io.boxes import image_id
 from anomdino.io.images import read_label
 from anomdino.io.listing import list_images, pair_by_key
 from anomdino.io.scores import read_score
@@ -205,6 +206,9 @@ def test_s2m_training_set_becomes_coco_and_says_that_it_has_no_masks(
     assert [one["area"] for one in content["annotations"]] == [21 * (1 + number) for number in range(5)]
     assert content["categories"] == [{"id": 1, "name": "ood-object"}]
     assert {one["width"] for one in content["images"]} == {miniature.WIDTH}
+    ids = [image_id(Path(one["file_name"]).stem) for one in content["images"]]  # as in files of boxes
+    assert [one["id"] for one in content["images"]] == ids
+    assert [one["image_id"] for one in content["annotations"]] == ids
     assert "ADT-Net cannot" in caplog.text
     assert "compose" in caplog.text
 

@@ -20,8 +20,10 @@ from pydantic import ValidationError
 from anomdino.config.compose import ComposeConfig
 from anomdino.data import compose as module
 from anomdino.data.compose import compose, objects_of_part, plan_items
+from anomdino.detector.records import read_records
 from anomdino.errors import DataError, ProtocolError
 from anomdino.io import locking
+from anomdino.io.boxes import Boxes, image_id, write_box_results
 from anomdino.io.locking import exclusive
 from anomdino.protocol import mark_evaluation_only
 
@@ -125,6 +127,23 @@ def test_pycocotools_reads_the_annotations(sources):
     found = coco.COCO(str(sources / "out/ood.json"))
     assert len(found.getImgIds()) == 14
     assert found.loadCats(1)[0]["name"] == "ood-object"
+
+
+def test_files_of_boxes_are_coco_results_of_the_set(sources):
+    """A detector that finds every object where it is has a recall of one, by COCO's own rule for whose box is whose."""
+    coco, cocoeval = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
+    run(sources)
+    folders = (sources / "out" / name for name in ("offline_dataset", "maps", "offline_dataset_label"))
+    records = read_records(sources / "out/ood.json", *folders)
+    assert [record.key for record in records] == [f"{number:05d}" for number in range(14)]
+    boxes = {record.key: Boxes(record.boxes, np.full(len(record.boxes), 0.5)) for record in records}
+    write_box_results(sources / "boxes.json", boxes, {record.key: record.size for record in records})
+    truth = coco.COCO(str(sources / "out/ood.json"))
+    assert list(truth.imgs) == [image_id(record.key) for record in records]
+    evaluation = cocoeval.COCOeval(truth, truth.loadRes(str(sources / "boxes.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    assert evaluation.eval["recall"][:, 0, 0, -1].min() == 1.0
 
 
 def test_soft_edges_leave_a_void_ring(sources):

@@ -1,11 +1,21 @@
+import json
+from itertools import pairwise
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from anomdino.detector.quality import THRESHOLDS, Coverage, coco_metrics, threshold_at_budget
-from anomdino.io.boxes import Boxes
+from anomdino.detector.quality import (
+    THRESHOLDS,
+    Coverage,
+    coco_metrics,
+    rounded_down,
+    threshold_at_budget,
+)
+from anomdino.io.boxes import Boxes, read_box_results, write_box_results
 
 
 def box_iou(a, b):
@@ -107,7 +117,7 @@ def test_coverage_equals_a_slow_formulation_and_merges(seed):
         label[rng.random(label.shape) < 0.05] = 255
         low = rng.integers(0, 12, (3, 2))
         xyxy = np.concatenate([low, low + rng.integers(1, 9, low.shape)], 1).astype(np.float32)
-        items.append((Boxes(xyxy, rng.choice([0.12, 0.37, 0.62, 0.88], 3)), label))
+        items.append((Boxes(xyxy, rng.choice([0.12, 0.37, 0.384, 0.62, 0.88], 3)), label))
     whole, merged = Coverage(), Coverage()
     for item in items:
         whole.add(*item)
@@ -115,11 +125,16 @@ def test_coverage_equals_a_slow_formulation_and_merges(seed):
         single.add(*item)
         merged = merged + single
     assert whole.curve() == merged.curve()
-    for index, threshold in enumerate(THRESHOLDS):
-        pixels, inside, components, covered, boxes = slow_coverage(items, threshold)
-        assert (whole.pixels, whole.covered_pixels[index]) == (pixels, inside)
-        assert (whole.components, whole.covered_components[index]) == (components, covered)
-        assert whole.boxes[index] == boxes
+    scores = sorted({float(score) for found, _ in items for score in found.scores})
+    between = [(low + high) / 2 for low, high in pairwise(scores)]
+    rows = [whole.at(threshold) for threshold in (0.17, *scores, *between)]  # off the grid of the curve
+    for row in whole.curve() + rows:
+        pixels, inside, components, covered, boxes = slow_coverage(items, row["threshold"])
+        assert (whole.pixels, whole.components) == (pixels, components)
+        assert row["pixels_inside"] == (inside / pixels if pixels else None)
+        assert row["components_inside"] == (covered / components if components else None)
+        assert row["boxes_per_image"] == boxes / len(items)
+    assert [row["threshold"] for row in whole.curve()] == list(THRESHOLDS)
 
 
 def test_suggested_threshold_keeps_the_wanted_share():
@@ -136,6 +151,33 @@ def test_suggested_threshold_keeps_the_wanted_share():
     assert Coverage().suggest_threshold(0.95) is None
     coverage.add(Boxes.empty(), label)
     assert coverage.suggest_threshold(0.95) == pytest.approx(0.2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_boxes_of_the_file_reach_the_target_at_the_suggestion(tmp_path_factory, seed, target):
+    """As stored, and as the stage prints it; kept from the JSON, and from the table beside it, in double precision."""
+    rng, size = np.random.default_rng(seed), (10, 240)
+    label = np.zeros(size, np.uint8)
+    for index in range(20):
+        label[2:8, 12 * index : 12 * index + 8] = 1
+    xyxy = np.array([[12 * index, 2, 12 * index + 8, 8] for index in range(20)], np.float32)
+    file = tmp_path_factory.mktemp("boxes") / "train.json"
+    boxes = Boxes(xyxy, rng.uniform(0.05, 0.9, 20))
+    coverage = Coverage()
+    coverage.add(boxes.as_written(size), label)
+    stored = coverage.suggest_threshold(target)
+    write_box_results(file, {"a": boxes}, {"a": size})
+    read = read_box_results(file, ["a"])["a"]
+    scores = [row["score"] for row in json.loads(file.read_text())]
+    (table,) = pq.read_table(file.with_suffix(".parquet")).to_pylist()
+    for threshold in (stored, rounded_down(stored, 4)):
+        needed = int(np.ceil(target * 20 - 1e-9))
+        assert len(read.kept(threshold)) >= needed
+        assert sum(score >= threshold for score in scores) >= needed
+        assert sum(score >= threshold for score in table["score"]) >= needed
+    assert len(read.kept(stored + 2e-6)) < needed
+    assert coverage.at(stored)["components_inside"] == len(read.kept(stored)) / 20
 
 
 def test_clean_images_count_their_boxes():

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from anomdino.config.detect import DetectConfig, NegativesConfig
+from anomdino.detector import run as run_module
+from anomdino.detector.dataset import train_transforms
 from anomdino.detector.infer import (
     Detector,
     best_boxes,
@@ -15,11 +17,15 @@ from anomdino.detector.infer import (
     suppress_covered,
     with_map_means,
 )
+from anomdino.detector.mmdet_parts import Chain
+from anomdino.detector.quality import Coverage
 from anomdino.detector.records import split_folds
 from anomdino.detector.run import Input, detect_out_of_fold, detect_set
-from anomdino.detector.training import map_statistics, train_detector
+from anomdino.detector.training import map_statistics, split_of, train_detector
 from anomdino.errors import CheckpointError, DataError, ProtocolError, TrainingError
+from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import Boxes, image_id, read_box_results
+from anomdino.io.images import read_label
 from tests.detector.conftest import make_maps, read_set, small_config
 
 CPU = torch.device("cpu")
@@ -98,13 +104,65 @@ def test_out_of_fold_boxes_are_honest_and_complete(composed, tmp_path):
     records = read_set(composed)
     report, _ = detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=2), CPU)
     assert report.images == len(records)
+    for other in (1, 3):
+        with pytest.raises(CheckpointError, match=f"of 2 folds, detect.folds is {other}") as caught:
+            detect_out_of_fold(folder, records, tmp_path / "other.json", DetectConfig(folds=other), CPU)
+        assert "dvc repro train_detector" in caught.value.cure
     with pytest.raises(CheckpointError, match="no trained fold"):
-        detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=3), CPU)
+        detect_out_of_fold(tmp_path, records, tmp_path / "other.json", DetectConfig(folds=1), CPU)
+    assert not (tmp_path / "other.json").exists()
     split = json.loads((folder / "fold0" / "split.json").read_text())
     split["predict"].append(split["train"][0])
     (folder / "fold0" / "split.json").write_text(json.dumps(split))
     with pytest.raises(ProtocolError, match="was trained on"):
         detect_out_of_fold(folder, records, tmp_path / "train.json", DetectConfig(folds=2), CPU)
+
+
+def test_folds_that_leave_images_without_boxes_are_refused(composed, tmp_path):
+    """Folders of earlier versions do not say how many folds there were; what they predict does."""
+    records = read_set(composed)
+    folds = split_folds(records, 3, 0.4, 0)
+    for fold in folds:
+        split = split_of(fold)
+        assert split.pop("folds") == 3
+        atomic_write_json(tmp_path / (fold.name if fold.name != "final" else ".") / "split.json", split)
+    left = len(records) - len(folds[0].predict) - len(folds[1].predict)
+    for number, cause in ((2, f"leave {left} images"), (1, "may predict no image")):
+        with pytest.raises(CheckpointError, match=cause):
+            detect_out_of_fold(tmp_path, records, tmp_path / "b.json", DetectConfig(folds=number), CPU)
+    (tmp_path / "split.json").write_text("[")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        detect_out_of_fold(tmp_path, records, tmp_path / "b.json", DetectConfig(folds=1), CPU)
+
+
+def test_the_quality_is_that_of_the_boxes_in_the_file(composed, tmp_path, monkeypatch):
+    """Boxes of scores that rounding lifts or lowers: what the file gives at the suggestion is what is said of it."""
+    records = {record.key: record for record in read_set(composed)}
+    (fold,) = split_folds(list(records.values()), 1, 0.4, 0)
+    atomic_write_json(tmp_path / "split.json", split_of(fold))
+    scores = iter(np.linspace(0.3000004, 0.9000006, 50))
+    by_image = {record.image: record for record in records.values()}
+
+    def detected(detector, image, maps):
+        record = by_image[image]
+        return Boxes(record.boxes + 0.004, [next(scores) for _ in record.boxes]), record.size
+
+    monkeypatch.setattr(Detector, "load", lambda *_: None)
+    monkeypatch.setattr(run_module, "detect_one", detected)
+    detect = DetectConfig(folds=1, target_recall=1.0)
+    _, quality = detect_out_of_fold(tmp_path, records.values(), tmp_path / "train.json", detect, CPU)
+    found = read_box_results(tmp_path / "train.json", [record.key for record in fold.predict])
+
+    def kept(threshold):
+        coverage = Coverage()
+        for key, boxes in found.items():
+            coverage.add(boxes.kept(threshold), read_label(records[key].label))
+        return coverage.at(0)
+
+    threshold = quality["suggested_threshold"]
+    assert kept(threshold)["components_inside"] == 1.0
+    assert kept(threshold + 2e-6)["components_inside"] < 1.0
+    assert quality["at_suggested_threshold"] == {**kept(threshold), "threshold": threshold}
 
 
 @pytest.mark.slow
@@ -163,7 +221,9 @@ def detector(config):
     return Detector(build_detector(config, 5), config, 5, DetectConfig(min_score=0.0, nms_iou=1.0))
 
 
-@pytest.mark.parametrize("size", [(64, 96), (1, 1), (7, 200), (33, 35)])
+@pytest.mark.parametrize(
+    "size", [(64, 96), (1, 1), (7, 200), (33, 35), (1, 4700), (3000, 2), (5, 4000), (4000, 5)]
+)
 def test_any_size_gives_boxes_inside_the_image(detector, size):
     rng = np.random.default_rng(1)
     boxes = detector.detect(rng.integers(0, 255, (*size, 3)).astype(np.uint8), make_maps(rng, size))
@@ -172,6 +232,43 @@ def test_any_size_gives_boxes_inside_the_image(detector, size):
     assert (boxes.xyxy <= [size[1], size[0], size[1], size[0]]).all()
     assert (boxes.xyxy[:, 2:] > boxes.xyxy[:, :2]).all()
     assert (np.diff(boxes.scores) <= 0).all()
+
+
+@pytest.mark.parametrize("size", [(2, 3000), (3000, 2), (40, 160)])
+@pytest.mark.parametrize("crop", [False, True])
+def test_maps_and_boxes_follow_an_image_of_any_shape_in_training(config, size, crop):
+    """Of a ramp from left to right, or top to bottom, every cell still knows where on the image it lies."""
+    rng, long = np.random.default_rng(2), int(size[1] < size[0])
+    image = np.zeros((*size, 3), np.uint8)
+    maps = make_maps(rng, size, stride=1)
+    ramp = (np.indices(size)[1 - long] + 0.5) / max(size)
+    maps = replace(maps, score=ramp.astype(np.float32))
+    low, high = size[1 - long] // 4, size[1 - long] // 2
+    box = [0, low, size[1], high] if long else [low, 0, high, size[0]]
+    settings = config.model_copy(update={"crop": crop, "flip": 0.0})
+    transforms = Chain(train_transforms(settings, 1.0))
+    whole = 0
+    for seed in range(6):
+        np.random.seed(seed)  # noqa: NPY002 - what mmdet draws from
+        instances = [{"bbox": list(box), "bbox_label": 0, "ignore_flag": 0}]
+        packed = transforms(
+            {"img": image, "maps": maps, "text": "x", "img_id": 0, "key": "", "instances": instances}
+        )
+        shape = packed["inputs"].shape[1:]
+        assert min(shape) >= 1
+        found = packed["data_samples"].gt_instances.bboxes
+        found = getattr(found, "tensor", found).numpy()
+        score = packed["data_samples"].maps[-1].numpy()
+        assert score.shape == tuple(-(-side // config.fusion.map_stride) for side in shape)
+        if abs(score.max() - score.min()) < 0.9:
+            continue  # a part of the image
+        whole += 1
+        relative = found[0, [long, 2 + long]] / shape[1 - long]
+        np.testing.assert_allclose(relative, np.array([low, high]) / max(size), atol=0.02)
+        profile = score.mean(long)
+        expected = (np.arange(len(profile)) + 0.5) * config.fusion.map_stride / shape[1 - long]
+        np.testing.assert_allclose(profile[:-1], expected[:-1], atol=0.05)
+    assert whole > 0
 
 
 @pytest.mark.parametrize("regions", [0.0, 1.0])

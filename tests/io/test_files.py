@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import unicodedata
+from decimal import Decimal
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
@@ -186,8 +188,40 @@ def test_box_files_read_back_and_by_pycocotools(tmp_path):
     assert list(table.loc["a/x", "x1"]) == [11.0, 5.0]
 
 
+FRACTIONS = st.sampled_from([-0.02, -0.004, 0.0, 0.0049, 0.005, 0.008, 0.5, 0.994, 0.9951, 0.996])
+SIDES = st.tuples(st.integers(0, 1280), FRACTIONS).map(sum)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(SIDES, SIDES, SIDES, SIDES), min_size=1, max_size=6))
+def test_written_boxes_have_area_and_stay_in_the_frame(tmp_path_factory, corners):
+    """In exact decimal arithmetic: x + width is the corner rounded to hundredths, whatever the corners are."""
+    height, width = 719, 1280
+    path = tmp_path_factory.mktemp("boxes") / "b.json"
+    boxes = Boxes(np.array(corners, np.float32), np.linspace(0.9, 0.1, len(corners)))
+    write_box_results(path, {"x": boxes}, {"x": (height, width)})
+    expected = []
+    for x0, y0, x1, y1 in boxes.xyxy.tolist():
+        cut = [
+            min(max(value, 0), limit)
+            for value, limit in ((x0, width), (y0, height), (x1, width), (y1, height))
+        ]
+        near = [Decimal(value).quantize(Decimal("0.01")) for value in cut]
+        if near[2] > near[0] and near[3] > near[1]:
+            expected.append(near)
+    found = json.loads(path.read_text(), parse_float=Decimal)
+    written = [[x, y, x + w, y + h] for x, y, w, h in (map(Decimal, one["bbox"]) for one in found)]
+    assert written == expected
+    back = read_box_results(path, ["x"])["x"]
+    assert (back.xyxy[:, 2:] > back.xyxy[:, :2]).all()
+    assert (back.xyxy <= np.float32([width, height, width, height])).all()
+    np.testing.assert_array_equal(back.xyxy, boxes.as_written((height, width)).xyxy)
+    (row,) = pq.read_table(path.with_suffix(".parquet")).to_pylist()
+    np.testing.assert_array_equal(back.xyxy, np.stack([row[side] for side in ("x0", "y0", "x1", "y1")], 1))
+
+
 def test_boxes_of_unknown_images_are_refused(tmp_path):
-    write_box_results(tmp_path / "b.json", {"x": Boxes(np.ones((1, 4)), np.ones(1))}, {"x": (3, 4)})
+    write_box_results(tmp_path / "b.json", {"x": Boxes(np.array([[0, 1, 2, 3]]), np.ones(1))}, {"x": (3, 4)})
     with pytest.raises(DataError, match="unknown image_id"):
         read_box_results(tmp_path / "b.json", ["y"])
 

@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 from anomdino.config.params import Params
 
 ROOT = Path(__file__).parents[2]
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+STAGES = GRAPH["stages"]
 # Code that decides nothing about a stage's results: messages, bars, the door where parameters are checked.
 SHARED = (
     "anomdino/config/",
@@ -109,6 +110,22 @@ def test_only_training_and_evaluation_follow_the_threshold_net():
     assert readers == {"train_adt"}
     followers = {name for name in STAGES if "data/models/adt" in definition(name)["deps"]}
     assert followers == {"evaluate"}
+
+
+def test_metrics_are_outputs_and_all_that_is_known_of_boxes_is_drawn():
+    listed = [out for name in STAGES for out in definition(name)["outs"]]
+    outs = {name for out in listed for name in (out if isinstance(out, dict) else [out])}
+    assert set(GRAPH["metrics"]) <= outs
+    assert "data/boxes/train_quality.json" in GRAPH["metrics"]
+    drawn = {
+        (file, column)
+        for plot in GRAPH["plots"]
+        for settings in plot.values()
+        if isinstance(settings["y"], dict)
+        for file, column in settings["y"].items()
+    }
+    columns = ("objects_in_boxes", "pixels_in_boxes", "boxes_per_clean_image")
+    assert drawn == {("plots/detector.json", column) for column in columns}
 
 
 def test_the_library_knows_nothing_of_the_pipeline():

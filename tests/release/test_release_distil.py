@@ -1,6 +1,8 @@
 """Distilling the released scorer anew, from scenes and objects to the model that `predict` loads, at tiny size."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 from anomdino.config.params import load_params
 from anomdino.errors import DataError
+from anomdino.io.boxes import image_id
 from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
 from anomdino.protocol import mark_evaluation_only
@@ -72,6 +75,13 @@ def test_two_rounds_end_in_the_place_of_the_released_scorer(tiny, monkeypatch):
     assert not held_out & {path.name for path in (work / "objects/images").iterdir()}
     assert len(list_images(work / "large/offline_dataset")) == 8
     assert len(list_images(work / "small/offline_dataset")) == 6  # three, each by two cameras
+    small = json.loads((work / "small/ood.json").read_text())
+    names = {one["id"]: Path(one["file_name"]).stem for one in small["images"]}
+    assert names == {image_id(key): key for key in names.values()}
+    boxes = {key: [] for key in names.values()}
+    for one in small["annotations"]:
+        boxes[names[one["image_id"]]].append(one["bbox"])
+    assert all(boxes[f"s{key}"] == found for key, found in boxes.items() if not key.startswith("s"))
 
 
 def held_out_photos(folder):

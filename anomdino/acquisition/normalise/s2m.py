@@ -14,6 +14,7 @@ from anomdino.acquisition.staging import place
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.boxes import image_id
 from anomdino.io.images import image_size
 from anomdino.io.listing import list_images
 from anomdino.progress import track
@@ -131,7 +132,7 @@ def to_coco(
         if name not in records:
             height, width = image_size(by_name[name])
             records[name] = {
-                "id": len(records) + 1,
+                "id": image_id(Path(name).stem),
                 "file_name": name,
                 "width": width,
                 "height": height,
