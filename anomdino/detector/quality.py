@@ -105,9 +105,9 @@ class Coverage:
         needed: For every component the highest score threshold at which more than half of its pixels are still inside
             kept boxes, 0 for never.
         images: Images.
-        scores: The scores of their boxes.
+        scores: How many of their boxes have a score.
         clean_images: Images without an anomalous pixel.
-        clean_scores: The scores of the boxes on them.
+        clean_scores: The same for the boxes on them.
     """
 
     thresholds: tuple[float, ...] = THRESHOLDS
@@ -116,9 +116,9 @@ class Coverage:
     components: int = 0
     needed: list[float] = field(default_factory=list)
     images: int = 0
-    scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    scores: Counter[float] = field(default_factory=Counter)
     clean_images: int = 0
-    clean_scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    clean_scores: Counter[float] = field(default_factory=Counter)
 
     @classmethod
     def over(cls, thresholds: Sequence[float]) -> Coverage:
@@ -134,10 +134,10 @@ class Coverage:
         """
         anomaly = label == ANOMALY
         self.images += 1
-        self.scores.append(boxes.scores)
+        self.scores.update(boxes.scores.tolist())
         if not anomaly.any():
             self.clean_images += 1
-            self.clean_scores.append(boxes.scores)
+            self.clean_scores.update(boxes.scores.tolist())
             return
         confidence = boxes.coverage((label.shape[0], label.shape[1]))
         levels = np.unique(boxes.scores[boxes.scores > 0])
@@ -208,8 +208,8 @@ def rounded_down(threshold: float, digits: int) -> float:
     return math.floor(threshold * steps) / steps
 
 
-def _kept(scores: Iterable[npt.NDArray[np.float32]], level: np.float32) -> int:
-    return sum(int((part >= level).sum()) for part in scores)
+def _kept(scores: Mapping[float, int], level: np.float32) -> int:
+    return sum(count for score, count in scores.items() if score >= level)
 
 
 def threshold_at_budget(boxes: Iterable[Boxes], per_image: float) -> float:
