@@ -110,7 +110,8 @@ def objects_of_part(config: ComposeConfig, objects: int, seed: int, split: str) 
     """Give the numbers of the outlier objects that may be pasted in a part of the set.
 
     With `split_objects` the parts share no object, so that what the detector predicts on the held-out part it predicts on
-    objects that it never saw (the scorer has a split of its own); all objects serve both parts where there are fewer than four.
+    objects that it never saw (the scorer has a split of its own); all objects serve both parts where there are fewer than
+    four.
     """
     if not config.split_objects or objects < 4:
         return tuple(range(objects))
