@@ -146,7 +146,12 @@ class Trainer:
 
     def from_checkpoint(self) -> Trained:
         """Take a trained scorer as it is."""
-        scorer = open_checkpoint(Path(self.config.checkpoint), self._spec(), self.seed).to(self.world.device)
+        path = Path(self.config.checkpoint)
+        cure = (
+            "train the block: set rpl.source: train, rpl.closed_set.source: checkpoint and "
+            f"rpl.closed_set.checkpoint: {path}"
+        )
+        scorer = open_checkpoint(path, self._spec(), self.seed, without_block=cure).to(self.world.device)
         if not isinstance(scorer, DecoderScorer):
             return Trained(scorer.eval(), None, {}, [])
         quality = closed_set_quality(scorer, self.held_out, self.world.device)
@@ -172,8 +177,9 @@ class Trainer:
 
     def _new_scorer(self) -> DecoderScorer:
         config, goes_on = self.config.closed_set, self.config.residual.start == "checkpoint"
+        cure = "set rpl.residual.start: fresh" if goes_on else ""
         scorer = (
-            open_checkpoint(Path(config.checkpoint), self._spec(), self.seed, trained_block=goes_on)
+            open_checkpoint(Path(config.checkpoint), self._spec(), self.seed, without_block=cure)
             if config.source == "checkpoint"
             else build_scorer(self._spec())
         )
@@ -365,29 +371,28 @@ class Trainer:
         return ScorerSpec(self.config.architecture, self.config.num_classes, dict(self.config.options))
 
 
-def open_checkpoint(path: Path, spec: ScorerSpec, seed: int, *, trained_block: bool = False) -> Scorer:
+def open_checkpoint(path: Path, spec: ScorerSpec, seed: int, *, without_block: str = "") -> Scorer:
     """Open a scorer's folder, or a published checkpoint of wide_resnet38.
 
     Args:
         path: Folder or file.
         spec: The network that a file is for; a folder says itself what it holds.
         seed: Of the residual block that a closed-set file lacks.
-        trained_block: Refuse such a file.
+        without_block: Refuse such a file, converted or not, with this as the cure; empty: take it.
 
     Raises:
-        CheckpointError: There is no such file, it does not fit, or it has no residual block and needs one.
+        CheckpointError: There is no such file, it does not fit, or it has no trained residual block and needs one.
     """
     if path.is_dir():
         return load_scorer(path)
     if spec.architecture == "wide_resnet38":
-        from anomdino.scorer.convert import rpl_state, with_counters
+        from anomdino.scorer.convert import CLOSED_SET, rpl_state, with_counters
 
         scorer = build_scorer(spec)
         state, origin = rpl_state(path, seed)
-        if trained_block and origin == "closed-set":
-            raise CheckpointError(
-                path, "holds the closed-set network alone, no residual block", "set rpl.residual.start: fresh"
-            )
+        if without_block and origin == CLOSED_SET:
+            cause = "holds the closed-set network alone, no residual block that was trained"
+            raise CheckpointError(path, cause, without_block)
         load_strictly(scorer, with_counters(state, scorer), path)
         log.info("%s: %s", path, origin)
         return scorer

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from anomdino.errors import CheckpointError, ConfigError, ProtocolError, Trainin
 from anomdino.protocol import mark_evaluation_only
 from anomdino.scorer import training
 from anomdino.scorer.augment import PAD_COLOUR
-from anomdino.scorer.base import load_scorer, to_input
+from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, to_input
+from anomdino.scorer.convert import convert_checkpoint
 from anomdino.scorer.dataset import ImagePairs, split_outliers
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.recipe import class_weights, train_scorer
 from anomdino.scorer.schedule import PolySchedule
 from anomdino.scorer.training import steps_of
+from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from tests.scorer.conftest import write_scenes
 
 OPTIONS = {
@@ -507,31 +510,27 @@ def test_published_training_is_the_default_of_the_residual_block():
     )
 
 
-def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
-    from anomdino.scorer.base import ScorerSpec, build_scorer
+WIDE = {"architecture": "wide_resnet38", "options": {"channel_divisor": 16}}
+RPL_RULE = {"schedule": {"steps": 1}, "batch": 2, "rule": "rpl", "rpl_size": 40, "validation_images": 2}
 
-    options = {"channel_divisor": 16}
+
+def closed_set_file(path):
+    """Write a narrow network as NVIDIA's file holds it, and give the network."""
     torch.manual_seed(5)
-    network = build_scorer(ScorerSpec("wide_resnet38", 4, options))
-    prefix = "branch1."
+    network = build_scorer(ScorerSpec("wide_resnet38", 4, WIDE["options"]))
     closed = {
-        "module." + name.removeprefix(prefix): tensor
+        "module." + name.removeprefix("branch1."): tensor
         for name, tensor in network.state_dict().items()
         if ".residual_block." not in name
     }
-    torch.save({"state_dict": closed, "epoch": 3}, tmp_path / "cityscapes_best.pth")
-    settings = config(
-        architecture="wide_resnet38",
-        options=options,
-        closed_set={"source": "checkpoint", "checkpoint": str(tmp_path / "cityscapes_best.pth")},
-        residual={
-            "schedule": {"steps": 1},
-            "batch": 2,
-            "rule": "rpl",
-            "rpl_size": 40,
-            "validation_images": 2,
-        },
-    )
+    torch.save({"state_dict": closed, "epoch": 3}, path)
+    return network
+
+
+def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
+    network = closed_set_file(tmp_path / "cityscapes_best.pth")
+    given = {"source": "checkpoint", "checkpoint": str(tmp_path / "cityscapes_best.pth")}
+    settings = config(**WIDE, closed_set=given, residual=RPL_RULE)
     going_on = settings.model_copy(
         update={"residual": settings.residual.model_copy(update={"start": "checkpoint"})}
     )
@@ -541,18 +540,37 @@ def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
     for name, tensor in trained.scorer.frozen_state():
         assert torch.equal(tensor, network.state_dict()[name]), name
     torch.save({"model": trained.scorer.state_dict()}, tmp_path / "rev3.pth")
-    again = train(
-        tiny_data,
-        tmp_path / "y",
-        config(
-            architecture="wide_resnet38",
-            options=options,
-            source="checkpoint",
-            checkpoint=str(tmp_path / "rev3.pth"),
-            residual={"rule": "rpl", "rpl_size": 40, "batch": 2, "validation_images": 2},
-        ),
-    )
+    given = {"source": "checkpoint", "checkpoint": str(tmp_path / "rev3.pth")}
+    again = train(tiny_data, tmp_path / "y", config(**WIDE, **given, residual=RPL_RULE))
     assert again.composed == trained.composed
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_closed_set_file_is_no_trained_scorer(tiny_data, tmp_path, monkeypatch, converted):
+    path = tmp_path / "cityscapes_best.pth"
+    network = closed_set_file(path)
+    if converted:  # the converter draws a block, so that names alone do not tell
+        narrow = partial(WideResNet38Scorer, 4, 16)
+        monkeypatch.setattr("anomdino.scorer.wide_resnet38.WideResNet38Scorer", narrow)
+        for source, target in (
+            (path, tmp_path / "a.safetensors"),
+            (tmp_path / "a.safetensors", tmp_path / "b.safetensors"),
+        ):
+            assert convert_checkpoint(source, target)["origin"] == "closed-set"
+        monkeypatch.undo()
+        path = tmp_path / "b.safetensors"
+    given = {"source": "checkpoint", "checkpoint": str(path)}
+    with pytest.raises(
+        CheckpointError, match=rf"(?s){path.name}.*no residual block.*rpl\.closed_set\.checkpoint: "
+    ):
+        train(tiny_data, tmp_path / "x", config(**WIDE, **given, residual=RPL_RULE))
+    with pytest.raises(CheckpointError, match=rf"(?s){path.name}.*no residual block.*start: fresh"):
+        going_on = config(**WIDE, closed_set=given, residual=RPL_RULE | {"start": "checkpoint"})
+        train(tiny_data, tmp_path / "x", going_on)
+    assert not (tmp_path / "x").exists()
+    trained = train(tiny_data, tmp_path / "x", config(**WIDE, closed_set=given, residual=RPL_RULE))
+    for name, tensor in trained.scorer.frozen_state():
+        assert torch.equal(tensor, network.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
