@@ -1,6 +1,7 @@
 import json
 import math
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -120,6 +121,70 @@ def test_result_is_whole_and_loads(unbroken):
     report = json.loads((out / "closed_set_miou.json").read_text())
     assert report["miou"] == trained.quality.miou
     assert len(report["iou"]) == 4
+
+
+def test_learning_rates_of_the_history_are_the_published_ones(unbroken):
+    """Rate of step i: base * (1 - it / total) ^ 0.9 with it = max(i - 1, 0); the first group has factor 10 in RPL."""
+    for phase, base in (("closed_set", 1e-3), ("residual", 10 * 3e-4)):
+        rates = [r["lr"] for r in unbroken[1].history if r["phase"] == phase and "lr" in r]
+        assert rates == pytest.approx([base * (1 - it / 6) ** 0.9 for it in (0, 0, 1, 2, 3, 4)], rel=1e-9)
+        assert len(set(rates)) == 5
+
+
+def batches_of(data, out, monkeypatch, **residual):
+    """Train and give the scenes of every step of the residual phase, with whether they carry outliers."""
+    seen, original = [], ResidualObjective.hints
+
+    def hints(self, batch, step):
+        seen.append((batch.keys, (batch.labels == 254).flatten(1).any(1).tolist()))
+        return original(self, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResidualObjective, "hints", hints)
+        short = {"batch": 2, "without_outliers": "scene", "validate_every": 0, "validation_images": 2}
+        train(
+            data,
+            out,
+            config(closed_set={"schedule": {"steps": 1}, "validate_every": 0}, residual=short | residual),
+        )
+    return seen
+
+
+FILES = [["s0", "s1"], ["s2", "s3"], ["s4", "s5"]]
+
+
+def test_the_residual_phase_sees_scenes_in_the_order_and_outliers_in_the_share_that_are_asked_for(
+    tiny_data, tmp_path, monkeypatch
+):
+    sparse = {"order": "files", "outlier_probability": 0.4, "schedule": {"steps": 12}}
+    seen = batches_of(tiny_data, tmp_path / "x", monkeypatch, **sparse)
+    assert [keys for keys, _ in seen] == FILES * 4
+    carrying = [any(outliers) for _, outliers in seen]
+    assert [sum(carrying[first : first + 3]) for first in (0, 3, 6, 9)] == [1] * 4  # int(0.4 * 3) an epoch
+    seen = batches_of(tiny_data, tmp_path / "y", monkeypatch, order="shuffled")
+    assert all(all(outliers) for _, outliers in seen)
+    epochs = [[keys for keys, _ in seen[:3]], [keys for keys, _ in seen[3:]]]
+    assert [sorted(chain(*epoch)) for epoch in epochs] == [[f"s{index}" for index in range(6)]] * 2
+    assert epochs[0] != epochs[1]  # with seed 0 the first permutation happens to be the identity
+
+
+def test_a_network_with_dropout_resumes_to_the_result_of_an_unbroken_run(
+    tiny_data, tmp_path, kill_at, monkeypatch
+):
+    short = {"schedule": {"steps": 3}, "batch": 2, "validate_every": 0}
+    settings = config(
+        **WIDE,
+        checkpoint_every=2,
+        closed_set=short,
+        residual=short | {"schedule": {"steps": 1}, "validation_images": 2},
+    )
+    train(tiny_data, tmp_path / "whole", settings)
+    kill_at(ClosedSetObjective, 2)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "cut", settings)
+    monkeypatch.undo()
+    train(tiny_data, tmp_path / "cut", settings)
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
 def test_same_seed_same_bytes_and_another_seed_others(tiny_data, tmp_path, unbroken):
