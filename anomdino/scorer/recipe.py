@@ -39,7 +39,7 @@ from anomdino.scorer.losses import OUTLIER, VOID
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.residual import DecoderScorer
 from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, steps_of
+from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, read_state, steps_of
 from anomdino.scorer.validation import ClosedSetQuality, closed_set_quality, composed_quality
 from anomdino.seeding import seed_everything
 
@@ -103,7 +103,7 @@ def train_scorer(
         ProtocolError: A folder is marked as evaluation data.
         DataError: Scenes, labels or objects cannot be used.
         ConfigError: The architecture has no decoder and so cannot be trained here.
-        TrainingError: The loss is not finite.
+        TrainingError: A loss, a weight or a validation is not finite.
     """
     refuse_evaluation_data(inlier, outliers)
     state = state or out.parent / f".{out.name}.training"
@@ -159,6 +159,7 @@ class Trainer:
 
     def train(self, out: Path, state: Path) -> Trained:
         """Train closed-set, then the residual block in its phases; curves go to ``out``, resume points to ``state``."""
+        self._check_batches()
         scorer = self._new_scorer()
         live = open_live(out / "live", self.config.live and self.world.leads)
         history = [*self._train_closed_set(scorer, state / "closed_set", live)]
@@ -174,6 +175,16 @@ class Trainer:
             self._show_samples(scorer, live)
             live.close()
         return Trained(scorer.eval(), quality, composed, history)
+
+    def _check_batches(self) -> None:
+        """Refuse a batch that the processes cannot share equally."""
+        batches = {name: phase.batch for name, phase in self.config.residual_phases().items()}
+        if self.config.closed_set.source == "train":
+            batches["closed_set"] = self.config.closed_set.batch
+        for name, batch in batches.items():
+            if batch % self.world.size:
+                cause = f"{batch} does not divide by {self.world.size} processes"
+                raise ConfigError(f"rpl.{name}.batch", cause, "change one")
 
     def _new_scorer(self) -> DecoderScorer:
         config, goes_on = self.config.closed_set, self.config.residual.start == "checkpoint"
@@ -308,11 +319,6 @@ class Trainer:
         shuffle: bool,
         outlier_probability: float = 1.0,
     ) -> Loader[Batch]:
-        if batch % self.world.size:
-            raise ConfigError(
-                "rpl batch", f"{batch} does not divide by {self.world.size} processes", "change one"
-            )
-
         def load(start: int) -> Iterable[Batch]:
             sampler = StepSampler(
                 len(self.scenes),
@@ -438,11 +444,9 @@ def _finish(folder: Path, plan: Plan, scorer: DecoderScorer, history: list[Recor
 
 
 def _finished(folder: Path, plan: Plan, scorer: DecoderScorer, world: World) -> list[Record] | None:
-    file = folder / "finished.pt"
-    if not file.is_file():
-        return None
-    content = torch.load(file, map_location=world.device, weights_only=True)
-    if content["fingerprint"] != plan.fingerprint:
+    otherwise = "the phase is trained from its last resume point"
+    content = read_state(folder / "finished.pt", world, otherwise, plan.fingerprint)
+    if content is None:
         return None
     scorer.load_state_dict(content["scorer"])
     log.info("%s is done already", plan.name)

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from functools import partial
 from itertools import chain
 
@@ -233,15 +234,70 @@ def test_resume_point_of_other_parameters_is_not_taken_up(tiny_data, tmp_path, k
     assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
 
 
+def spoil(path, damage):
+    """Put other bytes in place of a file, cut it in half (``None``) or remove it (a word)."""
+    content = path.read_bytes()
+    if isinstance(damage, str):
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+
+
 @pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
 def test_damaged_resume_point_starts_afresh(tiny_data, tmp_path, kill_at, monkeypatch, unbroken, damage):
     kill_at(ClosedSetObjective, 4)
     with pytest.raises(Killed):
         train(tiny_data, tmp_path / "x")
     monkeypatch.undo()
-    point = tmp_path / ".x.training" / "closed_set" / "state.pt"
-    content = point.read_bytes()
-    point.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    spoil(tmp_path / ".x.training" / "closed_set" / "state.pt", damage)
+    train(tiny_data, tmp_path / "x")
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_a_damaged_note_of_a_finished_phase_does_not_stop_a_restart(
+    tiny_data, tmp_path, kill_at, monkeypatch, caplog, unbroken, damage
+):
+    kill_at(ResidualObjective, 1)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
+    spoil(tmp_path / ".x.training" / "closed_set" / "finished.pt", damage)
+    train(tiny_data, tmp_path / "x")
+    assert "finished.pt cannot be read" in caplog.text
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
+
+
+@pytest.mark.parametrize("damage", [b"", None, "removed"])
+def test_a_resume_point_without_its_best_weights_is_not_taken_up(
+    tiny_data, tmp_path, kill_at, monkeypatch, caplog, unbroken, damage
+):
+    kill_at(ResidualObjective, 4)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
+    spoil(tmp_path / ".x.training" / "residual" / "best.pt", damage)
+    train(tiny_data, tmp_path / "x")
+    assert re.search(r"residual/best\.pt (cannot be read .*|is missing): training starts afresh", caplog.text)
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
+
+
+def test_best_weights_lost_during_a_training_are_named_and_cost_that_phase_alone(
+    tiny_data, tmp_path, monkeypatch, unbroken
+):
+    values = iter([0.9, 0.1])
+    monkeypatch.setattr("anomdino.scorer.recipe.composed_quality", lambda *_: {"ap": next(values)})
+    restore = training.Keeper.restore_best
+
+    def spoilt(self, progress):
+        if self.plan.name == "residual":
+            spoil(self.best_file, None)
+        restore(self, progress)
+
+    monkeypatch.setattr(training.Keeper, "restore_best", spoilt)
+    with pytest.raises(CheckpointError, match=r"(?s)residual/best\.pt: is missing or damaged.*train again"):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
     train(tiny_data, tmp_path / "x")
     assert files_of(tmp_path / "x") == files_of(unbroken[0])
 
@@ -436,6 +492,58 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_images(tiny_data, tm
     assert state["progress"]["step"] == 3
     assert all(tensor.isfinite().all() for tensor in state["scorer"].values())
     assert not (tmp_path / "x").exists()
+
+
+class NaNGradient(torch.autograd.Function):
+    """The identity, with a gradient that is not a number."""
+
+    @staticmethod
+    def forward(context, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * math.nan
+
+
+@pytest.mark.parametrize(("step", "stops", "kept"), [(2, 3, None), (4, 6, 3), (5, 6, 3)])
+@pytest.mark.parametrize("validate_every", [0, 3])
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(
+    tiny_data, tmp_path, monkeypatch, step, stops, kept, validate_every
+):
+    original = ClosedSetObjective.forward
+    calls = []
+
+    def forward(self, batch, **hints):
+        losses = original(self, batch, **hints)
+        calls.append(None)
+        return {"loss": NaNGradient.apply(losses["loss"])} if len(calls) == step + 1 else losses
+
+    monkeypatch.setattr(ClosedSetObjective, "forward", forward)
+    if step != 5:  # later losses are nan of themselves: the weights alone have to tell
+        monkeypatch.setattr(training.FiniteGuard, "check", lambda self: None)
+    found = rf"(?s)closed_set step {stops}: \d+ of \d+ weights are not finite.*encoder\..*clip"
+    with pytest.raises(TrainingError, match=found) as caught:
+        train(tiny_data, tmp_path / "x", config(closed_set={"validate_every": validate_every}))
+    point = tmp_path / ".x.training" / "closed_set" / "state.pt"
+    assert point.exists() is ("state.pt" in str(caught.value)) is (kept is not None)
+    if kept:
+        state = torch.load(point, weights_only=True)
+        assert state["progress"]["step"] == kept
+        assert all(tensor.isfinite().all() for tensor in state["scorer"].values())
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_validation_that_is_not_finite_chooses_no_weights(tiny_data, tmp_path, monkeypatch, value):
+    values = iter([0.5, value])
+    monkeypatch.setattr("anomdino.scorer.recipe.composed_quality", lambda *_: {"ap": next(values)})
+    with pytest.raises(
+        TrainingError, match=r"(?s)residual step 6: the validation's ap is .*residual/state\.pt"
+    ):
+        train(tiny_data, tmp_path / "x")
+    progress = torch.load(tmp_path / ".x.training" / "residual" / "state.pt", weights_only=True)["progress"]
+    assert (progress["step"], progress["best"], progress["best_step"]) == (3, 0.5, 3)
 
 
 def test_late_look_names_the_first_bad_step(tiny_data, tmp_path, monkeypatch):
