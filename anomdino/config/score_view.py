@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anomdino.config.base import Block
 
@@ -20,3 +20,11 @@ class ScoreViewConfig(Block):
     """Share of the heat colour over the photo at the upper end."""
     max_side: int = Field(default=960, ge=64)
     """Longer side of a picture in pixels; larger photos are shrunk."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScoreViewConfig:
+        if self.low_percentile >= self.high_percentile:
+            raise ValueError(
+                f"low_percentile ({self.low_percentile}) is not below high_percentile ({self.high_percentile})"
+            )
+        return self

@@ -32,7 +32,14 @@ from anomdino.scorer.base import (
     to_bytes,
 )
 from anomdino.scorer.batches import Batch, Sample, StepSampler, collate, load_batches, network_input
-from anomdino.scorer.dataset import ClosedSetCrops, ImagePairs, OutlierCrops, PhotoCrops, split_outliers
+from anomdino.scorer.dataset import (
+    ClosedSetCrops,
+    ImagePairs,
+    OutlierCrops,
+    PhotoCrops,
+    paste_rules,
+    split_outliers,
+)
 from anomdino.scorer.distributed import World, joined_processes
 from anomdino.scorer.live import Live, open_live
 from anomdino.scorer.losses import OUTLIER, VOID
@@ -159,7 +166,7 @@ class Trainer:
 
     def train(self, out: Path, state: Path) -> Trained:
         """Train closed-set, then the residual block in its phases; curves go to ``out``, resume points to ``state``."""
-        self._check_batches()
+        self._check()
         scorer = self._new_scorer()
         live = open_live(out / "live", self.config.live and self.world.leads)
         history = [*self._train_closed_set(scorer, state / "closed_set", live)]
@@ -176,8 +183,8 @@ class Trainer:
             live.close()
         return Trained(scorer.eval(), quality, composed, history)
 
-    def _check_batches(self) -> None:
-        """Refuse a batch that the processes cannot share equally."""
+    def _check(self) -> None:
+        """Refuse, before anything is trained, a batch that the processes cannot share equally, and wrong paste rules."""
         batches = {name: phase.batch for name, phase in self.config.residual_phases().items()}
         if self.config.closed_set.source == "train":
             batches["closed_set"] = self.config.closed_set.batch
@@ -185,6 +192,8 @@ class Trainer:
             if batch % self.world.size:
                 cause = f"{batch} does not divide by {self.world.size} processes"
                 raise ConfigError(f"rpl.{name}.batch", cause, "change one")
+        for phase in self.config.residual_phases().values():
+            paste_rules(phase.paste)
 
     def _new_scorer(self) -> DecoderScorer:
         config, goes_on = self.config.closed_set, self.config.residual.start == "checkpoint"

@@ -608,6 +608,13 @@ def test_batch_has_to_divide_by_the_processes(tiny_data, tmp_path, monkeypatch):
         trainer.train(tmp_path / "x", tmp_path / "s")
 
 
+def test_paste_rules_are_looked_at_before_anything_is_trained(tiny_data, tmp_path):
+    wrong = config(residual={"paste": {"rules": {"softness": [2, 1]}}})
+    with pytest.raises(ConfigError, match="softness"):
+        train(tiny_data, tmp_path / "x", wrong)
+    assert not (tmp_path / ".x.training").exists()
+
+
 def test_precision_of_each_device(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for native in (True, False):
