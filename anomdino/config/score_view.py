@@ -22,9 +22,7 @@ class ScoreViewConfig(Block):
     """Longer side of a picture in pixels; larger photos are shrunk."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> ScoreViewConfig:
+    def _rises(self) -> ScoreViewConfig:
         if self.low_percentile >= self.high_percentile:
-            raise ValueError(
-                f"low_percentile ({self.low_percentile}) is not below high_percentile ({self.high_percentile})"
-            )
+            raise ValueError(f"low_percentile {self.low_percentile} is not below high_percentile")
         return self
