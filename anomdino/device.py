@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+from functools import cache
 from typing import TYPE_CHECKING
 
 from anomdino.errors import BackendMissing, ConfigError
@@ -9,11 +13,14 @@ from anomdino.errors import BackendMissing, ConfigError
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 
 def resolve_device(name: str = "auto") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps`` into a device that is there.
 
-    ``auto`` takes CUDA, then CPU. A device that is named but not there is an error, never a silent fallback.
+    ``auto`` takes CUDA, then CPU, and says so: by a warning where the machine has a GPU that torch cannot use, which is
+    seldom meant, else as an information. A device that is named but not there is an error, never a silent fallback.
 
     Raises:
         ConfigError: The name is none of those.
@@ -25,7 +32,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
         raise ConfigError("device", f"unknown device '{name}'", "use auto, cpu, cuda, cuda:<number> or mps")
     if kind == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        _tell_of_cpu()
+        return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and int(index or 0) >= count:
         have = f"cuda:0 .. cuda:{count - 1}" if count else "only the CPU"
@@ -33,6 +43,33 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise BackendMissing(name, "is not available here", "use device: auto or cpu")
     return torch.device(name)
+
+
+@cache
+def _tell_of_cpu() -> None:
+    """Say, once a process, that ``auto`` means the CPU."""
+    import torch
+
+    if not _has_nvidia():
+        log.info("device auto: there is no CUDA device, networks run on the CPU")
+        return
+    reason = (
+        "cannot use it (driver too old, or another program holds it?)"
+        if torch.version.cuda
+        else "is built for the CPU alone"
+    )
+    log.warning(
+        "device auto: networks run on the CPU, for torch %s %s; this machine has an NVIDIA driver. "
+        "`nvidia-smi` shows its state, `device: cpu` says that the CPU is meant",
+        torch.__version__,
+        reason,
+    )
+
+
+def _has_nvidia() -> bool:
+    """Tell whether the machine has an NVIDIA driver whose devices are not hidden from this process."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in {"", "-1"}
+    return not hidden and shutil.which("nvidia-smi") is not None
 
 
 def cpu_has_bfloat16() -> bool:

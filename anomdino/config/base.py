@@ -10,12 +10,16 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 class Block(BaseModel):
     """A block of ``params.yaml``: unknown keys are refused, values are frozen after the check.
 
-    Numeric strings are read as numbers where the field is a number (DVC hands ``1e-05`` over as text); booleans and
-    words are not. Every field carries a description, which becomes its comment in ``params.yaml``.
+    Numeric strings are read as numbers where the field is a number (DVC hands ``1e-05`` over as text); booleans, words
+    and what is not finite are not. Every field carries a description, which becomes its comment in ``params.yaml``.
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @field_validator("*", mode="before")

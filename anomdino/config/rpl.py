@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -122,6 +122,20 @@ class PasteConfig(Block):
     rules: dict[str, Any] = Field(default_factory=dict)
     """Other fields of the paste rules (anomdino.data.mixing.PasteRules) that differ from their defaults."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> PasteConfig:
+        for name in ("objects", "swaps"):
+            fewest, most = getattr(self, name)
+            if not 0 <= fewest <= most:
+                raise ValueError(
+                    f"{name} {[fewest, most]} is no range: give the fewest, 0 or more, then the most"
+                )
+        if not 0 < self.height[0] <= self.height[1]:
+            raise ValueError(
+                f"height {list(self.height)} is no range of positive shares: the smaller one comes first"
+            )
+        return self
+
 
 class CoroclConfig(Block):
     """Context-robust contrastive learning."""
@@ -167,7 +181,9 @@ class ResidualConfig(Block):
     several blended objects."""
     rpl_size: int = Field(700, ge=16)
     """Side of the square crop of rule rpl (published: 700)."""
-    rpl_scales: tuple[float, ...] = (0.25, 0.5, 0.5, 0.75, 0.1, 0.125)
+    rpl_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.25, 0.5, 0.5, 0.75, 0.1, 0.125), min_length=1
+    )
     """Factors of the outlier photo in rule rpl (published: 0.5 occurs twice)."""
     rpl_flip: float = Field(0.8, ge=0, le=1)
     """Probability of flipping the scene in rule rpl: 0.8, as the published code does."""

@@ -26,7 +26,7 @@ class ScoreConfig(Block):
     """Logits that are scored: residual is RPL, closed the baseline of the closed-set network."""
     blur: Literal["auto", "on", "off"] = "auto"
     """RPL's 7 x 7 Gaussian; auto: for energy and entropy, as RPL does."""
-    widths: list[int] = Field(default_factory=list)
+    widths: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Widths in pixels at which every image is scored; `fusion` joins the scores. Empty: its own width alone."""
     fusion: Literal["mean", "learned"] = "mean"
     """How the scores of the widths are joined; learned: by the network for these widths beside the scorer, which

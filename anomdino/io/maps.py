@@ -14,6 +14,8 @@ from anomdino.io.scores import KEY, check_score
 
 MAP_SUFFIXES = (".npz", ".npy", ".tif", ".tiff", ".hdf5", ".h5")
 HDF5_DATASET = "value"
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF in both byte orders."""
 
 
 def list_maps(folder: Path | str) -> dict[str, Path]:
@@ -29,7 +31,7 @@ def list_maps(folder: Path | str) -> dict[str, Path]:
 
 
 def read_map(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
-    """Read one score map: npz with ``arr_0`` (S2M), npy, single-channel float TIFF, or hdf5 with ``value`` (SMIYC).
+    """Read one score map: npz with ``arr_0`` (S2M), npy, single-channel TIFF, or hdf5 with ``value`` (SMIYC).
 
     Axes of length 1 are dropped, as in the (1, H, W) that some methods save. The values are taken as they are.
 
@@ -80,10 +82,12 @@ def _read_npy(path: Path) -> npt.NDArray[np.generic]:
 
 
 def _read_tiff(path: Path) -> npt.NDArray[np.generic]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         opened = Image.open(path)
+    except UnidentifiedImageError as error:
+        return _read_other_tiff(path, error)
     except Image.DecompressionBombError as error:
         raise DataError(path, f"is too large ({error})", "write one map for each image") from error
     with opened as image:
@@ -92,6 +96,26 @@ def _read_tiff(path: Path) -> npt.NDArray[np.generic]:
                 path, f"is a {image.mode} image, score maps have one channel", "export float TIFF"
             )
         return np.array(image)
+
+
+def _read_other_tiff(path: Path, unknown: Exception) -> npt.NDArray[np.generic]:
+    """Read a TIFF of numbers that Pillow does not know, such as float64, by OpenCV."""
+    import cv2
+
+    content = np.fromfile(path, np.uint8)
+    if content[:4].tobytes() not in TIFF_MAGIC:
+        raise unknown
+    try:
+        array: npt.NDArray[np.generic] | None = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DataError(path, f"is too large or damaged ({error})", "write one map for each image") from error
+    if array is None:
+        cure = "export it again, as float32 TIFF, npz or npy"
+        raise DataError(path, "is damaged, or a TIFF of a kind that neither Pillow nor OpenCV reads", cure)
+    if array.ndim != 2:
+        cause = f"is an image of {array.shape[2]} channels, score maps have one channel"
+        raise DataError(path, cause, "export float TIFF")
+    return array
 
 
 def _read_hdf5(path: Path) -> npt.NDArray[np.generic]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from anomdino.scorer.base import load_strictly
 WRAPPERS = ("model", "model_state", "state_dict")
 CLOSED_SET_EXTRA = "criterion.nll_loss.weight"
 COUNTER = "num_batches_tracked"
+CLOSED_SET, TRAINED = "closed-set", "trained"
 
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
@@ -125,12 +126,13 @@ def rpl_state(path: Path | str, seed: int = 0) -> tuple[dict[str, Tensor], str]:
     """Read a checkpoint as RPL's network: trained (``rev3.pth``) or closed-set (``cityscapes_best.pth``).
 
     Returns:
-        Tensors by RPL's names, and ``trained`` or ``closed-set``.
+        Tensors by RPL's names, and ``trained`` or ``closed-set``. A file that :func:`convert_checkpoint` made of a
+        closed-set one stays ``closed-set``: it has a residual block by name, but one that was drawn.
     """
     state = read_checkpoint(path)
     if is_closed_set(state):
-        return closed_set_to_rpl(state, seed), "closed-set"
-    return state, "trained"
+        return closed_set_to_rpl(state, seed), CLOSED_SET
+    return state, _metadata(Path(path)).get("origin", TRAINED)
 
 
 def convert_checkpoint(source: Path | str, target: Path | str, seed: int = 0) -> dict[str, str]:
@@ -183,6 +185,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             path, f"is damaged or no safetensors file ({error})", "fetch it again"
         ) from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Give the texts that a safetensors file carries; of another file nothing."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(str(path), "pt") as stored:
+        return dict(stored.metadata() or {})
 
 
 def _read_torch(path: Path) -> Any:

@@ -6,6 +6,7 @@ loading processes, of training processes, and after a resume.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import random
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ from anomdino.seeding import derive_seed, rng
 
 if TYPE_CHECKING:
     from anomdino.config.rpl import AugmentConfig, PasteConfig, ResidualConfig
+
+
+PASTE_RANGES = {"height": 1e-6, "ground_height": 1e-6, "softness": 0.0, "match": 0.0}
+"""Fields of the paste rules that are ranges, with the least value that each can have."""
 
 
 class ImagePairs:
@@ -244,16 +249,26 @@ def paste_rules(config: PasteConfig) -> PasteRules:
     """Give the rules for pasting; lists (from YAML or JSON) become tuples.
 
     Raises:
-        ConfigError: ``rules`` names a field that the rules do not have.
+        ConfigError: ``rules`` names a field that the rules do not have, or gives a range whose ends are not in order.
     """
     fields: dict[str, Any] = {"scale": config.scale, "height": config.height, "edges": config.edges}
     fields |= dict(config.rules)
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     try:
-        return PasteRules(**fields)
+        rules = PasteRules(**fields)
     except TypeError as error:
         known = ", ".join(PasteRules.__dataclass_fields__)
         raise ConfigError("rpl.residual.paste.rules", str(error), f"fields are: {known}") from error
+    for name, least in PASTE_RANGES.items():
+        _check_range(f"rpl.residual.paste.rules.{name}", getattr(rules, name), least)
+    return rules
+
+
+def _check_range(name: str, value: Any, least: float) -> None:
+    fits = isinstance(value, tuple) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
+    if not fits or not least <= value[0] <= value[1] < math.inf:
+        cure = f"give [low, high] with {least:g} <= low <= high"
+        raise ConfigError(name, f"{value} is no range of numbers from {least:g}", cure)
 
 
 def split_outliers(outliers: ImagePairs, holdout: float, seed: int) -> tuple[list[int], list[int]]:

@@ -43,6 +43,14 @@ class World:
         dist.broadcast(holder, 0)
         return float(holder)
 
+    def share_content(self, content: Any) -> Any:
+        """Give every process what the first one has: plain values or bytes; what the others give is not looked at."""
+        if self.size == 1:
+            return content
+        holder = [content if self.leads else None]
+        dist.broadcast_object_list(holder, 0)
+        return holder[0]
+
     def average(self, value: Tensor) -> Tensor:
         """Average a detached tensor over processes."""
         return value.detach() if self.size == 1 else sum_over_processes(value.detach()) / self.size

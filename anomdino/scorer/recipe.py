@@ -32,14 +32,21 @@ from anomdino.scorer.base import (
     to_bytes,
 )
 from anomdino.scorer.batches import Batch, Sample, StepSampler, collate, load_batches, network_input
-from anomdino.scorer.dataset import ClosedSetCrops, ImagePairs, OutlierCrops, PhotoCrops, split_outliers
+from anomdino.scorer.dataset import (
+    ClosedSetCrops,
+    ImagePairs,
+    OutlierCrops,
+    PhotoCrops,
+    paste_rules,
+    split_outliers,
+)
 from anomdino.scorer.distributed import World, joined_processes
 from anomdino.scorer.live import Live, open_live
 from anomdino.scorer.losses import OUTLIER, VOID
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.residual import DecoderScorer
 from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, steps_of
+from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, read_state, steps_of
 from anomdino.scorer.validation import ClosedSetQuality, closed_set_quality, composed_quality
 from anomdino.seeding import seed_everything
 
@@ -103,7 +110,7 @@ def train_scorer(
         ProtocolError: A folder is marked as evaluation data.
         DataError: Scenes, labels or objects cannot be used.
         ConfigError: The architecture has no decoder and so cannot be trained here.
-        TrainingError: The loss is not finite.
+        TrainingError: A loss, a weight or a validation is not finite.
     """
     refuse_evaluation_data(inlier, outliers)
     state = state or out.parent / f".{out.name}.training"
@@ -146,7 +153,12 @@ class Trainer:
 
     def from_checkpoint(self) -> Trained:
         """Take a trained scorer as it is."""
-        scorer = open_checkpoint(Path(self.config.checkpoint), self._spec(), self.seed).to(self.world.device)
+        path = Path(self.config.checkpoint)
+        cure = (
+            "train the block: set rpl.source: train, rpl.closed_set.source: checkpoint and "
+            f"rpl.closed_set.checkpoint: {path}"
+        )
+        scorer = open_checkpoint(path, self._spec(), self.seed, without_block=cure).to(self.world.device)
         if not isinstance(scorer, DecoderScorer):
             return Trained(scorer.eval(), None, {}, [])
         quality = closed_set_quality(scorer, self.held_out, self.world.device)
@@ -154,6 +166,7 @@ class Trainer:
 
     def train(self, out: Path, state: Path) -> Trained:
         """Train closed-set, then the residual block in its phases; curves go to ``out``, resume points to ``state``."""
+        self._check()
         scorer = self._new_scorer()
         live = open_live(out / "live", self.config.live and self.world.leads)
         history = [*self._train_closed_set(scorer, state / "closed_set", live)]
@@ -170,10 +183,23 @@ class Trainer:
             live.close()
         return Trained(scorer.eval(), quality, composed, history)
 
+    def _check(self) -> None:
+        """Refuse, before anything is trained, a batch that the processes cannot share equally, and wrong paste rules."""
+        batches = {name: phase.batch for name, phase in self.config.residual_phases().items()}
+        if self.config.closed_set.source == "train":
+            batches["closed_set"] = self.config.closed_set.batch
+        for name, batch in batches.items():
+            if batch % self.world.size:
+                cause = f"{batch} does not divide by {self.world.size} processes"
+                raise ConfigError(f"rpl.{name}.batch", cause, "change one")
+        for phase in self.config.residual_phases().values():
+            paste_rules(phase.paste)
+
     def _new_scorer(self) -> DecoderScorer:
         config, goes_on = self.config.closed_set, self.config.residual.start == "checkpoint"
+        cure = "set rpl.residual.start: fresh" if goes_on else ""
         scorer = (
-            open_checkpoint(Path(config.checkpoint), self._spec(), self.seed, trained_block=goes_on)
+            open_checkpoint(Path(config.checkpoint), self._spec(), self.seed, without_block=cure)
             if config.source == "checkpoint"
             else build_scorer(self._spec())
         )
@@ -302,11 +328,6 @@ class Trainer:
         shuffle: bool,
         outlier_probability: float = 1.0,
     ) -> Loader[Batch]:
-        if batch % self.world.size:
-            raise ConfigError(
-                "rpl batch", f"{batch} does not divide by {self.world.size} processes", "change one"
-            )
-
         def load(start: int) -> Iterable[Batch]:
             sampler = StepSampler(
                 len(self.scenes),
@@ -365,29 +386,28 @@ class Trainer:
         return ScorerSpec(self.config.architecture, self.config.num_classes, dict(self.config.options))
 
 
-def open_checkpoint(path: Path, spec: ScorerSpec, seed: int, *, trained_block: bool = False) -> Scorer:
+def open_checkpoint(path: Path, spec: ScorerSpec, seed: int, *, without_block: str = "") -> Scorer:
     """Open a scorer's folder, or a published checkpoint of wide_resnet38.
 
     Args:
         path: Folder or file.
         spec: The network that a file is for; a folder says itself what it holds.
         seed: Of the residual block that a closed-set file lacks.
-        trained_block: Refuse such a file.
+        without_block: Refuse such a file, converted or not, with this as the cure; empty: take it.
 
     Raises:
-        CheckpointError: There is no such file, it does not fit, or it has no residual block and needs one.
+        CheckpointError: There is no such file, it does not fit, or it has no trained residual block and needs one.
     """
     if path.is_dir():
         return load_scorer(path)
     if spec.architecture == "wide_resnet38":
-        from anomdino.scorer.convert import rpl_state, with_counters
+        from anomdino.scorer.convert import CLOSED_SET, rpl_state, with_counters
 
         scorer = build_scorer(spec)
         state, origin = rpl_state(path, seed)
-        if trained_block and origin == "closed-set":
-            raise CheckpointError(
-                path, "holds the closed-set network alone, no residual block", "set rpl.residual.start: fresh"
-            )
+        if without_block and origin == CLOSED_SET:
+            cause = "holds the closed-set network alone, no residual block that was trained"
+            raise CheckpointError(path, cause, without_block)
         load_strictly(scorer, with_counters(state, scorer), path)
         log.info("%s: %s", path, origin)
         return scorer
@@ -433,11 +453,9 @@ def _finish(folder: Path, plan: Plan, scorer: DecoderScorer, history: list[Recor
 
 
 def _finished(folder: Path, plan: Plan, scorer: DecoderScorer, world: World) -> list[Record] | None:
-    file = folder / "finished.pt"
-    if not file.is_file():
-        return None
-    content = torch.load(file, map_location=world.device, weights_only=True)
-    if content["fingerprint"] != plan.fingerprint:
+    otherwise = "the phase is trained from its last resume point"
+    content = read_state(folder / "finished.pt", world, otherwise, plan.fingerprint)
+    if content is None:
         return None
     scorer.load_state_dict(content["scorer"])
     log.info("%s is done already", plan.name)

@@ -64,7 +64,8 @@ def engine_from(
 
     Args:
         config: Block ``score``.
-        trained: Folder of the trained scorer, used unless ``source`` is ``transformers``.
+        trained: Folder of the trained scorer, used unless ``source`` is ``transformers``, whose networks have closed-set
+            logits alone: ``logits: residual`` reads them, too.
         device: Where it runs.
         portable: Leave its network in plain operators (:class:`anomdino.scorer.inference.ScoringEngine`), in float32,
             whatever ``precision`` and ``compile`` say.
@@ -74,8 +75,8 @@ def engine_from(
 
     Raises:
         CheckpointError: The scorer is missing, damaged or does not fit.
-        ConfigError: ``source`` is ``transformers`` without a name, or with residual logits; ``refine_net`` with another
-            score than the one it was trained for.
+        ConfigError: ``source`` is ``transformers`` without a name; ``refine_net`` with another score than the one it was
+            trained for.
     """
     options = scoring_options(config)
     if portable:

@@ -1,10 +1,11 @@
-"""The training loop of both phases: readable from top to bottom, resumable, stopped by the first loss that is
-not finite.
+"""The training loop of both phases: readable from top to bottom, resumable, stopped by the first loss or weight that
+is not finite.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from anomdino.device import cpu_has_bfloat16
-from anomdino.errors import TrainingError
+from anomdino.errors import CheckpointError, TrainingError
 from anomdino.io.atomic import atomic_path
 from anomdino.progress import track
 from anomdino.scorer.averaging import WeightAverage
@@ -105,14 +106,17 @@ def fit(
         validate: Measures the scorer on held-out data.
         plan: Length, schedule, precision and intervals.
         world: Training processes.
-        folder: Where resume point and best weights lie; kept when training stops early.
+        folder: Where resume point and best weights lie; kept when training stops early. The first process alone reads
+            and writes it, so that machines need no common disk.
         live: Receives curves.
 
     Returns:
         History: records of losses and validations in order.
 
     Raises:
-        TrainingError: The loss is not finite; the message has step, learning rate and images.
+        TrainingError: The loss, a weight or the criterion of a validation is not finite; the message has step, and
+            learning rate and images of a loss.
+        CheckpointError: The best weights, which this training wrote, can no longer be read.
     """
     objective.start_step()
     optimiser = objective.optimiser()
@@ -127,7 +131,7 @@ def fit(
     for record in progress.history:
         _tell(live, record)
     runner = world.parallel(objective)
-    guard = FiniteGuard(plan.name, CHECK_EVERY.get(world.device.type, 1), keeper)
+    guard = FiniteGuard(plan.name, CHECK_EVERY.get(world.device.type, 1), keeper, objective.scorer)
     total = plan.schedule.total
 
     for batch in track(load(progress.step), plan.name, total=total - progress.step, unit="step"):
@@ -156,14 +160,14 @@ def fit(
             if world.leads and progress.step % plan.say_every == 0:
                 log.info("%s step %d of %d: loss %.4g", plan.name, progress.step, total, record["loss"])
         if _due(progress.step, plan.validate_every, total):
-            guard.check()
+            guard.check_all(progress.step)
             with average.in_place():
                 record = {"phase": plan.name, "step": progress.step, **_validated(validate, world)}
                 keeper.keep_if_best(record, progress)
             progress.history.append(record)
             _tell(live, record)
         if progress.step % plan.checkpoint_every == 0 and progress.step < total:
-            guard.check()
+            guard.check_all(progress.step)
             keeper.save(progress)
 
     average.apply()
@@ -172,10 +176,10 @@ def fit(
 
 
 class FiniteGuard:
-    """Stops a training at the first loss that is not finite."""
+    """Stops a training at the first loss that is not finite, and before weights that are not are kept or validated."""
 
-    def __init__(self, phase: str, every: int, keeper: Keeper) -> None:
-        self.phase, self.every, self.keeper = phase, every, keeper
+    def __init__(self, phase: str, every: int, keeper: Keeper, scorer: nn.Module) -> None:
+        self.phase, self.every, self.keeper, self.scorer = phase, every, keeper, scorer
         self._waiting: list[tuple[Tensor, int, float, list[str]]] = []
 
     def look(self, loss: Tensor, step: int, lr: float, keys: list[str]) -> None:
@@ -201,6 +205,25 @@ class FiniteGuard:
                     f"lower the learning rate or look at these images; {self.keeper.last_good()}",
                 )
         self._waiting.clear()
+
+    def check_all(self, step: int) -> None:
+        """Look at all noted losses, and at the weights and statistics after ``step`` steps: a gradient can overflow
+        where the loss does not.
+
+        Raises:
+            TrainingError: One is not finite.
+        """
+        self.check()
+        state = {name: value for name, value in self.scorer.state_dict().items() if value.is_floating_point()}
+        finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
+        bad = [name for name, good in zip(state, finite, strict=True) if not good]
+        if bad:
+            raise TrainingError(
+                f"{self.phase} step {step}",
+                f"{len(bad)} of {len(state)} weights are not finite, though every loss was: {', '.join(bad[:3])}"
+                f"{' ...' if len(bad) > 3 else ''}",
+                f"lower the learning rate or limit the gradient (clip); {self.keeper.last_good()}",
+            )
 
 
 @dataclass(frozen=True)
@@ -233,7 +256,7 @@ class Moving:
 
 
 class Keeper:
-    """Keeps resume points and the best weights in a folder."""
+    """Keeps resume points and the best weights in a folder of the first process."""
 
     def __init__(
         self,
@@ -261,20 +284,13 @@ class Keeper:
 
     def resume(self) -> Progress:
         """Take up the resume point, if there is one of the same fingerprint; else start afresh."""
-        if not self.state_file.is_file():
-            return Progress()
-        try:
-            state = torch.load(self.state_file, map_location=self.world.device, weights_only=True)
-        except Exception as error:  # damaged in ways that torch reports by many types
-            log.warning("%s cannot be read (%s): training starts afresh", self.state_file, error)
-            return Progress()
-        if state.get("fingerprint") != self.plan.fingerprint:
-            log.info("%s is of other parameters or data: training starts afresh", self.state_file)
+        state = read_state(self.state_file, self.world, "training starts afresh", self.plan.fingerprint)
+        if state is None or not self._has_best(state["progress"]):
             return Progress()
         self.moving.load_state(state)
         torch.set_rng_state(state["random"].cpu())
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all([item.cpu() for item in state["random_cuda"]])
+        for index, item in enumerate(state["random_cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(item.cpu(), index)
         progress = Progress(**state["progress"])
         log.info("%s goes on from step %d", self.plan.name, progress.step)
         return progress
@@ -284,6 +300,12 @@ class Keeper:
         if self.plan.criterion is None:
             return
         value = float(record[self.plan.criterion])
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{self.plan.name} step {record['step']}",
+                f"the validation's {self.plan.criterion} is {value}, so that no weights can be chosen by it",
+                f"lower the learning rate or look at the validation images; {self.last_good()}",
+            )
         if progress.best is not None:
             better = value > progress.best if self.plan.higher_is_better else value < progress.best
             if not better:
@@ -297,8 +319,22 @@ class Keeper:
         """Load the best weights into the scorer, if there are any."""
         self.world.wait()
         if progress.best is not None and progress.best_step != progress.step:
-            weights = torch.load(self.best_file, map_location=self.world.device, weights_only=True)
+            weights = read_state(self.best_file, self.world, "the best weights are lost")
+            if weights is None:
+                raise CheckpointError(
+                    self.best_file, "is missing or damaged", "train again: the phase then starts afresh"
+                )
             self.scorer.load_state_dict(weights)
+
+    def _has_best(self, progress: Mapping[str, Any]) -> bool:
+        """Tell whether the best weights, which a resume point speaks of, are there."""
+        if progress["best"] is None:
+            return True
+        otherwise = "training starts afresh"
+        if self.world.leads and not self.best_file.is_file():
+            log.warning("%s is missing: %s", self.best_file, otherwise)
+        found = self.world.leads and read_file(self.best_file, self.world, otherwise) is not None
+        return bool(self.world.share_content(found))
 
     def last_good(self) -> str:
         """Say, for a message, which weights were kept."""
@@ -306,6 +342,43 @@ class Keeper:
         if not kept:
             return "no checkpoint was due before"
         return f"the last good checkpoint is kept: {', '.join(kept)}"
+
+
+def read_state(
+    path: Path, world: World, otherwise: str, fingerprint: str | None = None
+) -> dict[str, Any] | None:
+    """Read a file of a training's state folder on the first process, and give it to all.
+
+    Args:
+        path: A file that :func:`torch.save` wrote; only the first process has to see it.
+        world: Training processes; tensors come to the device of each.
+        otherwise: What follows when it cannot be read, for the log.
+        fingerprint: What the file must agree with; ``None``: any.
+
+    Returns:
+        The content; ``None`` where there is no such file, it is damaged, or of another fingerprint.
+    """
+    content = read_file(path, world, otherwise) if world.leads else None
+    if content is not None and fingerprint is not None and content.get("fingerprint") != fingerprint:
+        log.info("%s is of other parameters or data: %s", path, otherwise)
+        content = None
+    if world.size == 1:
+        return content
+    shared = world.share_content(None if content is None else path.read_bytes())
+    if content is not None or shared is None:
+        return content
+    return dict(torch.load(io.BytesIO(shared), map_location=world.device, weights_only=True))
+
+
+def read_file(path: Path, world: World, otherwise: str) -> dict[str, Any] | None:
+    """Read a file of a training's state folder on this process alone (see :func:`read_state`)."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(torch.load(path, map_location=world.device, weights_only=True))
+    except Exception as error:  # damaged in ways that torch reports by many types
+        log.warning("%s cannot be read (%s): %s", path, error, otherwise)
+        return None
 
 
 class Meter:
@@ -348,11 +421,7 @@ def steps_of(steps: int, epochs: float, images: int, batch: int) -> int:
 
 def _validated(validate: Validation, world: World) -> dict[str, float]:
     measured = {name: float(value) for name, value in validate().items()} if world.leads else None
-    if world.size == 1:
-        return measured or {}
-    holder: list[Any] = [measured]
-    torch.distributed.broadcast_object_list(holder, 0)
-    return dict(holder[0])
+    return dict(world.share_content(measured))
 
 
 def _due(step: int, every: int, total: int) -> bool:

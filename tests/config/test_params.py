@@ -57,6 +57,26 @@ def test_numeric_strings_are_numbers(tmp_path, text):
         ("detect:\n  short_side: 5\n", ["detect.short_side", "5", "at least 32 pixels"]),
         ("adt:\n  mask_floor: 1\n", ["adt.mask_floor", "1", "auto"]),
         ("seed: -3\n", ["seed", "-3"]),
+        ("rpl: {residual: {paste: {objects: [3, 1]}}}\n", ["rpl.residual.paste", "objects [3, 1]", "fewest"]),
+        (
+            "rpl: {residual: {paste: {objects: [-2, 1]}}}\n",
+            ["rpl.residual.paste", "objects [-2, 1]", "fewest"],
+        ),
+        ("rpl: {residual: {paste: {swaps: [2, 1]}}}\n", ["rpl.residual.paste", "swaps [2, 1]", "fewest"]),
+        ("rpl: {residual: {paste: {height: [0.6, 0.06]}}}\n", ["rpl.residual.paste", "height [0.6, 0.06]"]),
+        ("rpl: {residual: {paste: {height: [0, 0.5]}}}\n", ["rpl.residual.paste", "height [0.0, 0.5]"]),
+        ("rpl: {residual: {rpl_scales: []}}\n", ["rpl.residual.rpl_scales", "at least 1"]),
+        ("rpl: {residual: {rpl_scales: [0.5, 0]}}\n", ["rpl.residual.rpl_scales.1", "greater than 0"]),
+        ("rpl: {closed_set: {augment: {scale: [1.5, 0.5]}}}\n", ["closed_set.augment", "scale [1.5, 0.5]"]),
+        ("score: {widths: [512, 0]}\n", ["score.widths.1", "greater than or equal to 1"]),
+        ("score: {widths: [-5]}\n", ["score.widths.0", "-5"]),
+        (
+            "score_view: {low_percentile: 60, high_percentile: 40}\n",
+            ["score_view", "low_percentile", "60", "40"],
+        ),
+        ("compose: {objects_min: 5}\n", ["compose", "objects_min (5) is above objects_max (4)"]),
+        ("compose: {ground_height_min: 2}\n", ["ground_height_min (2.0) is above ground_height_max (1.4)"]),
+        ("adt: {box_drop_min: 0.5}\n", ["box_drop_min 0.5 is above box_drop_max 0.3"]),
         ("- 1\n- 2\n", ["list"]),
         ("adt: [1\n", ["no valid YAML"]),
         ("seed: 1\nseed: 2\n", ["seed"]),
@@ -70,6 +90,37 @@ def test_wrong_parameters_name_file_key_value_and_cure(tmp_path, text, said):
     message = str(caught.value)
     for words in [str(path), *said]:
         assert words in message
+
+
+def floats(block, prefix=""):
+    """Give every parameter below a block that is a float, as (dotted key, value that the file would have)."""
+    for name, value in block:
+        key = f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from floats(value, f"{key}.")
+        elif isinstance(value, tuple) and isinstance(value[0], float):
+            yield key, lambda bad, value=value: [bad, *value[1:]]
+        elif isinstance(value, float):
+            yield key, lambda bad: bad
+
+
+@pytest.mark.parametrize("bad", [".inf", "-.inf", ".nan"])
+def test_no_float_parameter_takes_what_is_not_finite(tmp_path, bad):
+    found = dict(floats(Params()))
+    assert {
+        "rpl.residual.lr",
+        "rpl.residual.rpl_scales",
+        "rpl.residual.schedule.power",
+        "adt.b",
+    } <= found.keys()
+    assert len(found) > 100
+    for key, content in found.items():
+        *blocks_, name = key.split(".")
+        lines = [f"{'  ' * depth}{part}:" for depth, part in enumerate(blocks_)]
+        value = str(content(bad)).replace("'", "")
+        path = write(tmp_path, "\n".join([*lines, f"{'  ' * len(blocks_)}{name}: {value}\n"]))
+        with pytest.raises(ConfigError, match=rf"(?s)params\.yaml: {key}.*(finite number|greater|less|auto)"):
+            load_params(path)
 
 
 def test_a_place_that_holds_no_file_is_named(tmp_path):

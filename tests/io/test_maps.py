@@ -1,5 +1,7 @@
 """Score maps of any method: every format, and what is refused."""
 
+import struct
+
 import h5py
 import numpy as np
 import pytest
@@ -96,6 +98,57 @@ def test_sizes_that_no_memory_holds_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(DataError, match="too large"):
         read_map(tmp_path / "a.tif")
+
+
+def float64_tiff(path, *channels, order="<"):
+    """Write a TIFF of 64-bit floats by hand: header, one directory, one strip."""
+    height, width = channels[0].shape
+    pixels = np.stack(channels, axis=-1).astype(f"{order}f8").tobytes()
+    count = len(channels)
+    start = 8 + 2 + 12 * 11 + 4
+    bits, kinds = start, start + 2 * max(count, 2)
+    data = kinds + 2 * max(count, 2)
+
+    def short(values, place):
+        return (3, count, place) if count > 2 else (3, count, values)
+
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, *short(64, bits)), (259, 3, 1, 1), (262, 3, 1, 1),
+        (273, 4, 1, data), (277, 3, 1, count), (278, 4, 1, height), (279, 4, 1, len(pixels)),
+        (284, 3, 1, 1), (339, *short(3, kinds)),
+    ]  # fmt: skip
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, kind, number, value in entries:
+        inline = (
+            struct.pack(f"{order}HH", value, 0)
+            if kind == 3 and number == 1
+            else struct.pack(f"{order}I", value)
+        )
+        directory += struct.pack(f"{order}HHI", tag, kind, number) + inline
+    directory += struct.pack(f"{order}I", 0)
+    pad = max(count, 2)
+    shorts = struct.pack(f"{order}{2 * pad}H", *([64] * pad), *([3] * pad))
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    path.write_bytes(magic + struct.pack(f"{order}I", 8) + directory + shorts + pixels)
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_of_float64_is_read(tmp_path, order):
+    exact = np.random.default_rng(1).normal(-8, 3, (6, 9))
+    read = read_map(float64_tiff(tmp_path / "a.tif", exact, order=order), (6, 9))
+    np.testing.assert_array_equal(read, exact.astype(np.float32))
+    assert read.dtype == np.float32
+
+
+def test_float64_tiffs_that_are_no_map_say_why(tmp_path):
+    path = float64_tiff(tmp_path / "colour.tif", SCORE, SCORE, SCORE)
+    with pytest.raises(DataError, match="3 channels, score maps have one channel"):
+        read_map(path)
+    path = float64_tiff(tmp_path / "cut.tif", np.tile(SCORE, (40, 40)))
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match=r"(?s)cut\.tif: is damaged, or a TIFF.*export it again, as float32"):
+        read_map(path)
 
 
 def test_colour_tiff_is_refused(tmp_path):

@@ -11,7 +11,14 @@ from anomdino.data.rpl_mixing import mix_rpl
 from anomdino.errors import ConfigError, DataError
 from anomdino.scorer.augment import centred_photo, change_colours, cut_out, random_crop
 from anomdino.scorer.batches import SampleId, StepSampler, load_batches, network_input
-from anomdino.scorer.dataset import ClosedSetCrops, ImagePairs, OutlierCrops, PhotoCrops, split_outliers
+from anomdino.scorer.dataset import (
+    ClosedSetCrops,
+    ImagePairs,
+    OutlierCrops,
+    PhotoCrops,
+    paste_rules,
+    split_outliers,
+)
 from anomdino.seeding import derive_seed
 
 PLAIN = AugmentConfig(crop=(32, 40), scale=(1.0, 1.0), flip=0.0, jitter=0.0)
@@ -280,6 +287,23 @@ def test_unknown_paste_rule_is_refused(scenes, outliers):
     config = residual(paste=PasteConfig(rules={"shadwo": 1}))
     with pytest.raises(ConfigError, match="shadow"):
         OutlierCrops(scenes, outliers, range(5), config, seed=0)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"softness": [2, 1]},
+        {"ground_height": [0, 1]},
+        {"match": [0.5]},
+        {"height": [0.1, float("inf")]},
+        {"match": 1},
+    ],
+)
+def test_a_range_of_paste_rules_with_its_ends_out_of_order_is_refused(rules):
+    name = next(iter(rules))
+    with pytest.raises(ConfigError, match=rf"(?s)paste\.rules\.{name}: .*low <= high"):
+        paste_rules(PasteConfig(rules=rules))
+    assert paste_rules(PasteConfig(rules={"softness": [1, 2]})).softness == (1, 2)
 
 
 def test_held_out_outliers_are_never_trained_on(outliers):

@@ -47,25 +47,34 @@ SETTINGS = {
 }
 
 
-def run(data, out, world, settings):
+def launch(outs, data, settings, script=SCRIPT, patience=240):
+    """Run a script with an output folder for each process, and give exit codes and errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
-    for rank in range(world):
+    for rank, out in enumerate(outs):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if world > 1:
+        if len(outs) > 1:
             environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(outs)),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
-        command = [sys.executable, "-c", SCRIPT, str(data), str(out), json.dumps(settings)]
+        command = [sys.executable, "-c", script, str(data), str(out), json.dumps(settings)]
         processes.append(
             subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=os.getcwd(), text=True)  # noqa: PTH109
         )
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+    try:
+        errors = [process.communicate(timeout=patience)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], errors
+
+
+def run(data, out, world, settings):
+    codes, errors = launch([out] * world, data, settings)
+    assert codes == [0] * world, errors
     return json.loads((out / "history.json").read_text())
 
 
@@ -94,6 +103,67 @@ def test_corocl_runs_on_two_processes(tiny_data, tmp_path):
     assert all(record["corocl"] > 0 for record in history if "corocl" in record)
 
 
+MACHINE = """
+import hashlib, json, sys, torch
+from pathlib import Path
+from anomdino.config.rpl import RplConfig
+from anomdino.scorer import recipe
+from anomdino.scorer.objectives import ResidualObjective
+from anomdino.scorer.training import Keeper
+torch.set_num_threads(1)
+data, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+killed, steps = settings.pop("kill_at"), []
+
+def digest(scorer):
+    parts = (name.encode() + t.numpy().tobytes() for name, t in sorted(scorer.state_dict().items()))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+def keep_if_best(self, record, progress, keep=Keeper.keep_if_best):
+    if self.plan.name == "residual":
+        record["ap"] = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3}[record["step"]]
+        if record["step"] == 2:
+            Path(f"{out}.step2").write_text(digest(self.scorer))
+    keep(self, record, progress)
+
+def hints(self, batch, step, original=ResidualObjective.hints):
+    steps.append(step)
+    if step == killed:
+        sys.exit(9)
+    return original(self, batch, step)
+
+Keeper.keep_if_best, ResidualObjective.hints = keep_if_best, hints
+arguments = RplConfig.model_validate(settings), data / "inlier", data / "outliers", out
+trained = recipe.train_scorer(*arguments, seed=0)
+Path(f"{out}.end").write_text(json.dumps([digest(trained.scorer), steps]))
+"""
+
+
+@pytest.mark.slow
+def test_machines_without_a_common_disk_resume_together_and_end_with_the_best_weights(tiny_data, tmp_path):
+    settings = SETTINGS | {
+        "checkpoint_every": 2,
+        "closed_set": SETTINGS["closed_set"] | {"schedule": {"steps": 1}},
+        "residual": SETTINGS["residual"]
+        | {"schedule": {"steps": 4}, "validate_every": 1, "validation_images": 2, "keep": "best"},
+    }
+    outs = [tmp_path / machine / "rpl" for machine in ("a", "b")]
+    for out in outs:
+        out.parent.mkdir()
+    codes, errors = launch(outs, tiny_data, settings | {"kill_at": 3}, MACHINE, patience=60)
+    assert codes == [9, 9], errors
+    assert not (tmp_path / "b" / ".rpl.training").exists()
+    codes, errors = launch(outs, tiny_data, settings | {"kill_at": None}, MACHINE, patience=60)
+    assert codes == [0, 0], errors
+    best = (tmp_path / "a" / "rpl.step2").read_text()
+    for machine in (
+        "a",
+        "b",
+    ):  # neither trains the closed set again, nor the two steps before the resume point
+        assert json.loads((tmp_path / machine / "rpl.end").read_text()) == [best, [2, 3]]
+    assert (tmp_path / "a" / "rpl" / "model.safetensors").is_file()
+    assert not (tmp_path / "b" / "rpl").exists()
+
+
 def test_alone_everything_is_local():
     world = World(0, 1, torch.device("cpu"))
     module = nn.Conv2d(1, 1, 1)
@@ -101,6 +171,7 @@ def test_alone_everything_is_local():
     assert world.parallel(module) is module
     assert world.minimum(3) == 3
     assert world.share(2.5) == 2.5
+    assert world.share_content(b"all") == b"all"
     assert world.count(torch.tensor(0.0)) == 1
     assert world.average(torch.tensor(7.0)) == 7
 

@@ -162,6 +162,15 @@ def test_contrast_loss_matches_a_loop():
     assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contrast_gradient_matches_finite_differences(seed):
+    contrast = torch.from_numpy(np.random.default_rng(seed).normal(size=(8, 3))).requires_grad_()
+    labels = torch.tensor([1, 1, 0, 0, 1, 1, 0, 0])
+    assert torch.autograd.gradcheck(
+        lambda rows: contrast_loss(rows[:4], labels[:4], rows, labels, 0.5), contrast, eps=1e-6, atol=1e-6
+    )
+
+
 def slow_corocl(scene, scene_target, photo, photo_target, limit, generator):
     """The whole of b.2 with python lists: batch-major, row-major pools, permuted in the published order."""
     pools = []

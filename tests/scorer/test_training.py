@@ -1,5 +1,8 @@
 import json
 import math
+import re
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,12 +16,14 @@ from anomdino.errors import CheckpointError, ConfigError, ProtocolError, Trainin
 from anomdino.protocol import mark_evaluation_only
 from anomdino.scorer import training
 from anomdino.scorer.augment import PAD_COLOUR
-from anomdino.scorer.base import load_scorer, to_input
+from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, to_input
+from anomdino.scorer.convert import convert_checkpoint
 from anomdino.scorer.dataset import ImagePairs, split_outliers
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.recipe import class_weights, train_scorer
 from anomdino.scorer.schedule import PolySchedule
 from anomdino.scorer.training import steps_of
+from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from tests.scorer.conftest import write_scenes
 
 OPTIONS = {
@@ -119,6 +124,70 @@ def test_result_is_whole_and_loads(unbroken):
     assert len(report["iou"]) == 4
 
 
+def test_learning_rates_of_the_history_are_the_published_ones(unbroken):
+    """Rate of step i: base * (1 - it / total) ^ 0.9 with it = max(i - 1, 0); the first group has factor 10 in RPL."""
+    for phase, base in (("closed_set", 1e-3), ("residual", 10 * 3e-4)):
+        rates = [r["lr"] for r in unbroken[1].history if r["phase"] == phase and "lr" in r]
+        assert rates == pytest.approx([base * (1 - it / 6) ** 0.9 for it in (0, 0, 1, 2, 3, 4)], rel=1e-9)
+        assert len(set(rates)) == 5
+
+
+def batches_of(data, out, monkeypatch, **residual):
+    """Train and give the scenes of every step of the residual phase, with whether they carry outliers."""
+    seen, original = [], ResidualObjective.hints
+
+    def hints(self, batch, step):
+        seen.append((batch.keys, (batch.labels == 254).flatten(1).any(1).tolist()))
+        return original(self, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResidualObjective, "hints", hints)
+        short = {"batch": 2, "without_outliers": "scene", "validate_every": 0, "validation_images": 2}
+        train(
+            data,
+            out,
+            config(closed_set={"schedule": {"steps": 1}, "validate_every": 0}, residual=short | residual),
+        )
+    return seen
+
+
+FILES = [["s0", "s1"], ["s2", "s3"], ["s4", "s5"]]
+
+
+def test_the_residual_phase_sees_scenes_in_the_order_and_outliers_in_the_share_that_are_asked_for(
+    tiny_data, tmp_path, monkeypatch
+):
+    sparse = {"order": "files", "outlier_probability": 0.4, "schedule": {"steps": 12}}
+    seen = batches_of(tiny_data, tmp_path / "x", monkeypatch, **sparse)
+    assert [keys for keys, _ in seen] == FILES * 4
+    carrying = [any(outliers) for _, outliers in seen]
+    assert [sum(carrying[first : first + 3]) for first in (0, 3, 6, 9)] == [1] * 4  # int(0.4 * 3) an epoch
+    seen = batches_of(tiny_data, tmp_path / "y", monkeypatch, order="shuffled")
+    assert all(all(outliers) for _, outliers in seen)
+    epochs = [[keys for keys, _ in seen[:3]], [keys for keys, _ in seen[3:]]]
+    assert [sorted(chain(*epoch)) for epoch in epochs] == [[f"s{index}" for index in range(6)]] * 2
+    assert epochs[0] != epochs[1]  # with seed 0 the first permutation happens to be the identity
+
+
+def test_a_network_with_dropout_resumes_to_the_result_of_an_unbroken_run(
+    tiny_data, tmp_path, kill_at, monkeypatch
+):
+    short = {"schedule": {"steps": 3}, "batch": 2, "validate_every": 0}
+    settings = config(
+        **WIDE,
+        checkpoint_every=2,
+        closed_set=short,
+        residual=short | {"schedule": {"steps": 1}, "validation_images": 2},
+    )
+    train(tiny_data, tmp_path / "whole", settings)
+    kill_at(ClosedSetObjective, 2)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "cut", settings)
+    monkeypatch.undo()
+    train(tiny_data, tmp_path / "cut", settings)
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
 def test_same_seed_same_bytes_and_another_seed_others(tiny_data, tmp_path, unbroken):
     for name, seed in (("same", 0), ("other", 1)):
         train(tiny_data, tmp_path / name, seed=seed)
@@ -165,15 +234,70 @@ def test_resume_point_of_other_parameters_is_not_taken_up(tiny_data, tmp_path, k
     assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
 
 
+def spoil(path, damage):
+    """Put other bytes in place of a file, cut it in half (``None``) or remove it (a word)."""
+    content = path.read_bytes()
+    if isinstance(damage, str):
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+
+
 @pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
 def test_damaged_resume_point_starts_afresh(tiny_data, tmp_path, kill_at, monkeypatch, unbroken, damage):
     kill_at(ClosedSetObjective, 4)
     with pytest.raises(Killed):
         train(tiny_data, tmp_path / "x")
     monkeypatch.undo()
-    point = tmp_path / ".x.training" / "closed_set" / "state.pt"
-    content = point.read_bytes()
-    point.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    spoil(tmp_path / ".x.training" / "closed_set" / "state.pt", damage)
+    train(tiny_data, tmp_path / "x")
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_a_damaged_note_of_a_finished_phase_does_not_stop_a_restart(
+    tiny_data, tmp_path, kill_at, monkeypatch, caplog, unbroken, damage
+):
+    kill_at(ResidualObjective, 1)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
+    spoil(tmp_path / ".x.training" / "closed_set" / "finished.pt", damage)
+    train(tiny_data, tmp_path / "x")
+    assert "finished.pt cannot be read" in caplog.text
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
+
+
+@pytest.mark.parametrize("damage", [b"", None, "removed"])
+def test_a_resume_point_without_its_best_weights_is_not_taken_up(
+    tiny_data, tmp_path, kill_at, monkeypatch, caplog, unbroken, damage
+):
+    kill_at(ResidualObjective, 4)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
+    spoil(tmp_path / ".x.training" / "residual" / "best.pt", damage)
+    train(tiny_data, tmp_path / "x")
+    assert re.search(r"residual/best\.pt (cannot be read .*|is missing): training starts afresh", caplog.text)
+    assert files_of(tmp_path / "x") == files_of(unbroken[0])
+
+
+def test_best_weights_lost_during_a_training_are_named_and_cost_that_phase_alone(
+    tiny_data, tmp_path, monkeypatch, unbroken
+):
+    values = iter([0.9, 0.1])
+    monkeypatch.setattr("anomdino.scorer.recipe.composed_quality", lambda *_: {"ap": next(values)})
+    restore = training.Keeper.restore_best
+
+    def spoilt(self, progress):
+        if self.plan.name == "residual":
+            spoil(self.best_file, None)
+        restore(self, progress)
+
+    monkeypatch.setattr(training.Keeper, "restore_best", spoilt)
+    with pytest.raises(CheckpointError, match=r"(?s)residual/best\.pt: is missing or damaged.*train again"):
+        train(tiny_data, tmp_path / "x")
+    monkeypatch.undo()
     train(tiny_data, tmp_path / "x")
     assert files_of(tmp_path / "x") == files_of(unbroken[0])
 
@@ -370,6 +494,58 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_images(tiny_data, tm
     assert not (tmp_path / "x").exists()
 
 
+class NaNGradient(torch.autograd.Function):
+    """The identity, with a gradient that is not a number."""
+
+    @staticmethod
+    def forward(context, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * math.nan
+
+
+@pytest.mark.parametrize(("step", "stops", "kept"), [(2, 3, None), (4, 6, 3), (5, 6, 3)])
+@pytest.mark.parametrize("validate_every", [0, 3])
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(
+    tiny_data, tmp_path, monkeypatch, step, stops, kept, validate_every
+):
+    original = ClosedSetObjective.forward
+    calls = []
+
+    def forward(self, batch, **hints):
+        losses = original(self, batch, **hints)
+        calls.append(None)
+        return {"loss": NaNGradient.apply(losses["loss"])} if len(calls) == step + 1 else losses
+
+    monkeypatch.setattr(ClosedSetObjective, "forward", forward)
+    if step != 5:  # later losses are nan of themselves: the weights alone have to tell
+        monkeypatch.setattr(training.FiniteGuard, "check", lambda self: None)
+    found = rf"(?s)closed_set step {stops}: \d+ of \d+ weights are not finite.*encoder\..*clip"
+    with pytest.raises(TrainingError, match=found) as caught:
+        train(tiny_data, tmp_path / "x", config(closed_set={"validate_every": validate_every}))
+    point = tmp_path / ".x.training" / "closed_set" / "state.pt"
+    assert point.exists() is ("state.pt" in str(caught.value)) is (kept is not None)
+    if kept:
+        state = torch.load(point, weights_only=True)
+        assert state["progress"]["step"] == kept
+        assert all(tensor.isfinite().all() for tensor in state["scorer"].values())
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_validation_that_is_not_finite_chooses_no_weights(tiny_data, tmp_path, monkeypatch, value):
+    values = iter([0.5, value])
+    monkeypatch.setattr("anomdino.scorer.recipe.composed_quality", lambda *_: {"ap": next(values)})
+    with pytest.raises(
+        TrainingError, match=r"(?s)residual step 6: the validation's ap is .*residual/state\.pt"
+    ):
+        train(tiny_data, tmp_path / "x")
+    progress = torch.load(tmp_path / ".x.training" / "residual" / "state.pt", weights_only=True)["progress"]
+    assert (progress["step"], progress["best"], progress["best_step"]) == (3, 0.5, 3)
+
+
 def test_late_look_names_the_first_bad_step(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setitem(training.CHECK_EVERY, "cpu", 100)
     original = ClosedSetObjective.forward
@@ -430,6 +606,13 @@ def test_batch_has_to_divide_by_the_processes(tiny_data, tmp_path, monkeypatch):
     )
     with pytest.raises(ConfigError, match="4 does not divide by 3"):
         trainer.train(tmp_path / "x", tmp_path / "s")
+
+
+def test_paste_rules_are_looked_at_before_anything_is_trained(tiny_data, tmp_path):
+    wrong = config(residual={"paste": {"rules": {"softness": [2, 1]}}})
+    with pytest.raises(ConfigError, match="softness"):
+        train(tiny_data, tmp_path / "x", wrong)
+    assert not (tmp_path / ".x.training").exists()
 
 
 def test_precision_of_each_device(monkeypatch):
@@ -507,31 +690,27 @@ def test_published_training_is_the_default_of_the_residual_block():
     )
 
 
-def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
-    from anomdino.scorer.base import ScorerSpec, build_scorer
+WIDE = {"architecture": "wide_resnet38", "options": {"channel_divisor": 16}}
+RPL_RULE = {"schedule": {"steps": 1}, "batch": 2, "rule": "rpl", "rpl_size": 40, "validation_images": 2}
 
-    options = {"channel_divisor": 16}
+
+def closed_set_file(path):
+    """Write a narrow network as NVIDIA's file holds it, and give the network."""
     torch.manual_seed(5)
-    network = build_scorer(ScorerSpec("wide_resnet38", 4, options))
-    prefix = "branch1."
+    network = build_scorer(ScorerSpec("wide_resnet38", 4, WIDE["options"]))
     closed = {
-        "module." + name.removeprefix(prefix): tensor
+        "module." + name.removeprefix("branch1."): tensor
         for name, tensor in network.state_dict().items()
         if ".residual_block." not in name
     }
-    torch.save({"state_dict": closed, "epoch": 3}, tmp_path / "cityscapes_best.pth")
-    settings = config(
-        architecture="wide_resnet38",
-        options=options,
-        closed_set={"source": "checkpoint", "checkpoint": str(tmp_path / "cityscapes_best.pth")},
-        residual={
-            "schedule": {"steps": 1},
-            "batch": 2,
-            "rule": "rpl",
-            "rpl_size": 40,
-            "validation_images": 2,
-        },
-    )
+    torch.save({"state_dict": closed, "epoch": 3}, path)
+    return network
+
+
+def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
+    network = closed_set_file(tmp_path / "cityscapes_best.pth")
+    given = {"source": "checkpoint", "checkpoint": str(tmp_path / "cityscapes_best.pth")}
+    settings = config(**WIDE, closed_set=given, residual=RPL_RULE)
     going_on = settings.model_copy(
         update={"residual": settings.residual.model_copy(update={"start": "checkpoint"})}
     )
@@ -541,18 +720,37 @@ def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
     for name, tensor in trained.scorer.frozen_state():
         assert torch.equal(tensor, network.state_dict()[name]), name
     torch.save({"model": trained.scorer.state_dict()}, tmp_path / "rev3.pth")
-    again = train(
-        tiny_data,
-        tmp_path / "y",
-        config(
-            architecture="wide_resnet38",
-            options=options,
-            source="checkpoint",
-            checkpoint=str(tmp_path / "rev3.pth"),
-            residual={"rule": "rpl", "rpl_size": 40, "batch": 2, "validation_images": 2},
-        ),
-    )
+    given = {"source": "checkpoint", "checkpoint": str(tmp_path / "rev3.pth")}
+    again = train(tiny_data, tmp_path / "y", config(**WIDE, **given, residual=RPL_RULE))
     assert again.composed == trained.composed
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_closed_set_file_is_no_trained_scorer(tiny_data, tmp_path, monkeypatch, converted):
+    path = tmp_path / "cityscapes_best.pth"
+    network = closed_set_file(path)
+    if converted:  # the converter draws a block, so that names alone do not tell
+        narrow = partial(WideResNet38Scorer, 4, 16)
+        monkeypatch.setattr("anomdino.scorer.wide_resnet38.WideResNet38Scorer", narrow)
+        for source, target in (
+            (path, tmp_path / "a.safetensors"),
+            (tmp_path / "a.safetensors", tmp_path / "b.safetensors"),
+        ):
+            assert convert_checkpoint(source, target)["origin"] == "closed-set"
+        monkeypatch.undo()
+        path = tmp_path / "b.safetensors"
+    given = {"source": "checkpoint", "checkpoint": str(path)}
+    with pytest.raises(
+        CheckpointError, match=rf"(?s){path.name}.*no residual block.*rpl\.closed_set\.checkpoint: "
+    ):
+        train(tiny_data, tmp_path / "x", config(**WIDE, **given, residual=RPL_RULE))
+    with pytest.raises(CheckpointError, match=rf"(?s){path.name}.*no residual block.*start: fresh"):
+        going_on = config(**WIDE, closed_set=given, residual=RPL_RULE | {"start": "checkpoint"})
+        train(tiny_data, tmp_path / "x", going_on)
+    assert not (tmp_path / "x").exists()
+    trained = train(tiny_data, tmp_path / "x", config(**WIDE, closed_set=given, residual=RPL_RULE))
+    for name, tensor in trained.scorer.frozen_state():
+        assert torch.equal(tensor, network.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,56 @@ def tiny_mask2former():
     )  # fmt: skip
 
 
-NETWORKS = {"segformer": tiny_segformer, "mask2former": tiny_mask2former}
+def tiny_dpt():
+    return transformers.DPTForSemanticSegmentation(
+        transformers.DPTConfig(
+            num_labels=CLASSES, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+            intermediate_size=32, image_size=64, backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16,
+        )
+    )  # fmt: skip
+
+
+def tiny_beit():
+    return transformers.BeitForSemanticSegmentation(
+        transformers.BeitConfig(
+            num_labels=CLASSES, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+            intermediate_size=32, image_size=64, out_indices=[1, 2, 3, 4], use_relative_position_bias=True,
+            use_auxiliary_head=False,
+        )
+    )  # fmt: skip
+
+
+def tiny_eomt():
+    return transformers.EomtForUniversalSegmentation(
+        transformers.EomtConfig(
+            num_labels=CLASSES, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=64,
+            patch_size=16, num_blocks=1, num_queries=5,
+        )
+    )  # fmt: skip
+
+
+def tiny_oneformer():
+    return transformers.OneFormerForUniversalSegmentation(
+        transformers.OneFormerConfig(
+            backbone_config=transformers.SwinConfig(
+                embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, image_size=64,
+                out_features=["stage1", "stage2", "stage3", "stage4"],
+            ),
+            num_labels=CLASSES, hidden_dim=32, conv_dim=32, mask_dim=32, encoder_feedforward_dim=16,
+            dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_queries=5, num_attention_heads=2,
+            text_encoder_width=32, text_encoder_num_layers=1, is_training=False,
+        )
+    )  # fmt: skip
+
+
+NETWORKS = {
+    "segformer": tiny_segformer,
+    "mask2former": tiny_mask2former,
+    "dpt": tiny_dpt,
+    "beit": tiny_beit,
+    "eomt": tiny_eomt,
+}
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -111,6 +160,116 @@ def test_normalisation_of_the_processor_is_followed(tmp_path):
         expected = F.interpolate(expected, (64, 96), mode="bilinear", align_corners=False)
         ours = load_transformers(tmp_path)(to_input(image)).logits
     assert torch.allclose(ours, expected, atol=1e-4)
+
+
+PROCESSORS = {
+    "no normalisation": ("SegformerImageProcessor", {"do_normalize": False}),
+    "statistics of bytes": (
+        "SegformerImageProcessor",
+        {"do_rescale": False, "image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 80.0]},
+    ),
+    "bytes as they are": ("SegformerImageProcessor", {"do_rescale": False, "do_normalize": False}),
+    "another factor": (
+        "SegformerImageProcessor",
+        {"rescale_factor": 1 / 100, "image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0]},
+    ),
+    "BGR": ("MobileViTImageProcessor", {"do_flip_channel_order": True}),
+    "RGB of a kind that does not normalise": ("MobileViTImageProcessor", {"do_flip_channel_order": False}),
+    "the kind's own defaults": ("BeitImageProcessor", {}),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_what_the_processor_does_to_colours_is_followed(tmp_path, name):
+    torch.manual_seed(3)
+    network = tiny_segformer().eval()
+    with torch.no_grad():  # a random network hardly sees colours: let it see them
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                module.weight.mul_(10)
+    network.save_pretrained(tmp_path)
+    kind, settings = PROCESSORS[name]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **settings}))
+    image = photo(64, 96)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    uncut = {"do_center_crop": False} if kind != "SegformerImageProcessor" else {}
+    pixels = processor(image, do_resize=False, return_tensors="pt", **uncut)["pixel_values"].float()
+    with torch.inference_mode():
+        expected = F.interpolate(network(pixels).logits, (64, 96), mode="bilinear", align_corners=False)
+        other = F.interpolate(network(to_input(image)).logits, (64, 96), mode="bilinear", align_corners=False)
+        scorer = load_transformers(tmp_path)
+        ours = scorer(to_input(image)).logits
+    tolerance = 1e-3 * float(expected.std())
+    assert float((ours - expected).abs().max()) < tolerance < float((other - expected).abs().max()) / 10
+    save_scorer(scorer, tmp_path / "rpl")
+    with torch.inference_mode():
+        assert torch.equal(load_scorer(tmp_path / "rpl")(to_input(image)).logits, ours)
+
+
+def test_results_of_another_processor_are_told_apart(tmp_path):
+    torch.manual_seed(0)
+    tiny_segformer().save_pretrained(tmp_path)
+    seen = set()
+    for settings in ({}, {"do_normalize": False}, {"do_rescale": False}):
+        transformers.SegformerImageProcessor(**settings).save_pretrained(tmp_path)
+        seen.add(engine_from(ScoreConfig(source="transformers", transformers=str(tmp_path)), "unused")[1])
+    assert len(seen) == 3
+
+
+def test_a_processor_of_an_unknown_kind_is_read_by_its_settings(tmp_path):
+    tiny_segformer().save_pretrained(tmp_path)
+    settings = {"image_processor_type": "FutureProcessor", "image_mean": 0.5, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    options = load_transformers(tmp_path).spec.options
+    assert (options["mean"], options["std"], options["flip"]) == ([0.5] * 3, [0.25] * 3, False)
+
+
+@pytest.mark.parametrize("step", ["do_grayscale", "rescale_offset"])
+def test_a_processor_that_cannot_be_followed_is_refused(tmp_path, step):
+    tiny_segformer().save_pretrained(tmp_path)
+    settings = {"image_processor_type": "FutureProcessor", step: True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=rf"{step}, which is not done here"):
+        load_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["beit", "dpt", "eomt"])
+@pytest.mark.parametrize("size", [(64, 64), (45, 70), (128, 200)])
+def test_a_network_of_one_size_sees_images_resized_to_it(tmp_path, name, size):
+    torch.manual_seed(6)
+    network = NETWORKS[name]().eval()
+    network.save_pretrained(tmp_path)
+    images = to_input(photo(*size))
+    with pytest.raises(RuntimeError):
+        network(to_input(photo(128, 200)))
+    fitted = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+    scorer = load_transformers(tmp_path)
+    assert scorer.spec.options["size"] == [64, 64]
+    with torch.inference_mode():
+        output = network(pixel_values=fitted)
+        if name != "eomt":
+            logits = output.logits
+        else:
+            classes = output.class_queries_logits.softmax(-1)[..., :-1]
+            masks = output.masks_queries_logits.sigmoid()
+            logits = (classes[..., None, None] * masks[:, :, None]).sum(1).log()
+        expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        assert torch.allclose(scorer(images).logits, expected, atol=1e-4)
+
+
+def test_a_network_of_any_size_is_left_alone(tmp_path):
+    for name in ("segformer", "mask2former"):
+        NETWORKS[name]().save_pretrained(tmp_path / name)
+        assert load_transformers(tmp_path / name).spec.options["size"] is None
+
+
+def test_a_network_that_needs_more_than_an_image_is_refused(tmp_path, monkeypatch):
+    tiny_oneformer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="oneformer, which reads a text of its task"):
+        load_transformers(tmp_path)
+    monkeypatch.setattr("anomdino.scorer.transformers_scorer.UNSUITED", {})
+    with pytest.raises(CheckpointError, match=r"does not segment by the image alone .*task_inputs"):
+        load_transformers(tmp_path)
 
 
 def test_saved_and_loaded_as_a_scorer(folder, tmp_path):
