@@ -77,13 +77,15 @@ def compare(
         str | None, typer.Option(help="Output to compare; all that both have by default.")
     ] = None,
     images: Annotated[int, typer.Option(min=0, help="Images that changed most to list.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
-    bootstrap: Annotated[int, typer.Option(help="Resamplings for 95 % intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the intervals and of p.")] = 0,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamplings for 95 % intervals and swaps for p; 0 for neither.")
+    ] = 1000,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the comparison as JSON too.")
     ] = None,
 ) -> None:
-    """Compare two evaluations image by image: paired differences with 95 % intervals."""
+    """Compare two evaluations image by image: paired differences with 95 % intervals and p by swapping images."""
     from anomdino.errors import ConfigError
     from anomdino.evaluation.compare import compare_runs
     from anomdino.evaluation.console import print_comparison
