@@ -157,18 +157,30 @@ def curve_points(results: Sequence[BenchmarkResult]) -> dict[str, list[dict[str,
 def rounded(value: Any) -> Any:
     """Round floats to six digits, so that files stay readable; NaN and infinity are refused.
 
+    A threshold keeps all digits: it is of the scores' own scale, and another float32 number gives another mask.
+
     Raises:
         ValueError: A number is NaN or infinite.
     """
     if isinstance(value, Mapping):
-        return {str(key): rounded(inner) for key, inner in value.items()}
+        return {
+            str(key): _exact(inner) if str(key).endswith("threshold") else rounded(inner)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [rounded(inner) for inner in value]
     if isinstance(value, float | np.floating):
-        if not np.isfinite(value):
-            raise ValueError("a metric is NaN or infinite")
-        return round(float(value), DIGITS)
+        return round(_exact(value), DIGITS)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _exact(value: Any) -> Any:
+    """Give a number as it is; NaN and infinity are refused, anything else is rounded inside."""
+    if not isinstance(value, float | np.floating):
+        return rounded(value)
+    if not np.isfinite(value):
+        raise ValueError("a metric is NaN or infinite")
+    return float(value)
 
 
 def _output_metrics(result: BenchmarkResult, name: str) -> dict[str, Any]:
@@ -282,6 +294,6 @@ def _points(label: Mapping[str, str], curve: Curve, **columns: Any) -> list[dict
     names = list(columns)
     rows = zip(curve.thresholds.tolist(), *(columns[name].tolist() for name in names), strict=True)
     return [
-        {**label, "threshold": rounded(row[0]), **dict(zip(names, rounded(row[1:]), strict=True))}
+        {**label, "threshold": _exact(row[0]), **dict(zip(names, rounded(row[1:]), strict=True))}
         for row in rows
     ]

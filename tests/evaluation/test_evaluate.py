@@ -261,6 +261,24 @@ def test_a_given_threshold_takes_the_place_of_the_best_f1(world):
     assert {row["threshold"] for row in result.image_rows} == {-9.25}
 
 
+def test_thresholds_of_tiny_scores_keep_their_digits(world):
+    """Scores of 1e-8: the threshold in the files must give the masks that the components are of."""
+    frames = {name: (label, (score * np.float32(1e-8))) for name, (label, score) in world[1].items()}
+    for name, (_, score) in frames.items():
+        write_score(world[0] / f"scores/{name}.npz", score)
+    result = evaluated(world)
+    _, details = written(world, result)
+    threshold = details["score"]["threshold"]
+    assert threshold == details["score"]["pixel"]["smiyc"]["best_f1_threshold"] != 0
+    for row in result.rows_of("score"):
+        label, score = frames[row["key"]]
+        found = (score > np.float32(threshold)) & (label == 1)
+        assert row["true_positive_pixels"] == found.sum()
+    plotted = json.loads((world[0] / "plots/f1.json").read_text())
+    best = max(plotted, key=lambda point: point["f1"])["threshold"]
+    assert best == details["score"]["pixel"]["pooled"]["best_f1_threshold"]
+
+
 def test_runs_on_clean_frames_can_be_compared(world):
     relabelled(world, 0)
     for name in ("one", "two"):
