@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,13 @@ from anomdino.metrics.instances import InstanceState
 from anomdino.metrics.results import PixelMetrics
 from anomdino.metrics.s2m import S2mState
 
-OWN_MASK = "mask"
+OWN_MASK, FINAL = "mask", "fused"
+
+
+def final_output(names: Iterable[str]) -> str:
+    """Name the output that stands for the method, of which scores and pictures are kept: ``fused``, else the last."""
+    listed = list(names)
+    return FINAL if FINAL in listed else listed[-1]
 
 
 @dataclass(frozen=True)
