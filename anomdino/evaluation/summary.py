@@ -210,13 +210,14 @@ def output_details(result: BenchmarkResult, name: str) -> dict[str, Any]:
     rows = result.rows_of(name)
     components = [row for row in result.component_rows if row["output"] == name]
     measured_components = result.components[name]
+    tags = {s.key: s.tags for s in result.benchmark if s.key not in result.left_out}
     details: dict[str, Any] = {
         "components": None if measured_components is None else measured_components.as_dict(),
         "intervals_95": result.intervals.get(name, {}),
         "clean_road": clean_road(rows),
         "by_size": component_groups(components, "size_group", [size for size, _ in SIZES]),
         "by_distance": distance_groups(result, name),
-        "by_tag": tag_groups(rows, lambda keys: _tagged(result, name, rows, keys)),
+        "by_tag": tag_groups(tags, lambda keys: _tagged(result, name, rows, keys)),
     }
     if name in result.pixel:
         details["threshold"] = result.thresholds.get(name)

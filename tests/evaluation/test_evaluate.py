@@ -310,6 +310,14 @@ def test_pixel_metrics_by_distance_band_are_those_of_the_bands_pixels(world):
     assert seen == (label < 255).sum()
 
 
+def test_tags_count_images_once_and_may_hold_commas(world):
+    tags = {"frame0": ["night, rain", "wet"], "frame1": ["wet", "wet"], "frame2": ["wet"]}
+    (world[0] / "set/tags.json").write_text(json.dumps(tags))
+    _, details = written(world, evaluated(world))
+    images = {tag: group["images"] for tag, group in details["score"]["by_tag"].items()}
+    assert images == {"night, rain": 1, "wet": 3}
+
+
 def test_missing_scores_and_wrong_sizes_are_named(world):
     source = ScoreFolder(world[0] / "scores")
     (world[0] / "scores/frame4.npz").unlink()
