@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from anomdino import submission
 from anomdino.cli.evaluate import compare, evaluate, submit_app
 from anomdino.errors import AnomdinoError, DataError
 from anomdino.io.scores import write_score
@@ -193,6 +194,49 @@ def test_submission_checks_the_number_of_frames(track):
     (track / "strong/validation0004.npz").unlink()
     with pytest.raises(DataError, match="validation0004"):
         submit(track, "--expected-count", 0)
+
+
+def test_a_submission_is_of_one_run(track):
+    """Scores of the second run are far higher: beside frames of the first one they would rank wrongly."""
+    folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
+    assert submit(track, "--split", "validation").exit_code == 0
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    kept = track / "kept"
+    for name in ("images", "labels_masks"):
+        for path in sorted((track / "track" / name).iterdir())[5:]:
+            (kept / name).mkdir(parents=True, exist_ok=True)
+            path.rename(kept / name / path.name)
+    with pytest.raises(DataError, match=r"(?s)5 files that are not of this run: validation0005\.hdf5.*--out"):
+        submit(track, "--expected-count", 0)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    shutil.rmtree(folder)
+    assert submit(track, "--expected-count", 0).exit_code == 0
+    for path in kept.rglob("*.*"):
+        path.rename(track / "track" / path.relative_to(kept))
+    assert submit(track, "--split", "validation").exit_code == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_failing_submission_leaves_the_one_of_before(track, monkeypatch):
+    folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
+    submit(track, "--split", "validation")
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in (track / "strong").iterdir():
+        write_score(path, np.random.default_rng(0).normal(size=SIZE).astype(np.float32))
+    left, write = [5], submission._write_value
+
+    def disk_full_after_five(path, value):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("disk full")
+        write(path, value)
+
+    monkeypatch.setattr(submission, "_write_value", disk_full_after_five)
+    with pytest.raises(OSError, match="disk full"):
+        submit(track, "--split", "validation")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 @pytest.mark.slow
