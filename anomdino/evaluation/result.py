@@ -66,7 +66,7 @@ class BenchmarkResult:
         thresholds: Threshold of the masks by output, the best F1 of SMIYC's curve; masks are score > threshold.
             An output has none where a class is missing in the whole set and none was given.
         components: Component metrics by output, and by the method's own mask; None for an output without masks.
-        bands: Scores of the set on common bins by output and distance band.
+        bands: Scores of the set on common bins by output and distance band, of all images together.
         intervals: 95 % intervals over images, by output and metric.
         image_rows: Rows of the image table.
         component_rows: Rows of the component table.
