@@ -49,9 +49,14 @@ def evaluate(
     from anomdino.evaluation.console import print_summary
     from anomdino.evaluation.memory import share_one_heap
     from anomdino.evaluation.opening import find_benchmark
+    from anomdino.evaluation.summary import RESERVED
 
     if threshold is not None and not math.isfinite(threshold):
         raise ConfigError("--threshold", f"is {threshold}", "give a number")
+    if name in RESERVED or not name.strip():
+        raise ConfigError(
+            "--name", f"cannot be '{name}': metrics.json has other uses for it", "choose another name"
+        )
     share_one_heap()
     opened = find_benchmark(benchmark, root, split, labels, params)
     source = ScoreFolder(scores, name, masks)

@@ -16,6 +16,8 @@ from anomdino.metrics.curve import Curve
 from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
 
 DIGITS = 6
+RESERVED = frozenset({"protocol", "images", "clean_images", "left_out", "detector", "seed", "closed_set"})
+"""Keys of ``metrics.json`` that no output can be called by."""
 NO_THRESHOLD = "no mask: without both classes there is no threshold of best F1, and none was given"
 CITYSCAPES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",

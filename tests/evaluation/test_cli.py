@@ -18,8 +18,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from anomdino import submission
+from anomdino.benchmarks import Sample
 from anomdino.cli.evaluate import compare, evaluate, submit_app
-from anomdino.errors import AnomdinoError, DataError
+from anomdino.errors import AnomdinoError, ConfigError, DataError
+from anomdino.evaluation import ScoreFolder
+from anomdino.evaluation.summary import RESERVED
+from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.metrics import SmiycPixels, exact_curve, sort_scores
 
@@ -92,6 +96,50 @@ def test_unknown_benchmark_lists_the_known_ones(track):
         invoke("evaluate", "--scores", track, "--benchmark", "nothing", "--root", track)
     with pytest.raises(AnomdinoError, match="is needed"):
         invoke("evaluate", "--scores", track, "--benchmark", "RoadAnomaly")
+
+
+@pytest.mark.parametrize("name", ["images", "protocol", "detector", "left_out", "clean_images", "seed", " "])
+def test_a_name_that_metrics_has_other_uses_for_is_refused(track, name):
+    with pytest.raises(ConfigError, match="--name"):
+        run_evaluate(track, "strong", "--name", name)
+    assert not (track / "out_strong").exists()
+
+
+def test_every_key_of_a_benchmark_in_metrics_is_reserved(track):
+    run_evaluate(track, "strong")
+    metrics = json.loads((track / "out_strong/metrics.json").read_text())
+    block = metrics.pop("AnomalyTrack")
+    assert {*metrics, *block} - {"score"} <= RESERVED
+
+
+def write_masks(track, value=255, size=SIZE):
+    for path in (track / "strong").iterdir():
+        write_png(track / f"masks/{path.stem}.png", np.full(size, value, np.uint8))
+
+
+def test_masks_are_checked_before_anything_is_read(track):
+    write_masks(track)
+    assert run_evaluate(track, "strong", "--masks", track / "masks").exit_code == 0
+    metrics = json.loads((track / "out_strong/metrics.json").read_text())["AnomalyTrack"]
+    assert metrics["score_mask"]["missed"] == 10  # all of an image is one component: sIoU below 0.25
+    (track / "strong/validation0000.npz").write_bytes(b"damaged: would be the first to be read")
+    (track / "masks/validation0007.png").unlink()
+    with pytest.raises(DataError, match=r"masks.*lacks the masks of 1 of 10 images: validation0007"):
+        run_evaluate(track, "strong", "--masks", track / "masks")
+    write_png(track / "masks/validation0007.png", np.zeros((SIZE[0], 3), np.uint8))
+    with pytest.raises(DataError, match=r"validation0007\.png.*is 60 x 3, the image .* is 60 x 80"):
+        run_evaluate(track, "strong", "--masks", track / "masks")
+
+
+def test_masks_are_found_by_the_names_that_maps_are_found_by(tmp_path):
+    image = tmp_path / "a_leftImg8bit.png"
+    write_png(image, np.zeros((*SIZE, 3), np.uint8))
+    sample = Sample("scene/a_leftImg8bit", image, frame_id="a")
+    write_score(tmp_path / "maps/a.npz", np.zeros(SIZE, np.float32))
+    write_png(tmp_path / "masks/a.png", np.full(SIZE, 255, np.uint8))
+    source = ScoreFolder(tmp_path / "maps", masks=tmp_path / "masks")
+    source.require([sample])
+    assert source.predictions(sample)["score"].mask.all()
 
 
 def test_compare_finds_a_real_gain_and_none_with_itself(track):
