@@ -19,7 +19,8 @@ class FrameBins:
     """One frame's histogram.
 
     Attributes:
-        thresholds: (K,) lower edges of the bins, descending, in the precision of the scores.
+        thresholds: (K,) lower edges of the bins, descending, in the precision of the scores, or float64 where this is
+            too coarse for a constant frame's edges.
         tp: int32 (K,) anomalous pixels in each bin; a frame has fewer than 2^31 pixels.
         fp: int32 (K,) in-distribution pixels in each bin.
     """
@@ -106,7 +107,14 @@ def _edges(scores: SortedScores, num_bins: int) -> npt.NDArray[np.floating]:
     margin = np.maximum((high - low) * 1e-2, 1e-2)
     edges = [np.array([low - margin, high + margin])]
     edges += [np.quantile(part, np.linspace(0, 1, min(num_bins // 2, part.size))) for part in parts]
-    return np.unique(np.concatenate(edges))
+    distinct = np.unique(np.concatenate(edges))
+    return distinct if len(distinct) > 1 else _around(float(distinct[0]))
+
+
+def _around(value: float) -> npt.NDArray[np.float64]:
+    """Edges of a frame whose scores are all ``value``, so large that their precision has no room for the margin."""
+    margin = max(1e-2, 2 * float(np.spacing(abs(value))))
+    return np.array([value - margin, value, value + margin])
 
 
 def _histogram(values: FloatArray, edges: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:

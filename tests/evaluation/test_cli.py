@@ -312,6 +312,7 @@ def test_compare_reads_a_git_revision_from_dvcs_cache(track, monkeypatch):
     shell("git", "commit", "-qm", "weak")
     shutil.rmtree("data/predictions")
     shutil.copytree(track / "out_strong", "data/predictions/AnomalyTrack")
+    monkeypatch.setenv("PATH", os.defpath)  # dvc is that of the running Python, in no folder of the path
     result = invoke("compare", "HEAD", ".", "--json", track / "c.json")
     assert result.exit_code == 0
     metrics = json.loads((track / "c.json").read_text())["AnomalyTrack"]["score"]["metrics"]
