@@ -17,7 +17,6 @@ import numpy as np
 
 from anomdino.errors import DataError
 from anomdino.evaluation.bootstrap import (
-    PIXEL_NAMES,
     Float64,
     ImageHistograms,
     gathered,
@@ -46,7 +45,6 @@ _SAME = (
 )  # what the labels of an image give, whatever the method
 _STORED = {"AP": "ap", "FPR95": "fpr95", "AUROC": "auroc", "sIoU": "siou", "PPV": "ppv", "F1*": "f1"}
 _CHANCE = 0.05
-_RESOLUTION = 5e-4  # what other bins of the same scores can change
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ def _metrics(
         first, second = (side[name] for side in (stored or pooled))
         moved = pooled[1][name] - pooled[0][name]
         far = reach(without[name], drawn[name]) if drawn else None
-        result[name] = _difference(first, second, moved, far, chance[name], name)
+        result[name] = _difference(first, second, moved, far, chance[name])
     return result
 
 
@@ -202,7 +200,7 @@ def _side(rows: Mapping[str, Values], histograms: Mapping[str, Values], keys: li
 
 
 def _difference(
-    first: float | None, second: float | None, moved: float, far: float | None, p: float | None, name: str
+    first: float | None, second: float | None, moved: float, far: float | None, p: float | None
 ) -> dict[str, Any]:
     """Say of a metric how it differs.
 
@@ -212,7 +210,6 @@ def _difference(
         moved: Its difference by the histograms and counts that ``far`` and ``p`` come from.
         far: How far the interval reaches to each side.
         p: Share of swaps that give a difference as large.
-        name: Its name.
     """
     before, after = (
         None if value is None or not np.isfinite(value) else float(value) for value in (first, second)
@@ -221,8 +218,7 @@ def _difference(
     span: tuple[float, float] | None = None
     if difference is not None and far is not None:
         span = max(difference - far, -1.0), min(difference + far, 1.0)
-    resolution = _RESOLUTION if name in PIXEL_NAMES else 0.0
-    seen = difference is not None and difference * moved > 0 and abs(moved) > resolution
+    agreed = difference is not None and difference * moved > 0
     return {
         "first": before,
         "second": after,
@@ -230,7 +226,7 @@ def _difference(
         "low": span[0] if span else None,
         "high": span[1] if span else None,
         "p": None if difference is None else p,
-        "significant": bool(seen and p is not None and p < _CHANCE),
+        "significant": bool(agreed and p is not None and p < _CHANCE),
     }
 
 

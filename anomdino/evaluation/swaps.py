@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.evaluation.bootstrap import (
+    PIXEL_NAMES,
     Float64,
     ImageCounts,
     ImageHistograms,
@@ -24,6 +25,7 @@ from anomdino.evaluation.bootstrap import (
 
 _CHUNK = 64
 _ROUNDING = 1e-12
+_RESOLUTION = 5e-4  # what other bins of the same scores can change
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,8 @@ def swap_test(
         generator: Source of random numbers.
 
     Returns:
-        p by name of the metrics that both have; None without swaps or where a run has no value.
+        p by name of the metrics that both have; None without swaps or where a run has no value. Differences of pixel
+        metrics that are smaller than what binning the scores changes have p = 1.
     """
     both, images = _stacked(one, two), len(one)
     names = list(both.values(np.ones((1, 2 * images))))
@@ -90,7 +93,8 @@ def swap_test(
         if not np.isfinite(observed[0]):
             result[name] = None
             continue
-        as_large = np.count_nonzero(~(tried[name] < observed[0] - _ROUNDING))  # without a value: as large
+        less = observed[0] - (_RESOLUTION if name in PIXEL_NAMES else _ROUNDING)
+        as_large = np.count_nonzero(~(tried[name] < less))  # a swap without a value counts as well
         result[name] = as_large / len(tried[name]) if every else (1 + as_large) / (1 + swaps)
     return result
 
