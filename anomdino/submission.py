@@ -6,6 +6,7 @@ scores are first moved by one increasing map for the whole data set. The map is 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def write_submission(
 ) -> list[Path]:
     """Write ``<out>/anomaly_p/<method>/<dataset>/<fid>.hdf5`` for every frame, and the rescaling beside them.
 
+    All frames of a submission share one rescaling, so that they appear together: those of an earlier run are replaced.
+
     Args:
         benchmark: The frames; labels are not needed.
         read: Gives the score map of a frame.
@@ -98,8 +101,8 @@ def write_submission(
         The files, checked by reading them back.
 
     Raises:
-        DataError: The method's name is a path, the count is wrong, or a map is missing, has another size than its image,
-            or is not finite.
+        DataError: The method's name is a path, the count is wrong, the folder holds frames that this run would not
+            replace, or a map is missing, has another size than its image, or is not finite.
     """
     if Path(method).name != method or method in {"", ".", ".."}:
         raise DataError("method", f"is '{method}'", "give a name without / or ..")
@@ -112,17 +115,35 @@ def write_submission(
         check_score(sample.key, score, image_size(sample.image))
         return score
 
-    rescaling = fit_rescaling(checked(sample) for sample in benchmark)
     folder = Path(out) / "anomaly_p" / method / dataset
-    paths = []
-    for sample in benchmark:
-        path = folder / f"{Path(sample.frame_id).name}.hdf5"
-        _write_value(path, rescaling.apply(checked(sample)))
-        paths.append(path)
+    names = [f"{Path(sample.frame_id).name}.hdf5" for sample in benchmark]
+    _refuse_other_frames(folder, names)
+    rescaling = fit_rescaling(checked(sample) for sample in benchmark)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        for sample, name in zip(benchmark, names, strict=True):
+            _write_value(part / name, rescaling.apply(checked(sample)))
+        check_submission([part / name for name in names], benchmark.samples)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     stored = {"scores": rescaling.scores.tolist(), "ranks": rescaling.ranks.tolist()}
     atomic_write_json(Path(out) / f"{method}_{dataset}_{MAP_FILE}", stored, indent=None)
-    check_submission(paths, benchmark.samples)
-    return paths
+    return [folder / name for name in names]
+
+
+def _refuse_other_frames(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder with files that the frames ``names`` would not replace: they were scaled by another run."""
+    others = sorted({path.name for path in folder.glob("*")} - set(names)) if folder.is_dir() else []
+    if others:
+        listed = ", ".join(others[:10]) + (" ..." if len(others) > 10 else "")
+        raise DataError(
+            folder,
+            f"holds {len(others)} files that are not of this run: {listed}; frames of two runs are scaled differently",
+            "remove the folder, choose another --out or --method, or write all frames in one run (--split all)",
+        )
 
 
 def check_submission(paths: Sequence[Path], samples: Sequence[Sample]) -> None:

@@ -52,15 +52,14 @@ def evaluate() -> None:
         shutil.rmtree(UNFINISHED, ignore_errors=True)
         evaluated = [evaluate_one(params, name, model, settings, UNFINISHED / name) for name in config.sets]
         results = [result for result, _ in evaluated]
-        for folder in (_stage.PREDICTIONS, METRIC_TABLES, PLOTS):
+        for folder in (_stage.PREDICTIONS, METRIC_TABLES, PLOTS, REPORT):
             shutil.rmtree(folder, ignore_errors=True)
         UNFINISHED.rename(_stage.PREDICTIONS)
         write_plots(PLOTS, results)
         metrics = write_metrics(METRICS, results, params.seed, closed_set_quality())
         write_metric_tables(METRIC_TABLES, metrics)
-        if config.save_predictions:
-            boxes = {result.benchmark.name: found for result, found in evaluated}
-            write_report(results, boxes, params.seed, settings.box_score)
+        boxes = {result.benchmark.name: found for result, found in evaluated}
+        write_report(results, boxes, params.seed, settings.box_score, pictures=config.save_predictions)
         print_summary(metrics)
         _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
 
@@ -69,7 +68,14 @@ def evaluate_one(
     params: Params, name: str, model: AdtModel, settings: EvaluationSettings, folder: Path
 ) -> tuple[BenchmarkResult, dict[str, Boxes]]:
     """Evaluate one benchmark; its tables and predictions go to ``folder``. Gives the boxes that the cascade used too."""
-    from anomdino.evaluation import CascadeOutputs, evaluate_benchmark, write_prediction, write_results
+    from anomdino.evaluation import (
+        CascadeOutputs,
+        Prediction,
+        evaluate_benchmark,
+        write_prediction,
+        write_results,
+    )
+    from anomdino.evaluation.result import final_output
     from anomdino.io.boxes import read_box_results
 
     benchmark = _stage.open_benchmark(params, name)
@@ -82,11 +88,12 @@ def evaluate_one(
         min_component=benchmark.limits.min_predicted,
         maps=scores / "maps",
     )
-    final = source.names[-1]
+    final = final_output(source.names)
 
     def save(sample: Any, predictions: Any) -> None:
         if params.benchmark.save_predictions:
-            write_prediction(folder, sample, predictions[final])
+            masks = (one.mask for one in predictions.values() if one.mask is not None)
+            write_prediction(folder, sample, Prediction(predictions[final].score, next(masks, None)))
 
     result = evaluate_benchmark(benchmark, source, settings, save)
     write_results(folder, result)
@@ -95,13 +102,18 @@ def evaluate_one(
 
 
 def write_report(
-    results: list[BenchmarkResult], boxes: dict[str, dict[str, Boxes]], seed: int, box_score: float
+    results: list[BenchmarkResult],
+    boxes: dict[str, dict[str, Boxes]],
+    seed: int,
+    box_score: float,
+    *,
+    pictures: bool,
 ) -> None:
-    """Write the page that shows every image and the boxes that ADT-Net used."""
+    """Write the page that shows every image and the boxes that ADT-Net used; without pictures tables and curves alone."""
     from anomdino.report.build import build_report
 
     facts = {"seed": seed, "images": sum(len(result.keys) for result in results)}
-    page = build_report(REPORT, results, _stage.PREDICTIONS, boxes, facts, box_score)
+    page = build_report(REPORT, results, _stage.PREDICTIONS, boxes, facts, box_score, pictures=pictures)
     _stage.log.info("report: %s (%.1f MB)", page, page.stat().st_size / 1e6)
 
 

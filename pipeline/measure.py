@@ -24,6 +24,9 @@ from pipeline import _stage
 from pipeline._release import command
 from pipeline._steps import Step, assign, named, run_together
 
+COPIED = ".copied_by_measure"
+"""Marks a folder of models as a copy that the next run may replace."""
+
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -47,11 +50,32 @@ def main(
         sets = named(benchmark)
         chosen = parameters(load_params(file), sets, set_ or [])
         check_labels(chosen, sets)
+        copy_models(folder, work / _stage.MODELS)
         atomic_write_text(work / "params.yaml", render_params(chosen))
-        shutil.copytree(folder, work / _stage.MODELS, dirs_exist_ok=True)
         for step in steps(list(chosen.benchmark.sets)):
             run_together([step], work)
     typer.echo(f"measure: {work / 'metrics.json'}, {work / 'report' / 'index.html'}")
+
+
+def copy_models(folder: Path, target: Path) -> None:
+    """Copy models so that ``target`` holds these alone; a network that an earlier copy left would be measured with them.
+
+    Args:
+        folder: Models to copy; ``target`` itself is allowed.
+        target: Takes the place of an earlier copy.
+
+    Raises:
+        ConfigError: ``target`` holds something that this function did not copy there.
+    """
+    if target.exists() and not (target / COPIED).is_file() and any(target.iterdir()):
+        cause = f"{target} holds models that measure did not copy there"
+        raise ConfigError("--work", cause, "remove that folder, or name another one with --work")
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part)
+    (part / COPIED).write_text(f"copied from {folder.resolve()}\n", encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
 
 
 def check_labels(params: Params, folders: dict[str, Path]) -> None:

@@ -38,6 +38,7 @@ def save_adt(model: AdtModel, folder: Path | str) -> None:
         "rule": asdict(model.rule),
         "threshold": model.threshold.as_dict() if model.threshold else None,
         "provenance": model.provenance,
+        "outline_network": model.outliner is not None,
     }
     refuse_non_finite(config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -52,6 +53,9 @@ def save_adt(model: AdtModel, folder: Path | str) -> None:
 
 def load_adt(folder: Path | str, device: str = "cpu") -> AdtModel:
     """Read a model that :func:`save_adt` wrote. The weights carry their own copy of ``config.json``.
+
+    An outline network beside a model that was stored without one is a stray of another model and not read. Older models
+    do not say; they take the one beside them.
 
     Raises:
         CheckpointError: A file is missing, damaged or of another architecture.
@@ -83,5 +87,5 @@ def load_adt(folder: Path | str, device: str = "cpu") -> AdtModel:
         raise CheckpointError(
             path, f"does not fit its own description ({error})", "train it again"
         ) from error
-    outliner = load_outline_net(folder, device)
+    outliner = load_outline_net(folder, device) if config.get("outline_network", True) else None
     return AdtModel(net.to(device).eval(), rule, threshold, config["provenance"], outliner)

@@ -232,7 +232,7 @@ def _split_of(root: Path, split: str, images: str) -> Path:
 
 
 def with_tags(samples: Iterable[Sample], root: Path) -> list[Sample]:
-    """Add the tags of ``<root>/tags.json``, ``{key: [tag, ...]}``, where there is such a file.
+    """Add the tags of ``<root>/tags.json``, ``{key: [tag, ...]}``, where there is such a file; each counts once.
 
     Raises:
         DataError: The file is no such mapping.
@@ -243,11 +243,17 @@ def with_tags(samples: Iterable[Sample], root: Path) -> list[Sample]:
     try:
         tags = json.loads(path.read_text(encoding="utf-8"))
         return [
-            replace(sample, tags=(*sample.tags, *(str(tag) for tag in tags.get(sample.key, ()))))
+            replace(sample, tags=tuple(dict.fromkeys((*sample.tags, *_listed(tags.get(sample.key, ()))))))
             for sample in samples
         ]
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(path, f"is no mapping from key to a list of tags ({error})") from error
+
+
+def _listed(tags: object) -> list[str]:
+    if not isinstance(tags, list | tuple):
+        raise TypeError(f"{tags!r} is no list")
+    return [str(tag) for tag in tags]
 
 
 def _beside(

@@ -15,6 +15,9 @@ from anomdino.benchmarks.labels import ANOMALY, IN_DISTRIBUTION, VOID, LabelMap
 from anomdino.errors import AnomdinoError, DataError
 from anomdino.io.images import image_size, read_label
 
+# SMIYC's LostAndFound with a region of interest: the region is 0, obstacles 1, all else 255
+_ROI_IS_ROAD = {"lost_and_found", "lost_and_found_train_ids"}
+
 
 @dataclass(frozen=True)
 class ComponentLimits:
@@ -66,7 +69,9 @@ class Benchmark:
         label_map: Meaning of the raw label values.
         limits: Component limits of its track.
         protocol: Pixel protocol that its published numbers follow: pooled, rpl, fishyscapes or smiyc.
-        roi: Optional image whose non-zero pixels are the region of interest; outside it only anomalies count.
+        roi: Optional image whose non-zero pixels are the region of interest. Outside it all but anomalies becomes void;
+            inside, labels are as they are, except in LostAndFound, whose own rule makes everything there road that is
+            no obstacle.
     """
 
     name: str
@@ -163,7 +168,8 @@ class Benchmark:
         assert roi is not None
         if roi.shape != label.shape:
             raise DataError(self.roi, f"is {roi.shape} (H, W), the label of {sample.key} is {label.shape}")
-        restricted = np.where(roi, IN_DISTRIBUTION, VOID).astype(np.uint8)
+        inside = IN_DISTRIBUTION if self.layout in _ROI_IS_ROAD else label
+        restricted = np.where(roi, inside, VOID).astype(np.uint8)
         restricted[label == ANOMALY] = ANOMALY
         return restricted
 

@@ -41,7 +41,7 @@ def open_benchmark(
         protocol: Pixel protocol, in place of the layout's.
         images: Folder of images (layout ``folder`` alone).
         labels: Folder of labels (layout ``folder`` alone).
-        roi: Image whose non-zero pixels are the region of interest (LostAndFound's anomaly variant).
+        roi: Image whose non-zero pixels are the region of interest (see :class:`Benchmark`).
 
     Raises:
         ConfigError: Layout or split is unknown.

@@ -49,9 +49,14 @@ def evaluate(
     from anomdino.evaluation.console import print_summary
     from anomdino.evaluation.memory import share_one_heap
     from anomdino.evaluation.opening import find_benchmark
+    from anomdino.evaluation.summary import RESERVED
 
     if threshold is not None and not math.isfinite(threshold):
         raise ConfigError("--threshold", f"is {threshold}", "give a number")
+    if name in RESERVED or not name.strip():
+        raise ConfigError(
+            "--name", f"cannot be '{name}': metrics.json has other uses for it", "choose another name"
+        )
     share_one_heap()
     opened = find_benchmark(benchmark, root, split, labels, params)
     source = ScoreFolder(scores, name, masks)
@@ -77,13 +82,15 @@ def compare(
         str | None, typer.Option(help="Output to compare; all that both have by default.")
     ] = None,
     images: Annotated[int, typer.Option(min=0, help="Images that changed most to list.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
-    bootstrap: Annotated[int, typer.Option(help="Resamplings for 95 % intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the intervals and of p.")] = 0,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamplings for 95 % intervals and swaps for p; 0 for neither.")
+    ] = 1000,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the comparison as JSON too.")
     ] = None,
 ) -> None:
-    """Compare two evaluations image by image: paired differences with 95 % intervals."""
+    """Compare two evaluations image by image: paired differences with 95 % intervals and p by swapping images."""
     from anomdino.errors import ConfigError
     from anomdino.evaluation.compare import compare_runs
     from anomdino.evaluation.console import print_comparison

@@ -1,12 +1,15 @@
 """95 % intervals over images: how far a number would move with other images of the same kind.
 
-Images are drawn with replacement and pooled metrics are computed anew from each image's histogram of scores
-(or its counts of components): a thousand resamplings of a data set cost less than reading it once.
+Pooled metrics are computed anew from each image's histogram of scores (or its counts of components), once without
+each image and for images drawn with replacement: a thousand resamplings of a data set cost less than reading it once.
+An interval is Student's t with as many degrees of freedom as images less one, on the log-odds of the metric, with
+the larger of the two standard errors that leaving out and drawing give. Percentiles of the draws alone are far too
+narrow for few images (``benchmarks/intervals.py`` measures both, ``docs/evaluation.md`` has the figures).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +19,10 @@ Float64 = npt.NDArray[np.float64]
 PIXEL_NAMES = ("AP", "FPR95", "AUROC")
 _CHUNK = 64
 _RECALL = 0.95
+_EDGE, _COMPONENT_EDGE = (
+    1e-4,
+    1e-2,
+)  # keeps the log-odds of 0 and 1 finite; few components often give just these
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +110,68 @@ def component_values(counts: ImageCounts, weights: Float64) -> dict[str, Float64
         }
 
 
+def without_each(images: int) -> Iterator[Float64]:
+    """Leave out one image after another.
+
+    Yields:
+        float64 (up to 64, images) at a time of ones, each row with one zero.
+    """
+    for start in range(0, images, _CHUNK):
+        rows = min(_CHUNK, images - start)
+        weights = np.ones((rows, images))
+        weights[np.arange(rows), start + np.arange(rows)] = 0.0
+        yield weights
+
+
+def gathered(
+    values: Callable[[Float64], Mapping[str, Float64]], weights: Iterator[Float64]
+) -> dict[str, Float64]:
+    """Compute values (R,) by name over all rows of weights that come in parts."""
+    parts: dict[str, list[Float64]] = {}
+    for some in weights:
+        for name, found in values(some).items():
+            parts.setdefault(name, []).append(found)
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def student(freedom: int) -> float:
+    """Give the 97.5 % quantile of Student's t, to 0.2 % (Abramowitz and Stegun 26.7.5, exact for 1 and 2)."""
+    if freedom == 1:
+        return float(np.tan(np.pi * 0.475))
+    if freedom == 2:
+        return float(0.95 * np.sqrt(2 / (1 - 0.95**2)))
+    z = 1.959963984540054
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(sum(term / freedom**power for power, term in enumerate(terms)))
+
+
+def reach(without: Float64, drawn: Float64) -> float | None:
+    """Give how far a 95 % interval reaches to each side of a value.
+
+    Args:
+        without: (N,) values without each of the N images, at least two.
+        drawn: (R,) values of drawn images; NaN where a draw has none.
+
+    Returns:
+        Student's quantile times the larger standard error, that of the jackknife or that of the draws; None where
+        leaving out a single image leaves no value, for then everything hangs on this image.
+    """
+    if not np.isfinite(without).all():
+        return None
+    images = len(without)
+    errors = [np.sqrt((images - 1) * without.var())]
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) > 1:
+        errors.append(drawn.std(ddof=1) * np.sqrt(images / (images - 1)))
+    return float(student(images - 1) * max(errors))
+
+
 def intervals(
     histograms: ImageHistograms | None,
     counts: ImageCounts | None,
@@ -110,40 +179,45 @@ def intervals(
     generator: np.random.Generator,
     measured: Mapping[str, float | None],
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of pooled metrics over resampled images.
+    """95 % intervals of pooled metrics over images, around what was measured.
 
     Args:
         histograms: Scores of the images, or None for a mask without scores.
         counts: Components of the images, or None.
         resamples: Number of resamplings.
         generator: Source of random numbers.
-        measured: The metrics by name; an interval is shifted by what binning the scores changes.
+        measured: The metrics by name.
 
     Returns:
-        ``{name: (low, high)}``; names without a defined interval are left out.
+        ``{name: (low, high)}``, inside [0, 1]. One image has no interval, and no metric that hangs on one image.
     """
     images = len(histograms.tp) if histograms is not None else len(counts.tp) if counts is not None else 0
-    if not images or not resamples:
+    if images < 2 or not resamples:
         return {}
-    drawn: dict[str, list[Float64]] = {}
-    once = np.ones((1, images))
-    plain = _values(histograms, counts, once)
-    for weights in resamplings(images, resamples, generator):
-        for name, values in _values(histograms, counts, weights).items():
-            drawn.setdefault(name, []).append(values)
+
+    def log_odds(weights: Float64) -> dict[str, Float64]:
+        values = {} if histograms is None else pixel_values(histograms, weights)
+        values |= {} if counts is None else component_values(counts, weights)
+        return {name: _log_odds(value, name) for name, value in values.items()}
+
+    without = gathered(log_odds, without_each(images))
+    drawn = gathered(log_odds, resamplings(images, resamples, generator))
     result = {}
-    for name, parts in drawn.items():
-        values, centre = np.concatenate(parts), measured.get(name)
-        values = values[np.isfinite(values)]
-        if centre is None or not values.size:
-            continue
-        low, high = np.percentile(values, [2.5, 97.5]) + (centre - plain[name][0])
-        result[name] = (float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)))
+    for name, values in without.items():
+        value, far = measured.get(name), reach(values, drawn[name])
+        if value is not None and far is not None:
+            centre = float(_log_odds(np.array(value), name))
+            result[name] = (_share(centre - far, name), _share(centre + far, name))
     return result
 
 
-def _values(
-    histograms: ImageHistograms | None, counts: ImageCounts | None, weights: Float64
-) -> dict[str, Float64]:
-    values = pixel_values(histograms, weights) if histograms is not None else {}
-    return values | (component_values(counts, weights) if counts is not None else {})
+def _log_odds(share: Float64, name: str) -> Float64:
+    edge = _EDGE if name in PIXEL_NAMES else _COMPONENT_EDGE
+    return np.asarray(np.log((share + edge) / (1 - share + edge)), np.float64)
+
+
+def _share(log_odds: float, name: str) -> float:
+    """Undo :func:`_log_odds`, inside [0, 1]."""
+    edge = _EDGE if name in PIXEL_NAMES else _COMPONENT_EDGE
+    share = 1 / (1 + np.exp(-log_odds)) * (1 + 2 * edge) - edge
+    return float(np.clip(share, 0, 1))

@@ -52,18 +52,23 @@ def _detector_line(detector: Mapping[str, Any]) -> str:
 def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> None:
     """Print the result of :func:`anomdino.evaluation.compare.compare_runs`."""
     print(
-        f"difference = ({second}) - ({first}), percent points, 95 % interval over images; * = not by chance"
+        f"difference = ({second}) - ({first}) in percent points, with an approximate 95 % interval over images"
     )
+    print("p: share of swaps of the runs' images that differ as much; * = p < 0.05 (needs six images)")
     for benchmark, outputs in comparison.items():
         for output, block in outputs.items():
-            print(f"\n{benchmark}, {output}: {block['images']} images")
+            protocol = "pooled over the shared images" if block["protocol"] is None else block["protocol"]
+            print(f"\n{benchmark}, {output}: {block['images']} images, protocol {protocol}")
             for metric, row in block["metrics"].items():
                 mark = "*" if row["significant"] else " "
                 span = (
                     f"[{100 * row['low']:+7.2f}, {100 * row['high']:+7.2f}]" if row["low"] is not None else ""
                 )
                 values = f"{_percent(row['first']):>8} -> {_percent(row['second']):>8}"
-                print(f"  {metric:6}{values}  {_signed(row['difference']):>8} {span} {mark}")
+                chance = "" if row["p"] is None else f"p {row['p']:.3f}"
+                print(
+                    f"  {metric:6}{values}  {_signed(row['difference']):>8} {span:20} {chance} {mark}".rstrip()
+                )
             for change in block["changed_most"]:
                 print(f"    {change['key']}: {_change(change)}")
 

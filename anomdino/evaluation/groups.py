@@ -47,18 +47,18 @@ def component_groups(rows: Iterable[Row], column: str, order: Sequence[str]) -> 
 
 
 def tag_groups(
-    images: Iterable[Row], summarise: Callable[[list[str]], dict[str, Any]]
+    tags: Mapping[str, Iterable[str]], summarise: Callable[[list[str]], dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Summarise images by tag.
 
     Args:
-        images: Rows of the image table, of one output.
+        tags: The tags of each image, by key.
         summarise: Function from the keys of the images with a tag to its results.
     """
     keys: dict[str, list[str]] = {}
-    for row in images:
-        for tag in filter(None, row["tags"].split(",")):
-            keys.setdefault(tag, []).append(row["key"])
+    for key, named in tags.items():
+        for tag in named:
+            keys.setdefault(tag, []).append(key)
     return {tag: summarise(keys[tag]) for tag in sorted(keys)}
 
 

@@ -74,10 +74,25 @@ def common_histograms(
         sketches: One an image.
         thresholds: float64 (B,) descending lower edges; the last bin takes everything below too.
     """
-    cumulative = np.stack([one.cumulative(thresholds) for one in sketches])
-    cumulative[:, :, -1] = np.stack([one.at_least[:, 0] for one in sketches])
-    counts = np.diff(cumulative, axis=2, prepend=0.0)
-    return ImageHistograms(thresholds, counts[:, 0], counts[:, 1])
+    counts = np.empty((2, len(sketches), len(thresholds)))
+    for index, one in enumerate(sketches):
+        counts[:, index] = _binned(one, thresholds)
+    return ImageHistograms(thresholds, counts[0], counts[1])
+
+
+def summed_histogram(sketches: Sequence[ScoreSketch], thresholds: npt.NDArray[np.float64]) -> ImageHistograms:
+    """Give the bins of all sketches together, as those of one image; see :func:`common_histograms`."""
+    counts = np.zeros((2, len(thresholds)))
+    for one in sketches:
+        counts += _binned(one, thresholds)
+    return ImageHistograms(thresholds, counts[:1], counts[1:])
+
+
+def _binned(one: ScoreSketch, thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Pixels of both classes in each bin, (2, B)."""
+    cumulative = one.cumulative(thresholds)
+    cumulative[:, -1] = one.at_least[:, 0]
+    return np.diff(cumulative, axis=1, prepend=0.0)
 
 
 def _ranks(size: int, uniform: int, tail_ranks: int) -> npt.NDArray[np.intp]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from anomdino.errors import DataError
 from anomdino.evaluation.frames import LoadedFrame, loaded_frames
 from anomdino.evaluation.groups import band_rows
-from anomdino.evaluation.histograms import ScoreSketch, common_histograms, sketch
+from anomdino.evaluation.histograms import ScoreSketch, common_histograms, sketch, summed_histogram
 from anomdino.evaluation.result import BenchmarkResult, EvaluationSettings, Save
 from anomdino.evaluation.sources import FloatMap, OutputSource
 from anomdino.metrics.curve import positive_curve, rank_auroc
@@ -79,8 +79,9 @@ def pool_pixels(
         DataError: An output cannot be used, or every pixel is void.
     """
     turn = Lock()
-    states = {name: StreamingPixels(settings.capacity, buffer=1 << 20) for name in source.names}
-    outputs = [_Output(name, state, turn) for name, state in states.items()]
+    outputs = [
+        _Output(name, StreamingPixels(settings.capacity, buffer=1 << 20), turn) for name in source.names
+    ]
     with ThreadPoolExecutor(settings.workers) as pool:
         saving: Future[None] | None = None
         for frame in loaded_frames(result, source, "pixels", settings.workers):
@@ -96,8 +97,8 @@ def pool_pixels(
             saving.result()
     if not result.keys:
         raise DataError(result.benchmark.name, "every pixel of every image is void", "check the label map")
-    for output in outputs:
-        _read_off(result, output, settings)
+    while outputs:  # what was gathered of an output is no longer needed then
+        _read_off(result, outputs.pop(0), settings)
     for row in result.image_rows:
         row["threshold"] = result.thresholds.get(row["output"])
 
@@ -117,7 +118,7 @@ def _read_off(result: BenchmarkResult, output: _Output, settings: EvaluationSett
         result.curves[name] = {"smiyc": curve.thinned(points), "pooled": pooled.thinned(points)}
     bins = pooled.thinned(settings.histogram_bins).thresholds
     result.histograms[name] = common_histograms(output.sketches, bins)
-    result.bands[name] = {band: common_histograms(parts, bins) for band, parts in output.bands.items()}
+    result.bands[name] = {band: summed_histogram(parts, bins) for band, parts in output.bands.items()}
 
 
 def _image_metrics(scores: SortedScores) -> dict[str, Any]:

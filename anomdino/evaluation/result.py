@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,13 @@ from anomdino.metrics.instances import InstanceState
 from anomdino.metrics.results import PixelMetrics
 from anomdino.metrics.s2m import S2mState
 
-OWN_MASK = "mask"
+OWN_MASK, FINAL = "mask", "fused"
+
+
+def final_output(names: Iterable[str]) -> str:
+    """Name the output that stands for the method, of which scores and pictures are kept: ``fused``, else the last."""
+    listed = list(names)
+    return FINAL if FINAL in listed else listed[-1]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class BenchmarkResult:
         thresholds: Threshold of the masks by output, the best F1 of SMIYC's curve; masks are score > threshold.
             An output has none where a class is missing in the whole set and none was given.
         components: Component metrics by output, and by the method's own mask; None for an output without masks.
-        bands: Scores of the set on common bins by output and distance band.
+        bands: Scores of the set on common bins by output and distance band, of all images together.
         intervals: 95 % intervals over images, by output and metric.
         image_rows: Rows of the image table.
         component_rows: Rows of the component table.

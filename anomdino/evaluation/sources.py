@@ -13,7 +13,7 @@ import numpy.typing as npt
 from anomdino.benchmarks import Sample
 from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
-from anomdino.io.images import image_size, read_image
+from anomdino.io.images import image_size, read_image, read_label
 from anomdino.io.maps import MAP_SUFFIXES, read_map
 from anomdino.io.scores import read_score
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FloatMap = npt.NDArray[np.float32]
 BoolMap = npt.NDArray[np.bool_]
+_MASK_SUFFIXES = (".png",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ class ScoreFolder:
     Attributes:
         folder: Folder of score maps; the tree below it follows the keys.
         name: Name that the output gets.
-        masks: Folder of binary masks ``<key>.png`` that the method decided on, or None.
+        masks: Folder of binary masks ``<key>.png`` that the method decided on, not 0 where anomalous, or None.
     """
 
     folder: Path
@@ -153,7 +154,8 @@ class ScoreFolder:
 
     def predictions(self, sample: Sample) -> Mapping[str, Prediction]:
         """Read the map of an image; its size must be the image's."""
-        score = read_map(self._find(sample), image_size(sample.image))
+        (path,) = _files_of([sample], "score maps", self.folder, MAP_SUFFIXES)
+        score = read_map(path, image_size(sample.image))
         return {self.name: Prediction(score, self._mask(sample))}
 
     def boxes(self, sample: Sample) -> Boxes | None:
@@ -165,36 +167,58 @@ class ScoreFolder:
         return None
 
     def require(self, samples: Sequence[Sample]) -> None:
-        """Check that every image has a map.
+        """Check that every image has a map, and where there are masks one of its size.
 
         Raises:
             DataError: Some have none; the message lists the first ten.
         """
-        missing = [sample.key for sample in samples if self._existing(sample) is None]
-        if missing:
-            listed = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
-            raise DataError(
-                self.folder,
-                f"lacks the score maps of {len(missing)} of {len(samples)} images: {listed}",
-                f"name them <key>{' or <key>'.join(MAP_SUFFIXES)}",
-            )
-
-    def _existing(self, sample: Sample) -> Path | None:
-        stems = (sample.key, sample.frame_id)
-        candidates = (self.folder / f"{stem}{suffix}" for stem in stems for suffix in MAP_SUFFIXES)
-        return next((path for path in candidates if path.is_file()), None)
-
-    def _find(self, sample: Sample) -> Path:
-        path = self._existing(sample)
-        if path is None:
-            self.require([sample])
-        assert path is not None
-        return path
+        _files_of(samples, "score maps", self.folder, MAP_SUFFIXES)
+        if self.masks is not None:
+            masks = _files_of(samples, "masks", self.masks, _MASK_SUFFIXES)
+            for sample, path in zip(samples, masks, strict=True):
+                _check_mask_size(path, image_size(path), sample)
 
     def _mask(self, sample: Sample) -> BoolMap | None:
-        from anomdino.io.images import read_label
+        if self.masks is None:
+            return None
+        (path,) = _files_of([sample], "masks", self.masks, _MASK_SUFFIXES)
+        mask = read_label(path) > 0
+        _check_mask_size(path, mask.shape, sample)
+        return mask
 
-        return None if self.masks is None else read_label(self.masks / f"{sample.key}.png") > 0
+
+def _files_of(samples: Sequence[Sample], what: str, folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Find the file of each image by its key or the benchmark's own name for it.
+
+    Raises:
+        DataError: Some images have none; the message lists the first ten.
+    """
+
+    def of(sample: Sample) -> Path | None:
+        stems = (sample.key, sample.frame_id)
+        candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes)
+        return next((path for path in candidates if path.is_file()), None)
+
+    found = {sample.key: of(sample) for sample in samples}
+    missing = [key for key, path in found.items() if path is None]
+    if missing:
+        listed = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+        raise DataError(
+            folder,
+            f"lacks the {what} of {len(missing)} of {len(samples)} images: {listed}",
+            f"name them <key>{' or <key>'.join(suffixes)}",
+        )
+    return [path for path in found.values() if path is not None]
+
+
+def _check_mask_size(path: Path, size: tuple[int, ...], sample: Sample) -> None:
+    expected = image_size(sample.image)
+    if tuple(size) != expected:
+        raise DataError(
+            path,
+            f"is {size[0]} x {size[1]}, the image {sample.image.name} is {expected[0]} x {expected[1]} (H x W)",
+            "write masks of the image's size; they are never resized silently",
+        )
 
 
 def _closed_set(path: Path) -> npt.NDArray[np.uint8]:

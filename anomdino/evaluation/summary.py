@@ -16,6 +16,8 @@ from anomdino.metrics.curve import Curve
 from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
 
 DIGITS = 6
+RESERVED = frozenset({"protocol", "images", "clean_images", "left_out", "detector", "seed", "closed_set"})
+"""Keys of ``metrics.json`` that no output can be called by."""
 NO_THRESHOLD = "no mask: without both classes there is no threshold of best F1, and none was given"
 CITYSCAPES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
@@ -157,18 +159,30 @@ def curve_points(results: Sequence[BenchmarkResult]) -> dict[str, list[dict[str,
 def rounded(value: Any) -> Any:
     """Round floats to six digits, so that files stay readable; NaN and infinity are refused.
 
+    A threshold keeps all digits: it is of the scores' own scale, and another float32 number gives another mask.
+
     Raises:
         ValueError: A number is NaN or infinite.
     """
     if isinstance(value, Mapping):
-        return {str(key): rounded(inner) for key, inner in value.items()}
+        return {
+            str(key): _exact(inner) if str(key).endswith("threshold") else rounded(inner)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [rounded(inner) for inner in value]
     if isinstance(value, float | np.floating):
-        if not np.isfinite(value):
-            raise ValueError("a metric is NaN or infinite")
-        return round(float(value), DIGITS)
+        return round(_exact(value), DIGITS)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _exact(value: Any) -> Any:
+    """Give a number as it is; NaN and infinity are refused, anything else is rounded inside."""
+    if not isinstance(value, float | np.floating):
+        return rounded(value)
+    if not np.isfinite(value):
+        raise ValueError("a metric is NaN or infinite")
+    return float(value)
 
 
 def _output_metrics(result: BenchmarkResult, name: str) -> dict[str, Any]:
@@ -198,13 +212,14 @@ def output_details(result: BenchmarkResult, name: str) -> dict[str, Any]:
     rows = result.rows_of(name)
     components = [row for row in result.component_rows if row["output"] == name]
     measured_components = result.components[name]
+    tags = {s.key: s.tags for s in result.benchmark if s.key not in result.left_out}
     details: dict[str, Any] = {
         "components": None if measured_components is None else measured_components.as_dict(),
         "intervals_95": result.intervals.get(name, {}),
         "clean_road": clean_road(rows),
         "by_size": component_groups(components, "size_group", [size for size, _ in SIZES]),
         "by_distance": distance_groups(result, name),
-        "by_tag": tag_groups(rows, lambda keys: _tagged(result, name, rows, keys)),
+        "by_tag": tag_groups(tags, lambda keys: _tagged(result, name, rows, keys)),
     }
     if name in result.pixel:
         details["threshold"] = result.thresholds.get(name)
@@ -282,6 +297,6 @@ def _points(label: Mapping[str, str], curve: Curve, **columns: Any) -> list[dict
     names = list(columns)
     rows = zip(curve.thresholds.tolist(), *(columns[name].tolist() for name in names), strict=True)
     return [
-        {**label, "threshold": rounded(row[0]), **dict(zip(names, rounded(row[1:]), strict=True))}
+        {**label, "threshold": _exact(row[0]), **dict(zip(names, rounded(row[1:]), strict=True))}
         for row in rows
     ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from anomdino.errors import DataError
+from anomdino.evaluation.bootstrap import Float64, ImageHistograms
 from anomdino.io.atomic import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 Columns = Mapping[str, tuple[str, str]]
 Row = Mapping[str, Any]
+_PART = 64
 
 IMAGES: Columns = {
     "benchmark": ("string", "name of the benchmark"),
@@ -94,17 +99,60 @@ def write_table(path: Path, rows: Sequence[Row], columns: Columns) -> None:
         columns: Type and description by name.
     """
     import pyarrow as pa
+
+    content = {name: [row.get(name) for row in rows] for name in columns}
+    write_parts(path, [pa.Table.from_pydict(content, schema=_schema(columns))], columns)
+
+
+def write_parts(path: Path, parts: Iterable[pa.Table], columns: Columns) -> None:
+    """Write a table part by part, one row group each; see :func:`write_table`."""
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, _schema(columns), compression="zstd") as writer,
+    ):
+        for part in parts:
+            writer.write_table(part)
+
+
+def histogram_parts(keys: Sequence[str], histograms: Mapping[str, ImageHistograms]) -> Iterator[pa.Table]:
+    """Give the rows of ``HISTOGRAMS``, a row an image and output, 64 images at a time.
+
+    Args:
+        keys: Keys of the images, in the order of the histograms.
+        histograms: Histograms of the images by output.
+    """
+    import pyarrow as pa
+
+    def lists(values: Float64) -> Any:
+        return pa.ListArray.from_arrays(
+            np.arange(len(values) + 1, dtype=np.int32) * values.shape[1], values.ravel()
+        )
+
+    for output, run in histograms.items():
+        for start in range(0, len(keys), _PART):
+            some = keys[start : start + _PART]
+            thresholds = np.broadcast_to(run.thresholds, (len(some), len(run.thresholds)))
+            columns = {
+                "key": pa.array(some),
+                "output": pa.array([output] * len(some)),
+                "threshold": lists(thresholds),
+                "tp": lists(run.tp[start : start + _PART]),
+                "fp": lists(run.fp[start : start + _PART]),
+            }
+            yield pa.table(columns, schema=_schema(HISTOGRAMS))
+
+
+def _schema(columns: Columns) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
         [
             pa.field(name, _arrow_type(kind), metadata={"description": text})
             for name, (kind, text) in columns.items()
         ]
     )
-    table = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in columns}, schema=schema)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
 
 
 def read_table(path: Path | str) -> pd.DataFrame:

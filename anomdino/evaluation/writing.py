@@ -12,7 +12,14 @@ from anomdino.benchmarks import Sample
 from anomdino.evaluation.result import BenchmarkResult
 from anomdino.evaluation.sources import Prediction
 from anomdino.evaluation.summary import benchmark_details, benchmark_metrics, curve_points, rounded
-from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, write_table
+from anomdino.evaluation.tables import (
+    COMPONENTS,
+    HISTOGRAMS,
+    IMAGES,
+    histogram_parts,
+    write_parts,
+    write_table,
+)
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
@@ -25,7 +32,7 @@ def write_results(folder: Path, result: BenchmarkResult) -> None:
     """Write the tables and ``details.json`` of a benchmark into a folder."""
     write_table(folder / IMAGES_FILE, result.image_rows, IMAGES)
     write_table(folder / COMPONENTS_FILE, result.component_rows, COMPONENTS)
-    write_table(folder / HISTOGRAMS_FILE, _histogram_rows(result), HISTOGRAMS)
+    write_parts(folder / HISTOGRAMS_FILE, histogram_parts(result.keys, result.histograms), HISTOGRAMS)
     atomic_write_json(folder / DETAILS_FILE, benchmark_details(result))
 
 
@@ -79,17 +86,3 @@ def write_prediction(folder: Path, sample: Sample, prediction: Prediction) -> No
     write_score(folder / "score" / f"{sample.key}.npz", prediction.score)
     if prediction.mask is not None:
         write_png(folder / "mask" / f"{sample.key}.png", prediction.mask.astype(np.uint8) * 255)
-
-
-def _histogram_rows(result: BenchmarkResult) -> list[dict[str, Any]]:
-    return [
-        {
-            "key": key,
-            "output": output,
-            "threshold": histograms.thresholds.tolist(),
-            "tp": histograms.tp[index].tolist(),
-            "fp": histograms.fp[index].tolist(),
-        }
-        for output, histograms in result.histograms.items()
-        for index, key in enumerate(result.keys)
-    ]

@@ -19,14 +19,15 @@ class FrameBins:
     """One frame's histogram.
 
     Attributes:
-        thresholds: (K,) lower edges of the bins, descending, in the precision of the scores.
-        tp: int64 (K,) anomalous pixels in each bin.
-        fp: int64 (K,) in-distribution pixels in each bin.
+        thresholds: (K,) lower edges of the bins, descending, in the precision of the scores, or float64 where this is
+            too coarse for a constant frame's edges.
+        tp: int32 (K,) anomalous pixels in each bin; a frame has fewer than 2^31 pixels.
+        fp: int32 (K,) in-distribution pixels in each bin.
     """
 
     thresholds: npt.NDArray[np.floating]
-    tp: npt.NDArray[np.int64]
-    fp: npt.NDArray[np.int64]
+    tp: npt.NDArray[np.int32]
+    fp: npt.NDArray[np.int32]
 
 
 def frame_bins(scores: SortedScores, num_bins: int = NUM_BINS) -> FrameBins:
@@ -55,8 +56,8 @@ def pooled_curve(frames: list[FrameBins]) -> Curve:
     thresholds = np.concatenate([frame.thresholds for frame in frames])
     order = np.argsort(thresholds)[::-1]
     thresholds = thresholds[order].astype(np.float64)
-    tp = np.cumsum(np.concatenate([frame.tp for frame in frames])[order])
-    fp = np.cumsum(np.concatenate([frame.fp for frame in frames])[order])
+    tp = np.cumsum(np.concatenate([frame.tp for frame in frames])[order], dtype=np.int64)
+    fp = np.cumsum(np.concatenate([frame.fp for frame in frames])[order], dtype=np.int64)
     last = np.flatnonzero(thresholds[:-1] != thresholds[1:])
     keep = np.concatenate([[0], last, [len(thresholds) - 1]])
     positives, negatives = int(tp[-1]), int(fp[-1])
@@ -106,13 +107,20 @@ def _edges(scores: SortedScores, num_bins: int) -> npt.NDArray[np.floating]:
     margin = np.maximum((high - low) * 1e-2, 1e-2)
     edges = [np.array([low - margin, high + margin])]
     edges += [np.quantile(part, np.linspace(0, 1, min(num_bins // 2, part.size))) for part in parts]
-    return np.unique(np.concatenate(edges))
+    distinct = np.unique(np.concatenate(edges))
+    return distinct if len(distinct) > 1 else _around(float(distinct[0]))
 
 
-def _histogram(values: FloatArray, edges: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+def _around(value: float) -> npt.NDArray[np.float64]:
+    """Edges of a frame whose scores are all ``value``, so large that their precision has no room for the margin."""
+    margin = max(1e-2, 2 * float(np.spacing(abs(value))))
+    return np.array([value - margin, value, value + margin])
+
+
+def _histogram(values: FloatArray, edges: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
     """``np.histogram`` on values that are sorted: half-open bins, the last one closed."""
     inner = np.searchsorted(values, _at_least(edges[:-1], values.dtype), side="left")
-    return np.diff(np.append(inner, values.size)).astype(np.int64)
+    return np.diff(np.append(inner, values.size)).astype(np.int32)
 
 
 def _at_least(edges: npt.NDArray[np.floating], dtype: np.dtype[np.floating]) -> FloatArray:

@@ -160,6 +160,7 @@ class ReportWriter:
         summary_note: str = "",
         mask_name: str = "ADT-Net",
         boxes_name: str = "boxes",
+        gallery_note: str = "",
     ) -> Path:
         """Write the page and return its path.
 
@@ -171,6 +172,7 @@ class ReportWriter:
             summary_note: One sentence on protocol above the tables.
             mask_name: What made the masks.
             boxes_name: What the boxes are.
+            gallery_note: Why no image is shown, in place of the controls.
         """
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -186,10 +188,11 @@ class ReportWriter:
             summary_note=summary_note,
             mask_name=mask_name,
             boxes_name=boxes_name,
+            gallery_note=gallery_note,
             scripts=self._scripts,
             css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
             javascript=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
-            entries_json=json.dumps(self._entries, allow_nan=False).replace("</", "<\\/"),
+            entries_json=json.dumps(self._entries, allow_nan=False).replace("<", "\\u003c"),
         )
         path = self.folder / "index.html"
         atomic_write_text(path, page)
@@ -223,13 +226,19 @@ def _facts(entry: ImageEntry) -> dict[str, Any]:
     false_pixels = int((entry.mask & valid & ~anomaly).sum())
     return {
         "ap": None if entry.ap is None else round(float(entry.ap), 5),
-        "ap_reason": "no labels" if entry.truth is None else "no anomaly",
+        "ap_reason": _why_no_ap(entry.truth),
         "missed": entry.missed,
         "false": entry.false,
         "components": entry.components,
         "clean": entry.truth is not None and not bool(anomaly.any()),
         "false_area": round(false_pixels / max(1, int(valid.sum())), 6),
     }
+
+
+def _why_no_ap(truth: npt.NDArray[np.uint8] | None) -> str:
+    if truth is None:
+        return "no labels"
+    return "no in-distribution pixel" if (truth == 1).any() else "no anomaly"
 
 
 def _pictures(entry: ImageEntry, max_side: int) -> tuple[dict[str, str], tuple[int, int]]:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anomdino.adt.fusion import FusionRule, fuse
+from anomdino.adt.outline_net import FILE, OutlineNet
 from anomdino.adt.store import CONFIG, WEIGHTS, load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
 from anomdino.errors import CheckpointError
@@ -23,6 +25,29 @@ def test_a_stored_model_gives_the_same(model, scene, tmp_path):
     np.testing.assert_array_equal(fuse(score, boxes, loaded).score, fuse(score, boxes, kept).score)
     np.testing.assert_array_equal(fuse(score, boxes, loaded).mask, fuse(score, boxes, kept).mask)
     assert json.loads((tmp_path / CONFIG).read_text())["architecture"]["resolution"] == 8
+
+
+def test_a_network_of_another_model_beside_this_one_is_not_read(model, tmp_path):
+    torch.manual_seed(0)
+    outliner = OutlineNet().eval()
+    save_adt(replace(model, outliner=outliner), tmp_path / "with")
+    assert load_adt(tmp_path / "with").outliner is not None
+    save_adt(model, tmp_path / "without")
+    shutil.copy(tmp_path / "with" / FILE, tmp_path / "without")
+    assert load_adt(tmp_path / "without").outliner is None
+
+
+def test_an_older_model_takes_the_network_beside_it(model, tmp_path):
+    """As the released model, whose description says nothing of a network."""
+    from safetensors import safe_open
+
+    torch.manual_seed(0)
+    save_adt(replace(model, outliner=OutlineNet().eval()), tmp_path)
+    with safe_open(tmp_path / WEIGHTS, "pt") as stored:
+        config = json.loads(stored.metadata()["config"])
+    del config["outline_network"]
+    save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS, metadata={"config": json.dumps(config)})
+    assert load_adt(tmp_path).outliner is not None
 
 
 def test_files_are_the_same_bytes_each_time(model, tmp_path):

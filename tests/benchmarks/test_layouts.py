@@ -184,6 +184,14 @@ def test_lost_and_found_roi_makes_the_whole_street_count(tmp_path):
     assert first_pixels(benchmark, count=5) == [0, 0, 1, 1, 255]
 
 
+def test_a_region_of_interest_keeps_void_inside_and_anomalies_outside(tmp_path):
+    image(tmp_path / "images/a.png")
+    label(tmp_path / "labels/a.png", [0, 1, 255, 0, 1, 255])
+    label(tmp_path / "roi.png", [1, 1, 1, 0, 0, 0])
+    benchmark = open_benchmark("folder", tmp_path, roi=tmp_path / "roi.png")
+    assert first_pixels(benchmark, count=6) == [0, 1, 255, 255, 1, 255]
+
+
 @pytest.mark.parametrize("prefix", ["Static/", ""])
 def test_fishyscapes(tmp_path, prefix):
     for number in (0, 1, 2, 10):
@@ -313,6 +321,17 @@ def test_every_entry_is_complete_and_names_a_layout_and_a_split_that_exist():
         assert entry.split in layout.splits, name
         assert set(entry.counts) <= set(layout.splits), name
         assert all([entry.roi, entry.resolution, entry.licence, entry.home.startswith("http")]), name
+
+
+def test_a_tag_counts_once_and_is_no_text_of_letters(tmp_path):
+    image(tmp_path / "images/driveway_1.webp")
+    tags = tmp_path / "tags.json"
+    tags.write_text(json.dumps({"driveway_1": ["night", "wet", "wet"]}))
+    (sample,) = open_benchmark("smiyc_obstacle_track", tmp_path, "night").samples
+    assert sample.tags == ("driveway", "night", "wet")
+    tags.write_text(json.dumps({"driveway_1": "wet"}))
+    with pytest.raises(DataError, match=r"tags\.json.*list of tags"):
+        open_benchmark("smiyc_obstacle_track", tmp_path, "night")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomdino.evaluation.bootstrap import (
@@ -13,6 +14,8 @@ from anomdino.evaluation.bootstrap import (
     intervals,
     pixel_values,
     resamplings,
+    student,
+    without_each,
 )
 from anomdino.evaluation.histograms import common_histograms, sketch
 from anomdino.metrics.curve import exact_curve
@@ -94,24 +97,53 @@ def test_resamplings_draw_as_many_images_as_there_are():
     assert rows.std() > 0
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_claim():
-    """Sets of 40 images from one population: the interval of a set holds the population's value in most sets."""
+@pytest.mark.parametrize("images", [10, 30])
+def test_intervals_cover_the_truth_about_as_often_as_they_claim(images):
+    """Sets from one population: the interval of a set holds the population's value in nearly 95 of 100 sets.
+
+    Percentiles of the draws, the method of before, hold AP in 80 to 87 of them and FPR95 in 70 to 80.
+    """
     rng = np.random.default_rng(1)
-    thresholds = np.arange(20.0)[::-1]
-    shares = 0.6 ** np.arange(20)
-    population = rng.multinomial(1000, shares[::-1] / shares.sum(), size=4000).astype(float)
-    quality = rng.random(4000)[:, None]
-    anomalies = quality * shares / shares.sum() * 40 + (1 - quality) * 2
-    everything = ImageHistograms(thresholds, anomalies, population)
-    truth = float(pixel_values(everything, np.ones((1, 4000)))["AP"][0])
-    held = 0
-    for _ in range(60):
-        chosen = rng.choice(4000, 40, replace=False)
-        some = ImageHistograms(thresholds, anomalies[chosen], population[chosen])
-        measured = float(pixel_values(some, np.ones((1, 40)))["AP"][0])
-        low, high = intervals(some, None, 200, rng, {"AP": measured})["AP"]
-        held += low <= truth <= high
-    assert 48 <= held <= 60
+    edges, everything = np.linspace(6, -4, 60), 20_000
+    gain, anomalies = rng.normal(2.2, 1, everything), 3000 * 10 ** rng.uniform(-2.5, -0.7, everything)
+    tp, fp = (1 - norm.cdf(edges - np.asarray(mean)[..., None]) for mean in (gain, np.zeros(everything)))
+    tp[:, -1] = fp[:, -1] = 1
+    tp, fp = (np.diff(part, prepend=0.0, axis=1) for part in (tp, fp))
+    tp, fp = tp * anomalies[:, None], fp * (3000 - anomalies)[:, None]
+
+    def measured(chosen):
+        some = ImageHistograms(edges, tp[chosen], fp[chosen])
+        values = pixel_values(some, np.ones((1, len(chosen))))
+        return some, {name: float(value[0]) for name, value in values.items()}
+
+    _, truth = measured(np.arange(everything))
+    held, sets = dict.fromkeys(truth, 0), 200
+    for _ in range(sets):
+        some, values = measured(rng.choice(everything, images, replace=False))
+        for name, (low, high) in intervals(some, None, 200, rng, values).items():
+            held[name] += low <= truth[name] <= high
+            assert low <= values[name] <= high
+    least = {"AP": 0.87, "AUROC": 0.85, "FPR95": 0.8}
+    assert all(held[name] / sets >= share for name, share in least.items()), held
+    assert held["AP"] / sets <= 0.99, held
+
+
+def test_students_quantile():
+    for freedom in (1, 2, 3, 4, 9, 29, 1000):
+        assert student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=2e-3)
+
+
+def test_without_each_leaves_one_image_out():
+    np.testing.assert_array_equal(np.concatenate(list(without_each(70))), 1 - np.eye(70))
+
+
+def test_a_metric_that_hangs_on_one_image_or_is_of_one_image_has_no_interval():
+    data = list(images("smooth"))
+    measured = {"AP": 0.5}
+    clean = [(score, np.zeros_like(label)) for score, label in data[1:]]
+    assert intervals(common([data[0], *clean]), None, 50, np.random.default_rng(0), measured) == {}
+    assert intervals(common(data[:1]), None, 50, np.random.default_rng(0), measured) == {}
+    assert "AP" in intervals(common(data), None, 50, np.random.default_rng(0), measured)
 
 
 def test_no_interval_without_resamplings_or_value():

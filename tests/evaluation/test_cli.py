@@ -17,8 +17,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from anomdino import submission
+from anomdino.benchmarks import Sample
 from anomdino.cli.evaluate import compare, evaluate, submit_app
-from anomdino.errors import AnomdinoError, DataError
+from anomdino.errors import AnomdinoError, ConfigError, DataError
+from anomdino.evaluation import ScoreFolder
+from anomdino.evaluation.summary import RESERVED
+from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.metrics import SmiycPixels, exact_curve, sort_scores
 
@@ -91,6 +96,50 @@ def test_unknown_benchmark_lists_the_known_ones(track):
         invoke("evaluate", "--scores", track, "--benchmark", "nothing", "--root", track)
     with pytest.raises(AnomdinoError, match="is needed"):
         invoke("evaluate", "--scores", track, "--benchmark", "RoadAnomaly")
+
+
+@pytest.mark.parametrize("name", ["images", "protocol", "detector", "left_out", "clean_images", "seed", " "])
+def test_a_name_that_metrics_has_other_uses_for_is_refused(track, name):
+    with pytest.raises(ConfigError, match="--name"):
+        run_evaluate(track, "strong", "--name", name)
+    assert not (track / "out_strong").exists()
+
+
+def test_every_key_of_a_benchmark_in_metrics_is_reserved(track):
+    run_evaluate(track, "strong")
+    metrics = json.loads((track / "out_strong/metrics.json").read_text())
+    block = metrics.pop("AnomalyTrack")
+    assert {*metrics, *block} - {"score"} <= RESERVED
+
+
+def write_masks(track, value=255, size=SIZE):
+    for path in (track / "strong").iterdir():
+        write_png(track / f"masks/{path.stem}.png", np.full(size, value, np.uint8))
+
+
+def test_masks_are_checked_before_anything_is_read(track):
+    write_masks(track)
+    assert run_evaluate(track, "strong", "--masks", track / "masks").exit_code == 0
+    metrics = json.loads((track / "out_strong/metrics.json").read_text())["AnomalyTrack"]
+    assert metrics["score_mask"]["missed"] == 10  # all of an image is one component: sIoU below 0.25
+    (track / "strong/validation0000.npz").write_bytes(b"damaged: would be the first to be read")
+    (track / "masks/validation0007.png").unlink()
+    with pytest.raises(DataError, match=r"masks.*lacks the masks of 1 of 10 images: validation0007"):
+        run_evaluate(track, "strong", "--masks", track / "masks")
+    write_png(track / "masks/validation0007.png", np.zeros((SIZE[0], 3), np.uint8))
+    with pytest.raises(DataError, match=r"validation0007\.png.*is 60 x 3, the image .* is 60 x 80"):
+        run_evaluate(track, "strong", "--masks", track / "masks")
+
+
+def test_masks_are_found_by_the_names_that_maps_are_found_by(tmp_path):
+    image = tmp_path / "a_leftImg8bit.png"
+    write_png(image, np.zeros((*SIZE, 3), np.uint8))
+    sample = Sample("scene/a_leftImg8bit", image, frame_id="a")
+    write_score(tmp_path / "maps/a.npz", np.zeros(SIZE, np.float32))
+    write_png(tmp_path / "masks/a.png", np.full(SIZE, 255, np.uint8))
+    source = ScoreFolder(tmp_path / "maps", masks=tmp_path / "masks")
+    source.require([sample])
+    assert source.predictions(sample)["score"].mask.all()
 
 
 def test_compare_finds_a_real_gain_and_none_with_itself(track):
@@ -195,6 +244,49 @@ def test_submission_checks_the_number_of_frames(track):
         submit(track, "--expected-count", 0)
 
 
+def test_a_submission_is_of_one_run(track):
+    """Scores of the second run are far higher: beside frames of the first one they would rank wrongly."""
+    folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
+    assert submit(track, "--split", "validation").exit_code == 0
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    kept = track / "kept"
+    for name in ("images", "labels_masks"):
+        for path in sorted((track / "track" / name).iterdir())[5:]:
+            (kept / name).mkdir(parents=True, exist_ok=True)
+            path.rename(kept / name / path.name)
+    with pytest.raises(DataError, match=r"(?s)5 files that are not of this run: validation0005\.hdf5.*--out"):
+        submit(track, "--expected-count", 0)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    shutil.rmtree(folder)
+    assert submit(track, "--expected-count", 0).exit_code == 0
+    for path in kept.rglob("*.*"):
+        path.rename(track / "track" / path.relative_to(kept))
+    assert submit(track, "--split", "validation").exit_code == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_failing_submission_leaves_the_one_of_before(track, monkeypatch):
+    folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
+    submit(track, "--split", "validation")
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in (track / "strong").iterdir():
+        write_score(path, np.random.default_rng(0).normal(size=SIZE).astype(np.float32))
+    left, write = [5], submission._write_value
+
+    def disk_full_after_five(path, value):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("disk full")
+        write(path, value)
+
+    monkeypatch.setattr(submission, "_write_value", disk_full_after_five)
+    with pytest.raises(OSError, match="disk full"):
+        submit(track, "--split", "validation")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 @pytest.mark.slow
 def test_compare_reads_a_git_revision_from_dvcs_cache(track, monkeypatch):
     """The weak run is committed with DVC, the strong one lies in the working tree."""
@@ -220,6 +312,7 @@ def test_compare_reads_a_git_revision_from_dvcs_cache(track, monkeypatch):
     shell("git", "commit", "-qm", "weak")
     shutil.rmtree("data/predictions")
     shutil.copytree(track / "out_strong", "data/predictions/AnomalyTrack")
+    monkeypatch.setenv("PATH", os.defpath)  # dvc is that of the running Python, in no folder of the path
     result = invoke("compare", "HEAD", ".", "--json", track / "c.json")
     assert result.exit_code == 0
     metrics = json.loads((track / "c.json").read_text())["AnomalyTrack"]["score"]["metrics"]

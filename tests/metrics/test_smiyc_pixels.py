@@ -126,3 +126,26 @@ def test_empty_roi_is_refused():
         SmiycPixels().update(np.zeros(4, np.float32), np.full(4, 255, np.uint8))
     with pytest.raises(ValueError, match="no frame"):
         SmiycPixels().compute()
+
+
+@pytest.mark.parametrize("value", [1e6, -3e5, 40, 1e15, 3e38])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_constant_frame_counts_however_large_its_score(value, dtype):
+    """In the scores' precision the margin of 0.01 around such a score is lost, and with it every bin."""
+    if dtype is np.float16 and abs(value) > 6e4:
+        pytest.skip("beyond float16")
+    rng = np.random.default_rng(0)
+    label = (rng.random(500) < 0.1).astype(np.uint8)
+    constant = np.full(500, value, dtype)
+    alone = SmiycPixels()
+    alone.update(constant, label)
+    measured = alone.compute()
+    assert (measured.positives, measured.negatives) == (label.sum(), 500 - label.sum())
+    assert measured.ap == pytest.approx(label.mean())
+    assert measured.auroc == 0.5
+    both, other = SmiycPixels(), np.linspace(-1, 1, 500).astype(dtype)
+    both.update(constant, label)
+    both.update(other, label)
+    expected = exact_curve(sort_scores(np.concatenate([constant, other]), np.tile(label, 2))).metrics()
+    assert both.compute().positives == expected.positives
+    assert both.compute().auroc == pytest.approx(expected.auroc, abs=0.02)

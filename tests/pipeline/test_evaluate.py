@@ -1,16 +1,17 @@
-"""A failed evaluation leaves the results of the last good one as they were."""
+"""The stage evaluate: what it leaves on disk, whichever outputs are asked for, and after it failed."""
 
 import hashlib
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anomdino.adt.fusion import AdtModel, FusionRule
+from anomdino.adt.fusion import AdtModel, FusionRule, fuse
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
-from anomdino.adt.store import save_adt
+from anomdino.adt.store import load_adt, save_adt
 from anomdino.io.boxes import Boxes, write_box_results
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
@@ -92,3 +93,61 @@ def test_a_benchmark_of_clean_roads_goes_through(project):
     )
     assert details["mask"]["clean_road"]["fpr"] == pytest.approx((masks > 0).mean(), abs=1e-6)
     assert "clean roads" in (project / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize("outputs", ["[raw]", "[fused, raw]", "[raw, boost]"])
+def test_any_outputs_go_through(project, outputs):
+    (project / "params.yaml").write_text(
+        PARAMS.replace("bootstrap: 0", f"bootstrap: 0\n  outputs: {outputs}")
+    )
+    importlib.import_module("pipeline.evaluate").evaluate()
+    names = outputs.strip("[]").split(", ")
+    final = "fused" if "fused" in names else names[-1]
+    model, box = load_adt(project / "data/models/adt"), Boxes(np.array([[8, 8, 32, 22]]), np.array([0.9]))
+    score = np.load(project / "data/scores/mine/score/a.npz")["arr_0"]
+    expected = fuse(score, box, replace(model, rule=replace(model.rule, output=final))).score
+    stored = np.load(project / "data/predictions/mine/score/a.npz")["arr_0"]
+    np.testing.assert_allclose(stored, expected, rtol=1e-5, atol=1e-6)
+    mask = project / "data/predictions/mine/mask/a.png"
+    assert mask.is_file() == (final == "fused")
+    block = json.loads((project / "metrics.json").read_text())["mine"]
+    assert {name for name in block if isinstance(block[name], dict)} - {"detector"} == {
+        *names,
+        *(["mask"] if final == "fused" else []),
+    }
+    page = (project / "report/index.html").read_text()
+    assert ("mask of ADT-Net" in page) == (final == "fused")
+    facts = {entry["key"]: entry["facts"] for entry in entries_of(page)}
+    label = np.array(Image.open(project / "data/val/mine/labels/a.png"))
+    threshold = json.loads((project / "data/predictions/mine/details.json").read_text())["outputs"][final][
+        "threshold"
+    ]
+    drawn = np.array(Image.open(mask)) > 0 if final == "fused" else stored > np.float32(threshold)
+    assert facts["a"]["false_area"] == pytest.approx((drawn & (label == 0)).mean(), abs=1e-6)
+
+
+def entries_of(page):
+    content = page.split('<script id="entries" type="application/json">')[1].split("</script>")[0]
+    return json.loads(content)
+
+
+def test_without_predictions_the_report_has_no_pictures_and_is_of_this_run(project):
+    stage = importlib.import_module("pipeline.evaluate")
+    stage.evaluate()
+    before = results(project)
+    (project / "params.yaml").write_text(
+        PARAMS.replace("bootstrap: 0", "bootstrap: 0\n  save_predictions: false")
+    )
+    write_score(
+        project / "data/scores/mine/score/a.npz",
+        np.random.default_rng(5).normal(size=SIZE).astype(np.float32),
+    )
+    stage.evaluate()
+    after = results(project)
+    assert after["report/index.html"] != before["report/index.html"]
+    assert not any(name.endswith(".png") for name in after)
+    page = (project / "report/index.html").read_text()
+    assert entries_of(page) == []
+    assert "save_predictions" in page
+    ap = json.loads((project / "metrics.json").read_text())["mine"]["fused"]["AP"]
+    assert f"{100 * ap:.2f}" in page

@@ -12,7 +12,7 @@ from anomdino.config.params import Params, profile_params
 from anomdino.errors import ConfigError
 from anomdino.io.images import write_png
 from anomdino.release import released_folder
-from pipeline.measure import app, parameters, steps
+from pipeline.measure import app, copy_models, parameters, steps
 
 
 def test_sets_are_those_of_the_command_line(tmp_path):
@@ -52,6 +52,35 @@ def test_labels_are_read_before_anything_is_scored(tmp_path, monkeypatch, value,
     assert result.exit_code != 0
     assert reason in result.output
     assert not (tmp_path / "out").exists()
+
+
+def contents(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+def test_models_of_an_earlier_run_leave_nothing_behind(tmp_path):
+    for name, files in (("first", ["adt/model", "adt/outline", "rpl/fusion-384"]), ("second", ["adt/model"])):
+        for file in files:
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    work = tmp_path / "work/data/models"
+    for name in ("first", "second", "first"):
+        copy_models(tmp_path / name, work)
+        assert contents(work) == contents(tmp_path / name)
+    copy_models(work, work)
+    assert contents(work) == contents(tmp_path / "first")
+
+
+def test_models_that_measure_did_not_copy_stay(tmp_path):
+    mine = tmp_path / "data/models"
+    (tmp_path / "other").mkdir()
+    mine.mkdir(parents=True)
+    (mine / "trained").write_text("weeks")
+    with pytest.raises(ConfigError, match="--work.*did not copy"):
+        copy_models(tmp_path / "other", mine)
+    assert contents(mine) == {"trained": "weeks"}
 
 
 def test_a_change_without_a_value_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The report in a real browser: the slider repaints, sorting sorts, nothing is logged as an error."""
 
+import json
 import shutil
 import time
 
@@ -68,6 +69,38 @@ def test_page_is_self_contained_and_the_same_twice(tmp_path):
     assert 'class="best">75.00' in page
     assert 'title="one class only"' in page
     assert "94.75" in page
+
+
+def one_image(key, truth):
+    shape = truth.shape
+    return ImageEntry(
+        *("road", key, np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.float32), np.zeros(shape, bool)),
+        *(truth, Boxes.empty(), ScoreRange(0, 1)),
+    )
+
+
+@pytest.mark.parametrize("key", ["a <!--<script>", "b </script><b>", "c <img src=x>"])
+def test_names_cannot_end_or_swallow_the_data_of_the_page(tmp_path, key):
+    """An HTML parser that knows the states of a script's text: `<!--<script>` lets it run on to the page's end."""
+    writer = ReportWriter(tmp_path / "r", 1)
+    writer.add(one_image(key, np.zeros((8, 8), np.uint8)))
+    page = writer.finish("Demo", {}, [], []).read_text()
+    start = page.index(">", page.index('<script id="entries"')) + 1
+    data = page[start : page.index("</script", start)]
+    assert "<" not in data
+    assert [entry["key"] for entry in json.loads(data)] == [key]
+
+
+def test_an_image_says_why_it_has_no_ap(tmp_path):
+    writer = ReportWriter(tmp_path / "r", 3)
+    anomaly = np.ones((8, 8), np.uint8)
+    anomaly[0] = 255
+    for key, truth in (("all", anomaly), ("none", np.zeros((8, 8), np.uint8))):
+        writer.add(one_image(key, truth))
+    page = writer.finish("Demo", {}, [], []).read_text()
+    data = page.split('<script id="entries" type="application/json">')[1].split("</script>")[0]
+    reasons = {entry["key"]: entry["facts"]["ap_reason"] for entry in json.loads(data)}
+    assert reasons == {"all": "no in-distribution pixel", "none": "no anomaly"}
 
 
 def test_many_images_lie_beside_the_page(tmp_path):
