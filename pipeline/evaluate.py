@@ -6,6 +6,7 @@ Usage: python -m pipeline.evaluate
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ from pipeline import _stage
 
 if TYPE_CHECKING:
     from anomdino.adt.fusion import AdtModel
+    from anomdino.config.benchmark import BenchmarkConfig
     from anomdino.config.params import Params
     from anomdino.evaluation import BenchmarkResult, EvaluationSettings
     from anomdino.io.boxes import Boxes
 
+log = logging.getLogger(__name__)
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 METRICS, METRIC_TABLES, PLOTS = Path("metrics.json"), Path("eval"), Path("plots")
@@ -49,6 +52,7 @@ def evaluate() -> None:
             capacity=config.capacity,
             box_score=model.rule.box_score,
         )
+        warn_of_unwatched(config)
         shutil.rmtree(UNFINISHED, ignore_errors=True)
         evaluated = [evaluate_one(params, name, model, settings, UNFINISHED / name) for name in config.sets]
         results = [result for result, _ in evaluated]
@@ -62,6 +66,21 @@ def evaluate() -> None:
         write_report(results, boxes, params.seed, settings.box_score, pictures=config.save_predictions)
         print_summary(metrics)
         _stage.done("evaluate", benchmarks=len(results), images=sum(len(result.keys) for result in results))
+
+
+def warn_of_unwatched(config: BenchmarkConfig) -> None:
+    """Name the benchmarks whose labels may change without this stage being run again."""
+    watched = (_stage.DATA / "val").resolve()
+    for name, one in config.sets.items():
+        for path in (one.root, one.roi):
+            if path is not None and not path.resolve().is_relative_to(watched):
+                log.warning(
+                    "benchmark.sets.%s: %s lies outside of %s, so that DVC does not see when its labels change; "
+                    "run `dvc repro -fs evaluate` then",
+                    name,
+                    path,
+                    _stage.DATA / "val",
+                )
 
 
 def evaluate_one(

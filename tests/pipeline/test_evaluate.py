@@ -126,6 +126,16 @@ def test_any_outputs_go_through(project, outputs):
     assert facts["a"]["false_area"] == pytest.approx((drawn & (label == 0)).mean(), abs=1e-6)
 
 
+def test_labels_that_dvc_does_not_watch_are_named(project, caplog, tmp_path):
+    importlib.import_module("pipeline.evaluate").evaluate()
+    assert "dvc repro -fs evaluate" not in caplog.text
+    (project / "data/val/mine").rename(tmp_path / "elsewhere")
+    (project / "params.yaml").write_text(PARAMS.replace("data/val/mine", str(tmp_path / "elsewhere")))
+    importlib.import_module("pipeline.evaluate").evaluate()
+    assert "benchmark.sets.mine" in caplog.text
+    assert "dvc repro -fs evaluate" in caplog.text
+
+
 def entries_of(page):
     content = page.split('<script id="entries" type="application/json">')[1].split("</script>")[0]
     return json.loads(content)
