@@ -126,14 +126,15 @@ def test_any_outputs_go_through(project, outputs):
     assert facts["a"]["false_area"] == pytest.approx((drawn & (label == 0)).mean(), abs=1e-6)
 
 
-def test_labels_that_dvc_does_not_watch_are_named(project, caplog, tmp_path):
+def test_labels_that_dvc_does_not_watch_are_named(project, capsys, tmp_path):
     importlib.import_module("pipeline.evaluate").evaluate()
-    assert "dvc repro -fs evaluate" not in caplog.text
+    assert "dvc repro -fs evaluate" not in capsys.readouterr().err
     (project / "data/val/mine").rename(tmp_path / "elsewhere")
     (project / "params.yaml").write_text(PARAMS.replace("data/val/mine", str(tmp_path / "elsewhere")))
     importlib.import_module("pipeline.evaluate").evaluate()
-    assert "benchmark.sets.mine" in caplog.text
-    assert "dvc repro -fs evaluate" in caplog.text
+    said = capsys.readouterr().err
+    assert "benchmark.sets.mine" in said
+    assert "dvc repro -fs evaluate" in said
 
 
 def entries_of(page):
