@@ -287,6 +287,8 @@ def _check_maps(
 def remove_others(out: Path, keys: Iterable[str], thresholds: bool) -> None:
     """Remove what an earlier run wrote of maps that are not among ``keys``, and threshold maps that are not asked for.
 
+    What lies elsewhere and is linked from ``out`` stays.
+
     Raises:
         DataError: There are such results, and no finished run says that they are its own.
     """
@@ -303,7 +305,8 @@ def remove_others(out: Path, keys: Iterable[str], thresholds: bool) -> None:
             "choose another folder",
         )
     for path in others:
-        path.unlink()
+        if path.parent.resolve().is_relative_to(out.resolve()):
+            path.unlink()
 
 
 def _photos(maps: Mapping[str, Path], images: Mapping[str, Path] | None, rule: FusionRule) -> dict[str, Path]:

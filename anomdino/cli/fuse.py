@@ -310,7 +310,7 @@ def _refuse_mixture(scores: Path, out: Path) -> None:
     from anomdino.errors import ConfigError
 
     maps, results = scores.resolve(), out.resolve()
-    if results.is_relative_to(maps) or maps.is_relative_to(results / "score"):
+    if results.is_relative_to(maps) or maps.is_relative_to((results / "score").resolve()):
         raise ConfigError(
             "--out", f"and --scores, {scores}, would hold maps and results", "choose another folder"
         )

@@ -201,6 +201,11 @@ def test_results_of_other_maps_go_where_a_finished_run_wrote_them(model, make_se
         "mask/001.png",
         "score/001.npz",
     ]
+    write_score(tmp_path / "elsewhere" / "mine.npz", np.eye(4, dtype=np.float32))
+    (out / "score" / "linked").symlink_to(tmp_path / "elsewhere")
+    fuse_folder(maps, {}, model, out)
+    assert (tmp_path / "elsewhere" / "mine.npz").is_file()
+    (out / "score" / "linked").unlink()
     write_score(out / "score" / "mine.npz", np.eye(4, dtype=np.float32))
     (out / "fusion.json").unlink()
     with pytest.raises(DataError, match=r"1 results of other maps, mine\.npz"):
@@ -442,7 +447,13 @@ def test_one_bad_map_leaves_the_results_of_before(model, make_set, tmp_path):
 def test_results_and_maps_in_one_folder_are_refused(model, make_set, tmp_path, app, below):
     files = make_set(images=2)
     save_adt(model, tmp_path / "adt")
-    for scores, out in ((files.scores, files.scores / below), (tmp_path / "x/score", tmp_path / "x")):
+    (tmp_path / "linking").mkdir()
+    (tmp_path / "linking/score").symlink_to(files.scores)
+    for scores, out in (
+        (files.scores, files.scores / below),
+        (tmp_path / "x/score", tmp_path / "x"),
+        (files.scores, tmp_path / "linking"),
+    ):
         with pytest.raises(ConfigError, match="maps and results"):
             run(app, "fuse", "--scores", scores, "--model", tmp_path / "adt", "-o", out)
 
