@@ -65,19 +65,19 @@ def test_a_resumed_training_is_the_unbroken_one(composed, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_so_it_is_where_processes_load_the_images(composed, tmp_path, monkeypatch, last_weights):
-    unbroken = train(composed, tmp_path, "unbroken", workers=1)
-    kills = [("after_train_iter", 4)]
-    assert interrupted(composed, tmp_path, monkeypatch, "cut", kills, workers=1) == unbroken
+    short = {"workers": 1, "steps": 3, "val_interval": 100}
+    unbroken = train(composed, tmp_path, "unbroken", **short)
+    kills = [("after_train_iter", 2)]
+    assert interrupted(composed, tmp_path, monkeypatch, "cut", kills, **short) == unbroken
 
 
 @pytest.mark.slow
 def test_the_only_evaluation_is_made_up_for(composed, tmp_path, monkeypatch):
     """Killed in it, the training resumes at its last step: nothing is left to train, the evaluation is not lost."""
-    rare = {"val_interval": 100}
+    rare = {"steps": 2, "val_interval": 100}
     unbroken = train(composed, tmp_path, "unbroken", **rare)
-    assert (
-        interrupted(composed, tmp_path, monkeypatch, "cut", [("after_val_epoch", 7)] * 2, **rare) == unbroken
-    )
+    kills = [("after_val_epoch", 2)] * 2
+    assert interrupted(composed, tmp_path, monkeypatch, "cut", kills, **rare) == unbroken
 
 
 @pytest.mark.slow
