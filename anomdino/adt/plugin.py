@@ -289,6 +289,11 @@ def remove_others(out: Path, keys: Iterable[str], thresholds: bool) -> None:
 
     What lies elsewhere and is linked from ``out`` stays.
 
+    Args:
+        out: Output folder of :func:`fuse_folder`; it need not exist.
+        keys: Keys of the maps that are fused now.
+        thresholds: Whether threshold maps are written now.
+
     Raises:
         DataError: There are such results, and no finished run says that they are its own.
     """
