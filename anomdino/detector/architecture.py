@@ -55,7 +55,7 @@ def build_detector(
 
     description = ConfigDict(describe(config, classes, scorer_folder), _scope_="mmdet")
     detector: Any = MODELS.build(description)
-    with _quiet():
+    with quiet():
         detector.init_weights()
     network: nn.Module = detector
     return network
@@ -170,7 +170,8 @@ def describe_grounding_dino(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Silence mmengine, which tells every parameter's settings."""
     from anomdino.detector.mmdet_parts import MMLogger
 
     logger = MMLogger.get_current_instance()

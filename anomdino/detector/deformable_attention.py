@@ -47,17 +47,21 @@ def grid_attention(
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     exact = torch.promote_types(value.dtype, sampling_locations.dtype)  # half positions would be pixels off
-    grids = (2 * sampling_locations - 1).to(exact)
-    weights = attention_weights.to(exact).transpose(1, 2).flatten(0, 1)  # (B heads, queries, levels, points)
+    # Points before queries: what follows runs along the queries, contiguous in memory, not along the few points.
+    grids = (2 * sampling_locations - 1).to(exact).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)
+    weights = (
+        attention_weights.to(exact).permute(0, 2, 3, 4, 1).flatten(0, 1)
+    )  # (B heads, levels, points, queries)
     sizes = level_sizes(value_spatial_shapes)
     total = grids.new_zeros(batch * heads, channels, queries)
     for level, (part, (h, w)) in enumerate(
         zip(torch.split(value, [h * w for h, w in sizes], dim=1), sizes, strict=True)
     ):
         image = part.permute(0, 2, 3, 1).reshape(batch * heads, channels, h, w).to(exact)
-        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B heads, queries, points, 2)
-        sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        total = total + (sampled * weights[:, None, :, level]).sum(-1)
+        sampled = F.grid_sample(
+            image, grids[:, level], mode="bilinear", padding_mode="zeros", align_corners=False
+        )
+        total = total + (sampled * weights[:, None, level]).sum(2)
     return total.view(batch, heads * channels, queries).transpose(1, 2).contiguous().to(value.dtype)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -80,7 +81,6 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
         dense = head_inputs.pop("dense", {})
         losses: dict[str, Tensor] = self.bbox_head.loss(**head_inputs, batch_data_samples=batch_data_samples)
         if dense:
-            losses = {name: value for name, value in losses.items() if not name.startswith("enc_")}
             losses |= {name: self.dense_loss * value for name, value in dense.items()}
         if self.ouafs.orth != "none":
             losses["loss_orth"] = fused.loss_orth
@@ -167,19 +167,41 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
         if memory.shape[1] < self.num_queries:
             cause = f"is {self.num_queries}, but the images have only {memory.shape[1]} cells on all levels together"
             raise ConfigError("detector.queries", cause, "lower it, or raise detector.short_sides")
-        decoder_inputs, head_inputs = super().pre_decoder(
-            memory, memory_mask, spatial_shapes, memory_text, text_token_mask, batch_data_samples
+        choose = partial(
+            super().pre_decoder,
+            memory,
+            memory_mask,
+            spatial_shapes,
+            memory_text,
+            text_token_mask,
+            batch_data_samples,
         )
-        if self.training and self.dense_loss and batch_data_samples is not None:
-            last = self.decoder.num_layers
-            output, proposals = self.gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
-            logits = self.bbox_head.cls_branches[last](output, memory_text, text_token_mask)
-            boxes = (self.bbox_head.reg_branches[last](output) + proposals).float().sigmoid()
-            anchors = torch.where(torch.isfinite(proposals), proposals.sigmoid(), proposals)
-            head_inputs["dense"] = dense_losses(
-                self.bbox_head, logits.float(), boxes, anchors, text_token_mask, batch_data_samples
-            )
+        if not (self.training and self.dense_loss and batch_data_samples is not None):
+            return choose()
+        last = self.decoder.num_layers
+        branches = (self.bbox_head.cls_branches[last], self.bbox_head.reg_branches[last])
+        with _outputs_kept(*branches) as kept:
+            decoder_inputs, head_inputs = choose()
+        logits, offsets = kept
+        proposals = self.__dict__.pop("_proposals")
+        boxes = (offsets + proposals).float().sigmoid()
+        anchors = torch.where(torch.isfinite(proposals), proposals.sigmoid(), proposals)
+        head_inputs["dense"] = dense_losses(
+            self.bbox_head, logits.float(), boxes, anchors, text_token_mask, batch_data_samples
+        )
+        head_inputs["enc_outputs_class"] = (
+            None  # no one-to-one loss of the proposals: the dense one replaces it
+        )
         return decoder_inputs, head_inputs
+
+    def gen_encoder_output_proposals(
+        self, memory: Tensor, memory_mask: Tensor | None, spatial_shapes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Give every token's features and anchor, as mmdet does; in training the anchors stay for the dense losses."""
+        features, proposals = super().gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
+        if self.training and self.dense_loss:
+            self.__dict__["_proposals"] = proposals
+        return features, proposals
 
     def _text(
         self, prompts: Sequence[Any], targets: Sequence[Any] | None
@@ -211,6 +233,18 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
 
     def _no_positive(self) -> Tensor:
         return torch.zeros(0, self.bbox_head.max_text_len)
+
+
+@contextmanager
+def _outputs_kept(*modules: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what the modules give while the context lasts, in the order of their calls."""
+    kept: list[Tensor] = []
+    handles = [module.register_forward_hook(lambda _, __, output: kept.append(output)) for module in modules]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def pad_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

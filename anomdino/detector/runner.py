@@ -17,10 +17,12 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from anomdino.config.detector import DetectorConfig
+from anomdino.detector.architecture import quiet
 from anomdino.detector.dataset import ComposedDataset, test_transforms, train_transforms
 from anomdino.detector.mmdet_parts import Chain
 from anomdino.detector.quality import coco_metrics
@@ -264,7 +266,7 @@ def build_runner(
             "val_interval": _interval(config),
         },
         val_cfg={"type": "ValLoop"},
-        optim_wrapper=_optimiser(config, device),
+        optim_wrapper=_optimiser(detector, config, device),
         param_scheduler=_schedule(config),
         default_hooks=_hooks(config),
         custom_hooks=[history],
@@ -324,7 +326,8 @@ def _interval(config: DetectorConfig) -> int:
     return min(config.val_interval, config.steps)
 
 
-def _optimiser(config: DetectorConfig, device: torch.device) -> dict[str, Any]:
+def _optimiser(detector: nn.Module, config: DetectorConfig, device: torch.device) -> OptimWrapper:
+    """Build AdamW; parameters of the same settings are one group, where mmengine makes a group of each."""
     plain = {"decay_mult": 0.0}
     wrapper: dict[str, Any] = {
         "type": "OptimWrapper",
@@ -342,7 +345,22 @@ def _optimiser(config: DetectorConfig, device: torch.device) -> dict[str, Any]:
     }
     if config.amp and device.type == "cuda":
         wrapper |= {"type": "AmpOptimWrapper", "dtype": "bfloat16", "loss_scale": 1.0}
-    return wrapper
+    if device.type == "cpu":
+        wrapper["optimizer"]["fused"] = True
+    with quiet():
+        built: OptimWrapper = build_optim_wrapper(detector, wrapper)
+    built.optimizer.param_groups[:] = _merged(built.optimizer.param_groups)
+    return built
+
+
+def _merged(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the groups of parameters whose settings are the same, in the order of their first."""
+    merged: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        settings = repr(sorted((name, value) for name, value in group.items() if name != "params"))
+        known = merged.setdefault(settings, {**group, "params": []})
+        known["params"] = [*known["params"], *group["params"]]
+    return list(merged.values())
 
 
 def _schedule(config: DetectorConfig) -> list[dict[str, Any]]:
