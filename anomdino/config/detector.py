@@ -77,7 +77,7 @@ class DetectorConfig(Block):
     image_dropout: float = Field(default=0.3, ge=0, le=1)
     """Share of training samples whose image features are dropped, so that the detector learns to trust the maps."""
     short_sides: list[int] = Field(default=[192], min_length=1)
-    """Training sizes: the shorter side in pixels, drawn at random for each image. Of one size, images of equal shape need no padding, which saves a fifth of the time."""
+    """Training sizes: shorter sides in pixels, one drawn for each image; a single one spares padding, and time."""
     long_side: int = Field(default=512, ge=64)
     """Upper limit of the longer side, in training and testing."""
     test_short_side: int = Field(default=192, ge=32)

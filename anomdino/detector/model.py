@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -167,7 +167,7 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
         if memory.shape[1] < self.num_queries:
             cause = f"is {self.num_queries}, but the images have only {memory.shape[1]} cells on all levels together"
             raise ConfigError("detector.queries", cause, "lower it, or raise detector.short_sides")
-        choose = partial(
+        choose: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = partial(
             super().pre_decoder,
             memory,
             memory_mask,

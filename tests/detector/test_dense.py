@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from anomdino.detector import model as model_module
 from anomdino.detector.architecture import build_detector
-from anomdino.detector.dense import assign_tokens
+from anomdino.detector.dense import assign_tokens, dense_losses
 from tests.detector.conftest import CLASSES, small_config
 from tests.detector.test_model import batch_of, total
 
@@ -53,3 +54,26 @@ def test_dense_losses_replace_those_of_the_proposals(boxes):
     assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
     plain = build_detector(small_config(dense_loss=0.0), CLASSES).train()
     assert not any(name.startswith("dense") for name in plain.loss(images, samples))
+
+
+def test_dense_losses_are_of_all_proposals_which_are_computed_once(monkeypatch):
+    detector = build_detector(small_config(dense_loss=1.0), CLASSES).train()
+    images, samples = batch_of([(64, 96), (50, 70)], [[[5, 5, 30, 40], [40, 20, 50, 30]], [[3, 3, 20, 20]]])
+    seen = {}
+    monkeypatch.setattr(
+        model_module, "dense_losses", lambda *given: seen.update(given=given) or dense_losses(*given)
+    )
+    memories = []
+    detector.memory_trans_fc.register_forward_pre_hook(lambda _, inputs: memories.append(inputs[0]))
+    detector.loss(images, samples)
+    assert len(memories) == 1
+    _, logits, boxes, anchors, text_mask, _ = seen["given"]
+    last = detector.decoder.num_layers
+    features = detector.memory_trans_norm(detector.memory_trans_fc(memories[0]))
+    offsets = detector.bbox_head.reg_branches[last](features)
+    usable = torch.isfinite(anchors).all(-1)
+    assert logits.shape[:2] == boxes.shape[:2] == anchors.shape[:2] == memories[0].shape[:2]
+    assert text_mask.any()
+    assert 0 < usable.sum() < usable.numel()  # padding and the rim have no anchor
+    odds = torch.logit(anchors[usable])
+    torch.testing.assert_close(boxes[usable], (offsets[usable] + odds).sigmoid())

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from anomdino.config.detect import DetectConfig, NegativesConfig
 from anomdino.detector import run as run_module
+from anomdino.detector import runner as runner_module
+from anomdino.detector.architecture import build_detector
 from anomdino.detector.dataset import train_transforms
 from anomdino.detector.infer import (
     Detector,
@@ -26,7 +28,7 @@ from anomdino.errors import CheckpointError, DataError, ProtocolError, TrainingE
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import Boxes, image_id, read_box_results
 from anomdino.io.images import read_label
-from tests.detector.conftest import make_maps, read_set, small_config
+from tests.detector.conftest import CLASSES, make_maps, read_set, small_config
 
 CPU = torch.device("cpu")
 
@@ -37,6 +39,23 @@ def train(composed, tmp_path, folds=1, name="detector", **changes):
         folder = tmp_path / name if fold.name == "final" else tmp_path / name / fold.name
         train_detector(config, fold, folder, tmp_path / "work", 5, CPU)
     return tmp_path / name
+
+
+def test_parameters_of_the_same_settings_are_one_group_of_the_optimiser(monkeypatch):
+    config = small_config(lr=1e-3, backbone_lr_factor=0.5, fusion_lr_factor=2.0, weight_decay=0.01)
+    detector = build_detector(config, CLASSES)
+    groups = runner_module._optimiser(detector, config, CPU).optimizer.param_groups
+    monkeypatch.setattr(runner_module, "_merged", list)
+    single = runner_module._optimiser(detector, config, CPU).optimizer.param_groups
+    trained = sum(parameter.requires_grad for parameter in detector.parameters())
+    assert len(single) == sum(len(group["params"]) for group in groups) == trained
+
+    def settings(groups):
+        return {id(p): {**group, "params": None} for group in groups for p in group["params"]}
+
+    assert settings(groups) == settings(single)
+    kinds = {(group["lr"], group["weight_decay"]) for group in groups}
+    assert len(groups) == len(kinds) > 4
 
 
 @pytest.mark.slow
