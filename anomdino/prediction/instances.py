@@ -93,7 +93,7 @@ class InstanceFile:
 
 
 def _spool() -> IO[str]:
-    return tempfile.SpooledTemporaryFile(_IN_MEMORY, "w+", encoding="utf-8")  # noqa: SIM115 - closed with its owner
+    return tempfile.SpooledTemporaryFile(_IN_MEMORY, "w+", encoding="utf-8")
 
 
 def _copy(lines: IO[str], file: IO[str]) -> None:
