@@ -57,7 +57,7 @@ def predict(
     thresholds: Annotated[
         bool, typer.Option(help="Write threshold/ too: ADT-Net's threshold of each pixel, map and picture.")
     ] = False,
-    coco: Annotated[
+    instances: Annotated[
         bool,
         typer.Option(
             help="Write instances.json too: what was found in photos as a COCO file, an annotation with outline and "
@@ -128,7 +128,7 @@ def predict(
         keep_freed_memory()  # the same large arrays come and go with every image
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component, threshold)
-    writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, instances)
+    writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found)
     photos, videos = predict_all(
         cascade,
         given,

@@ -68,7 +68,7 @@ def test_instances_are_the_components_of_the_masks_and_go_with_the_next_run(mode
         "--device",
         "cpu",
     ]
-    assert run(*given, "--coco", "--threshold", "fixed:0.4").exit_code == 0
+    assert run(*given, "--instances", "--threshold", "fixed:0.4").exit_code == 0
     written = json.loads((out / "instances.json").read_text())
     assert [image["file_name"] for image in written["images"]] == sorted(SIZES)
     for image in written["images"]:
