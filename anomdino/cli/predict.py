@@ -112,9 +112,7 @@ def predict(
     if out.exists() and not out.is_dir():
         raise ConfigError("--out", f"{out} is a file", "name a folder")
     given, selection = collect(inputs, out), Selection(every, start, end)
-    instances = (
-        InstanceFile(out / INSTANCES) if coco else None
-    )  # needs a package: before the networks are loaded
+    found = InstanceFile(out / INSTANCES) if instances else None  # a package may be missing: said at once
     folder, params_file = find_models(models, params)
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
     if models is None:
