@@ -57,6 +57,13 @@ def predict(
     thresholds: Annotated[
         bool, typer.Option(help="Write threshold/ too: ADT-Net's threshold of each pixel, map and picture.")
     ] = False,
+    instances: Annotated[
+        bool,
+        typer.Option(
+            help="Write instances.json too: what was found in photos as a COCO file, an annotation with outline and "
+            "score for each connected part of the mask."
+        ),
+    ] = False,
     min_component: Annotated[
         int | None,
         typer.Option(min=0, help="Remove mask components with fewer pixels; default: the model's."),
@@ -98,12 +105,14 @@ def predict(
     from anomdino.io.video import Selection
     from anomdino.memory import keep_freed_memory
     from anomdino.prediction.inputs import collect
+    from anomdino.prediction.instances import INSTANCES, InstanceFile
     from anomdino.prediction.run import predict_all
     from anomdino.prediction.writing import PredictionWriter
 
     if out.exists() and not out.is_dir():
         raise ConfigError("--out", f"{out} is a file", "name a folder")
     given, selection = collect(inputs, out), Selection(every, start, end)
+    found = InstanceFile(out / INSTANCES) if instances else None  # a package may be missing: said at once
     folder, params_file = find_models(models, params)
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
     if models is None:
@@ -117,7 +126,7 @@ def predict(
         keep_freed_memory()  # the same large arrays come and go with every image
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component, threshold)
-    writer = PredictionWriter(out, cascade.adt.rule, overlay=overlay, thresholds=thresholds)
+    writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found)
     photos, videos = predict_all(
         cascade,
         given,

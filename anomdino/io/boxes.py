@@ -114,8 +114,8 @@ class Boxes:
 
 
 def image_id(key: str) -> int:
-    """The stable number of an image: 52 bits of the SHA-256 of its key, safe in JSON and JavaScript."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 12
+    """The stable number of an image: 52 bits of the SHA-256 of its key, Unicode or not, safe in JSON and JavaScript."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 12
 
 
 def write_box_results(

@@ -13,6 +13,7 @@ from anomdino.errors import AnomdinoError, DataError, DiskError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.video import ALL, Selection, require_pyav
 from anomdino.prediction.inputs import SUMMARY, Inputs
+from anomdino.prediction.instances import INSTANCES
 from anomdino.prediction.photos import Done, predict_photos
 from anomdino.prediction.videos import predict_videos
 from anomdino.prediction.writing import PredictionWriter
@@ -30,6 +31,8 @@ def predict_all(
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Done, Done]:
     """Predict photos, then videos, and write ``summary.json``, also when the user or an error ends it (``ended``).
+
+    So is the COCO file of the instances written, where the writer collects them.
 
     Args:
         cascade: The loaded networks.
@@ -53,7 +56,8 @@ def predict_all(
         require_pyav()  # before hours of photos, not after
     if frame_maps:
         _refuse_shared_names(inputs)
-    (writer.folder / SUMMARY).unlink(missing_ok=True)  # of a run before: files change from now on
+    for name in (SUMMARY, INSTANCES):
+        (writer.folder / name).unlink(missing_ok=True)  # of a run before: files change from now on
     photos, videos, ended = Done(), Done(), ""
     try:
         predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
@@ -84,6 +88,8 @@ def _write_summary(
     writer: PredictionWriter, about: Mapping[str, Any], photos: Done, videos: Done, ended: str
 ) -> None:
     rule = writer.rule
+    if writer.instances is not None:
+        writer.instances.write()
     atomic_write_json(
         writer.folder / SUMMARY,
         {

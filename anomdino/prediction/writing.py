@@ -16,6 +16,7 @@ from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_bytes, atomic_write_json
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
+from anomdino.prediction.instances import InstanceFile
 from anomdino.viz.overlay import ScoreRange, draw_overlay
 
 PHOTO_FILES = (
@@ -34,12 +35,19 @@ class PredictionWriter:
         rule: Rule of the final score, for captions.
         overlay: Write pictures.
         thresholds: Write ADT-Net's threshold of each pixel as a map and a picture, ``threshold/``.
+        instances: Collects the instances of the photos, for one COCO file of all.
     """
 
     def __init__(
-        self, folder: Path, rule: FusionRule, overlay: bool = True, thresholds: bool = False
+        self,
+        folder: Path,
+        rule: FusionRule,
+        overlay: bool = True,
+        thresholds: bool = False,
+        instances: InstanceFile | None = None,
     ) -> None:
         self.folder, self.rule, self.overlay, self.thresholds = folder, rule, overlay, thresholds
+        self.instances = instances
         top = 1.0 if rule.output in {"hard", "soft"} else 1.0 + rule.b
         self.span = ScoreRange(0.0, top, f"{rule.output} score")
 
@@ -63,6 +71,8 @@ class PredictionWriter:
             self._write_picture("overlay", key, image, prediction, prediction.score, span)
         if self.thresholds:
             self._write_picture("threshold", key, image, prediction, prediction.threshold, THRESHOLDS)
+        if self.instances is not None:
+            self.instances.add(key, photo or Path(key), prediction.mask, prediction.score)
         left_out = {"overlay": not self.overlay, "threshold": not self.thresholds}
         self._unlink([(kind, suffix) for kind, suffix in PHOTO_FILES if left_out.get(kind)], key, photo)
         return line

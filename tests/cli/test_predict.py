@@ -54,6 +54,32 @@ def test_a_folder_keeps_its_tree(models, photos, tmp_path):
     assert summary["skipped"] == []
 
 
+def test_instances_are_the_components_of_the_masks_and_go_with_the_next_run(models, photos, tmp_path):
+    out = tmp_path / "out"
+    given = [
+        "predict",
+        photos,
+        "-o",
+        out,
+        "--models",
+        models,
+        "--no-boxes",
+        "--no-overlay",
+        "--device",
+        "cpu",
+    ]
+    assert run(*given, "--instances", "--threshold", "fixed:0.4").exit_code == 0
+    written = json.loads((out / "instances.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == sorted(SIZES)
+    for image in written["images"]:
+        mask = read_label(out / "mask" / image["file_name"]) > 0
+        areas = [one["area"] for one in written["annotations"] if one["image_id"] == image["id"]]
+        assert sum(areas) == mask.sum()
+    assert written["annotations"]
+    assert run(*given).exit_code == 0
+    assert not (out / "instances.json").exists()
+
+
 def test_widths_asked_for_are_joined_by_the_network_that_the_model_has_for_them(models, photos, tmp_path):
     shutil.copytree(models, tmp_path / "model")
     scorer = tmp_path / "model/models/rpl"

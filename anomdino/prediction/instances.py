@@ -1,0 +1,115 @@
+"""What was found in photos as one COCO file, which annotation tools and pycocotools read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from anomdino.errors import BackendMissing
+from anomdino.io.atomic import atomic_path
+from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
+from anomdino.metrics.instances import components_as_instances
+
+INSTANCES = "instances.json"
+_IN_MEMORY = 2**23
+
+
+class InstanceFile:
+    """Collects the instances of photo after photo on disk and writes them as one file; memory does not grow.
+
+    The file is a COCO data set: ``images`` (photos without an anomaly too), one category, and an annotation for each
+    8-connected component of the mask, with ``bbox`` [x, y, width, height] and ``area`` in pixels, ``segmentation`` as
+    COCO's compressed run lengths, and, as COCO's results have it, ``score``: the mean of the final score inside.
+    Images are numbered by :func:`anomdino.io.boxes.image_id`.
+
+    Args:
+        path: The final file.
+
+    Raises:
+        BackendMissing: pycocotools is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from pycocotools import mask
+        except ImportError as error:
+            cause, cure = "is not installed; COCO's masks need it", "pip install 'anomdino[detector]'"
+            raise BackendMissing("pycocotools", cause, cure) from error
+        self.path, self._encode = path, mask.encode
+        self._images, self._annotations = _spool(), _spool()
+        self._found = 0
+
+    def add(self, key: str, photo: Path, mask: npt.NDArray[np.bool_], score: npt.NDArray[np.float32]) -> None:
+        """Add a photo.
+
+        Args:
+            key: Its key; ``file_name`` is the key with the photo's suffix, relative to the folder that was named.
+            photo: Its file.
+            mask: bool (H, W).
+            score: The final score, float32 (H, W).
+        """
+        number = image_id(key)
+        height, width = mask.shape
+        name = key if key.endswith(photo.suffix) else key + photo.suffix
+        image = {"id": number, "file_name": name, "height": height, "width": width}
+        self._images.write(json.dumps(image) + "\n")
+        ids, scores = components_as_instances(mask, score)
+        for index, (x0, y0, x1, y1) in enumerate(_extents(ids, len(scores))):
+            self._found += 1
+            one = np.zeros((height, width), np.uint8, order="F")
+            one[y0:y1, x0:x1] = ids[y0:y1, x0:x1] == index + 1
+            runs = self._encode(one)
+            annotation = {
+                "id": self._found,
+                "image_id": number,
+                "category_id": CATEGORY_ID,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": int(np.count_nonzero(one)),
+                "segmentation": {"size": [height, width], "counts": runs["counts"].decode("ascii")},
+                "iscrowd": 0,
+                "score": round(float(scores[index]), 6),
+            }
+            self._annotations.write(json.dumps(annotation) + "\n")
+
+    def write(self) -> None:
+        """Write the file.
+
+        Raises:
+            DiskError: The disk is full, or the place is not writable.
+        """
+        categories = json.dumps([{"id": CATEGORY_ID, "name": CATEGORY_NAME}])
+        with atomic_path(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write(f'{{"categories": {categories},\n"images": [')
+            _copy(self._images, file)
+            file.write('],\n"annotations": [')
+            _copy(self._annotations, file)
+            file.write("]}\n")
+
+
+def _spool() -> IO[str]:
+    return tempfile.SpooledTemporaryFile(_IN_MEMORY, "w+", encoding="utf-8")
+
+
+def _copy(lines: IO[str], file: IO[str]) -> None:
+    lines.seek(0)
+    for number, line in enumerate(lines):
+        file.write((",\n" if number else "\n") + line.rstrip("\n"))
+
+
+def _extents(ids: npt.NDArray[np.int32], count: int) -> Iterator[tuple[int, int, int, int]]:
+    """Give (x0, y0, x1, y1), half-open, of the ids 1 .. ``count`` of an int32 (H, W) map."""
+    rows, columns = np.nonzero(ids)
+    owners = ids[rows, columns] - 1
+    low = np.full((count, 2), max(ids.shape), np.int64)
+    high = np.zeros((count, 2), np.int64)
+    places = np.stack([columns, rows], 1)
+    np.minimum.at(low, owners, places)
+    np.maximum.at(high, owners, places + 1)
+    for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True):
+        yield x0, y0, x1, y1
