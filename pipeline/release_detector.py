@@ -12,7 +12,6 @@ or not, is held out to measure the detector. Its parameters are those beside the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from itertools import zip_longest
@@ -23,6 +22,7 @@ import typer
 
 from anomdino.config.params import Params, check_params, load_params
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.digest import file_sha256
 from anomdino.seeding import seed_everything
 from pipeline._material import (
     IMAGES,
@@ -155,7 +155,7 @@ def put(trained: Path, released: Path) -> None:
     """Put a trained detector in the place of the released one, in half precision, and say what it came from."""
     from anomdino.release.build import halve_detector
 
-    before = hashlib.sha256((released / "model.safetensors").read_bytes()).hexdigest()
+    before = file_sha256(released / "model.safetensors")
     halve_detector(trained, released)
     content = json.loads((released / "config.json").read_text(encoding="utf-8"))
     content["detector"]["init_checkpoint"] = ""  # a path of the machine it was trained on
