@@ -1,5 +1,7 @@
 """Training the network that outlines objects for a released model, from scenes and objects to a model that uses it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from anomdino.adt.outline_net import FILE
 from anomdino.adt.store import load_adt
 from anomdino.config.params import load_params
-from anomdino.io.images import read_label, write_png
+from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.io.scores import read_score
 from pipeline import _material, release_outline
@@ -52,11 +54,11 @@ def test_the_model_outlines_with_the_network_that_was_trained(tiny):
 
 def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
     models, work = tiny / "light/models", tiny / "work"
-    statistics = load_adt(models / "adt").net.statistics
+    statistics, params = load_adt(models / "adt").net.statistics, load_params(tiny / "light/params.yaml")
 
-    def gather():
-        params = load_params(tiny / "light/params.yaml")
-        _material.gather_street(params, models, tiny / "scenes", work, 3, statistics)
+    def gather(count=3, statistics=statistics, seed=0):
+        chosen = params.model_copy(update={"seed": seed})
+        _material.gather_street(chosen, models, tiny / "scenes", work, count, statistics)
 
     gather()
     street = list_images(work / "street/offline_dataset")
@@ -73,15 +75,29 @@ def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
         assert read_score(work / "seen/street/scores" / f"{key}.npz", label.shape).shape == label.shape
 
     def written():
-        return {path.name: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
+        return {path.stem: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
 
     before = written()
     gather()
     assert written() == before
-    (work / "street/scorer.txt").write_text("another scorer")
+    gather(statistics=replace(statistics, std=2 * statistics.std))
+    other = written()
+    assert not other.items() & before.items()
+    gather(seed=1)
+    assert not written().items() & before.items()
     gather()
-    assert written().keys() == before.keys()
-    assert all(after > before[name] for name, after in written().items())
+    before = written()
+    first = next(iter(before)).rsplit("_", 1)[0]
+    write_png(scenes[first], 255 - read_image(scenes[first]))
+    gather()
+    again = written()
+    assert {name.rsplit("_", 1)[0] for name, _ in before.items() - again.items()} == {first}
+    gather(count=2)
+    ends = {min(scenes), max(scenes)}
+    assert {name.rsplit("_", 1)[0] for name in written()} <= ends < {name.rsplit("_", 1)[0] for name in again}
+    folders = (work / "street/offline_dataset_label", work / "seen/street/maps")
+    assert all({path.stem for path in folder.iterdir()} == written().keys() for folder in folders)
+    assert list_images(work / "street/offline_dataset").keys() == written().keys()
 
 
 @pytest.mark.slow
