@@ -103,14 +103,23 @@ def parameters(
     """Give the profile's parameters with the user's folders and changes.
 
     Raises:
-        ConfigError: The result is not valid.
+        ConfigError: The result is not valid, a folder lacks the other, or the profile has no such benchmark.
     """
     content = profile_params(profile).model_dump(mode="json")
-    if inlier is not None or outliers is not None:
+    if (inlier is None) != (outliers is None):
+        raise ConfigError("--inlier", "and --outliers belong together", "give both, or none")
+    if inlier is None and benchmarks:
+        raise ConfigError("--benchmark", "is for data in folders", "give --inlier and --outliers too")
+    if unknown := sorted(benchmarks.keys() - content["benchmark"]["sets"].keys()):
+        known = ", ".join(content["benchmark"]["sets"])
+        raise ConfigError(
+            "--benchmark", f"{', '.join(unknown)}: no set of the profile", f"use {known or 'none'}"
+        )
+    if inlier is not None and outliers is not None:
         content["data"]["source"] = "folder"
         content["data"]["folder"] = {
-            "inlier": str(inlier.resolve()) if inlier else "",
-            "outliers": str(outliers.resolve()) if outliers else "",
+            "inlier": str(inlier.resolve()),
+            "outliers": str(outliers.resolve()),
             "benchmarks": {name: str(folder.resolve()) for name, folder in benchmarks.items()},
             "weights": "",
         }

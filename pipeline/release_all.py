@@ -26,7 +26,8 @@ from typing import Annotated
 import typer
 
 from anomdino.errors import ConfigError
-from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.io.atomic import atomic_write_json, atomic_write_text
+from anomdino.release.build import put_folder
 from pipeline._release import TARGET, AllObjects, AllScenes, Released, command
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -118,7 +119,7 @@ def arguments_of(texts: list[str]) -> dict[str, list[str]]:
     """Read ``PART: ARGUMENTS`` texts.
 
     Raises:
-        ConfigError: One has another form, or there is no such part.
+        ConfigError: One has another form or an open quotation, or there is no such part.
     """
     names = [FIRST, *(part.name for part in PARTS)]
     further: dict[str, list[str]] = {}
@@ -128,14 +129,20 @@ def arguments_of(texts: list[str]) -> dict[str, list[str]]:
             raise ConfigError(
                 "--with", f"is '{text}'", f'write "PART: ARGUMENTS", PART one of {", ".join(names)}'
             )
-        further.setdefault(name.strip(), []).extend(shlex.split(rest))
+        try:
+            further.setdefault(name.strip(), []).extend(shlex.split(rest))
+        except ValueError as error:
+            raise ConfigError(
+                "--with", f"is '{text}' ({error})", "close what a quotation mark opens"
+            ) from error
     return further
 
 
 def calls(
     inlier: Path | None, outliers: Path | None, work: Path, further: dict[str, list[str]]
 ) -> list[Call]:
-    """Give the calls of all parts in order."""
+    """Give the calls of all parts in order; the same ones for the same folders, however these are written."""
+    work = work.resolve()
     models, data = work / MODELS, work / FIRST / "data"
     folders = [("--inlier", inlier), ("--outliers", outliers)]
     given = [text for option, folder in folders if folder for text in (option, str(folder.resolve()))]
@@ -177,14 +184,9 @@ def read_done(file: Path) -> dict[str, list[str]]:
 
 
 def put(model: Path, to: Path) -> None:
-    """Put a model in the place of another, each file whole or not at all; files of the old one that it lacks go."""
-    files = {file.relative_to(model) for file in model.rglob("*") if file.is_file()}
-    for name in sorted(files):
-        with atomic_path(to / name) as temporary:
-            shutil.copyfile(model / name, temporary)
-    for file in sorted((to / "models").rglob("*")):
-        if file.is_file() and file.relative_to(to) not in files:
-            file.unlink()
+    """Put a model in the place of another; what else lies there, a model card say, stays."""
+    put_folder(model / "models", to / "models")
+    atomic_write_text(to / "params.yaml", (model / "params.yaml").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

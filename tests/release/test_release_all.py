@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from anomdino.adt.store import load_adt
 from anomdino.cascade import Cascade
 from anomdino.config.params import load_params
+from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.scorer.refinement import FILE as REFINEMENT
 from anomdino.scorer.width_fusion import fusion_file
@@ -176,6 +178,17 @@ def test_every_part_takes_the_arguments_that_it_is_given(tmp_path):
     ]
     scenes = [part.arguments[1].rpartition("/")[2] for part in found[1:]]
     assert scenes == ["train"] * 7 + ["val"]
+
+
+def test_the_same_folders_give_the_same_calls_however_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = (calls(None, None, work, {}) for work in (Path("work"), tmp_path / "x/../work"))
+    assert [part.arguments for part in one] == [part.arguments for part in other]
+
+
+def test_an_open_quotation_is_named():
+    with pytest.raises(ConfigError, match='--with: is .*"--steps.*quotation'):
+        arguments_of(['fusion: "--steps 2'])
 
 
 @pytest.mark.parametrize("text", ["fusion", "fusions: --steps 2", ": --steps 2"])
