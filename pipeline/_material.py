@@ -41,7 +41,6 @@ SHOWN = {"photos": 0.95, "small": 0.4, "large": 0.4, STREET: 1.0}
 """How often a network sees the colours of a kind, not the score alone: objects that were pasted give themselves away."""
 LEAST_WIDTH = 300
 """Photos of objects that are narrower teach nothing: they would be enlarged several times."""
-HALF = 127
 
 
 def gathered(
@@ -209,9 +208,11 @@ def label_files(work: Path, kind: str) -> dict[str, Path]:
 
 
 def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
-    """Read a label, uint8 (H, W): 0, 1, 255 of composed images, 0 and 1 of photos by their masks (0 / 255)."""
+    """Read a label, uint8 (H, W): 0, 1, 255 of composed images, 0 and 1 of photos by their objects' masks."""
+    from anomdino.data.compose import object_pixels
+
     read = read_label(label)
-    return (read > HALF).astype(np.uint8) if kind == "photos" else read
+    return object_pixels(read).astype(np.uint8) if kind == "photos" else read
 
 
 def written_labels(keys: Iterable[str], work: Path, kind: str) -> dict[str, Path]:

@@ -100,6 +100,14 @@ def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
     assert list_images(work / "street/offline_dataset").keys() == written().keys()
 
 
+@pytest.mark.parametrize("inside", [1, 255])
+def test_masks_of_photos_are_read_as_those_that_are_pasted(tmp_path, inside):
+    mask = np.zeros((8, 9), np.uint8)
+    mask[2:5, 3:7] = inside
+    write_png(tmp_path / "mask.png", mask)
+    np.testing.assert_array_equal(_material.read_kind(tmp_path / "mask.png", "photos"), mask > 0)
+
+
 @pytest.mark.slow
 def test_scenes_without_an_object_are_refused(tiny):
     before = (tiny / "light/models/adt/config.json").read_bytes()
