@@ -121,7 +121,11 @@ def composed(params: Params, count: int, inlier: Path, outliers: Path, work: Pat
         (half,) = split_folds(records_of(work / name), 1, params.detect.holdout, params.seed)
         halves.append(half)
     held_out = in_turns(*(half.val for half in halves))
-    return Fold("final", [record for half in halves for record in half.train], held_out, [])
+    held = {
+        record.source for record in held_out
+    }  # of few images a half may hold out a scene of the other's own
+    learned = [record for half in halves for record in half.train if record.source not in held]
+    return Fold("final", learned, held_out, [])
 
 
 def in_turns(*kinds: list[Record]) -> list[Record]:
