@@ -68,6 +68,17 @@ def run_together(steps: list[Step], work: Path) -> None:
                 process.wait()
 
 
+def check_work(work: Path) -> None:
+    """Refuse to run stages in a project of DVC: they would take the place of its parameters, data and results.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if (work / "dvc.yaml").exists():
+        cause = f"is {work}, where a project's own parameters, data and results lie"
+        raise ConfigError("--work", cause, "name another folder, one in it say")
+
+
 @contextmanager
 def _ending_by_signal() -> Iterator[None]:
     """Let SIGTERM end this process by an exception, so that what it started does not go on without it."""

@@ -20,7 +20,7 @@ from anomdino.config.params import Params, check_params, profile_params, render_
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from pipeline._release import TARGET, AllObjects, AllScenes, Released, command
-from pipeline._steps import Step, assign, named, run_together
+from pipeline._steps import Step, assign, check_work, named, run_together
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -87,6 +87,7 @@ def main(
     with command("release"):
         params = parameters(profile, inlier, outliers, named(benchmark or []), set_ or [])
         chosen = waves_between(since, through, list(params.benchmark.sets))
+        check_work(work)
         atomic_write_text(work / "params.yaml", render_params(params))
         started = time.perf_counter()
         released = parameters(profile, None, None, {}, set_ or [])

@@ -11,16 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from anomdino.config.params import Params, load_params
 from anomdino.errors import CheckpointError, ConfigError, TrainingError
+from anomdino.io.images import write_png
 from anomdino.release.build import build_release, half_agrees
 from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
-from pipeline import _steps
+from pipeline import _steps, measure, release
 from pipeline._steps import Step, named, run_together
 from pipeline.release import parameters, waves, waves_between
 
@@ -100,6 +104,18 @@ def test_parameters_take_folders_and_changes(tmp_path: Path) -> None:
 def test_what_would_be_left_out_or_cannot_be_read_is_named(given: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parameters("light", *given)
+
+
+@pytest.mark.parametrize("app", [release.app, measure.app])
+def test_the_project_s_own_folder_is_no_place_to_work(tmp_path: Path, app: typer.Typer) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    write_png(tmp_path / "set/images/a.png", np.zeros((8, 9, 3), np.uint8))
+    write_png(tmp_path / "set/labels/a.png", np.zeros((8, 9), np.uint8))
+    sets = ["--benchmark", f"mine={tmp_path / 'set'}", "--models", "released"] if app is measure.app else []
+    result = CliRunner().invoke(app, ["--work", str(tmp_path), *sets])
+    assert result.exit_code == 2
+    assert "--work: is" in result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"dvc.yaml", "set"}
 
 
 def test_a_set_is_named_once() -> None:
