@@ -32,6 +32,7 @@ from anomdino.io.scores import write_score
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.efficientnet_lite import EfficientNetLite0
+from tests.scorer.watching import given_to_training
 
 STATISTICS = ScoreStatistics(-6.0, 2.0)
 WORLD = World(0, 1, torch.device("cpu"))
@@ -261,6 +262,27 @@ def test_a_training_that_was_killed_ends_like_an_unbroken_one(items, tmp_path, m
         whole.state_dict().items(), train("broken").state_dict().values(), strict=True
     ):
         assert torch.equal(value, other), name
+
+
+def test_kept_images_teach_nothing_and_a_resume_point_is_of_all_that_counts(items, tmp_path, monkeypatch):
+    def given(shares, statistics=STATISTICS):
+        plan = OutlinePlan(held_out=4)
+        return given_to_training(
+            monkeypatch,
+            outline_training,
+            lambda: train_outlines(shares, statistics, plan, tmp_path, seed=0, world=WORLD),
+        )
+
+    keys, depends = given([OutlineShare(items)])
+    assert keys == {"1", "2", "3", "5", "6", "7"}
+    other = [
+        given([OutlineShare(items[1:])]),
+        given([OutlineShare(items, draws=2)]),
+        given([OutlineShare(items, shown=0.5)]),
+        given([OutlineShare(items)], ScoreStatistics(-6.0, 1.0)),
+    ]
+    assert len({depends, *(one for _, one in other)}) == 5
+    assert given([OutlineShare(items)])[1] == depends
 
 
 def test_kinds_of_one_image_are_refused(items, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from anomdino.errors import DataError
+from anomdino.scorer import refinement_training
 from anomdino.scorer.base import normalise
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
@@ -31,6 +32,7 @@ from anomdino.scorer.refinement_training import (
     write_item,
 )
 from anomdino.scorer.small_training import StoredItem
+from tests.scorer.watching import given_to_training
 
 STATISTICS = -8.0, 1.0
 ALONE = World(0, 1, torch.device("cpu"))
@@ -220,6 +222,30 @@ def test_a_training_starts_from_the_weights_that_it_is_given(items, tmp_path):
     for name, tensor in done.network.network.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in start.state_dict().items())
+
+
+def test_kept_images_teach_nothing_and_a_resume_point_is_of_all_that_counts(items, tmp_path, monkeypatch):
+    def given(shares, statistics=STATISTICS, start=None):
+        return given_to_training(
+            monkeypatch,
+            refinement_training,
+            lambda: train_refinement(shares, statistics, PLAN, tmp_path, seed=0, world=ALONE, start=start),
+        )
+
+    torch.manual_seed(7)
+    starts = [PhotoUNet(maps=2) for _ in range(2)]
+    keys, depends = given([RefinementShare(items)])
+    assert keys == {"1", "2", "3", "5", "6", "7"}
+    other = [
+        given([RefinementShare(items[1:])]),
+        given([RefinementShare(items, draws=2)]),
+        given([RefinementShare(items, weight=2.0)]),
+        given([RefinementShare(items, shown=0.5)]),
+        given([RefinementShare(items)], (-8.0, 2.0)),
+        *(given([RefinementShare(items)], start=start) for start in starts),
+    ]
+    assert len({depends, *(one for _, one in other)}) == 8
+    assert given([RefinementShare(items)])[1] == depends
 
 
 def test_a_kind_of_one_image_is_refused(items, tmp_path):
