@@ -97,11 +97,10 @@ def main(
 
 def run_parts(parts: list[Call], work: Path) -> Path:
     """Run what is not done yet, each part on a copy of the model before it; give the last one's model."""
-    done = read_done(work / DONE)
-    for number, part in enumerate(parts):
-        if done.get(part.name) == part.arguments:
-            typer.echo(f"part {part.name}: done before")
-            continue
+    first = count_done(parts, read_done(work / DONE))
+    for part in parts[:first]:
+        typer.echo(f"part {part.name}: done before")
+    for number, part in enumerate(parts[first:], first):
         started = time.perf_counter()
         done = {one.name: one.arguments for one in parts[:number]}
         atomic_write_json(work / DONE, done)
@@ -109,10 +108,23 @@ def run_parts(parts: list[Call], work: Path) -> Path:
             shutil.rmtree(part.model, ignore_errors=True)
             shutil.copytree(parts[number - 1].model, part.model)
         run(part)
-        done[part.name] = part.arguments
-        atomic_write_json(work / DONE, done)
+        atomic_write_json(work / DONE, done | {part.name: part.arguments})
         typer.echo(f"part {part.name}: {time.perf_counter() - started:.0f} s")
     return parts[-1].model
+
+
+def count_done(parts: list[Call], done: dict[str, list[str]]) -> int:
+    """Count the parts that need not be done again: up to the last whose model, which the next one begins with, is there.
+
+    Args:
+        parts: All parts in order.
+        done: The arguments of those that were done.
+    """
+    same = [done.get(part.name) == part.arguments for part in parts]
+    count = same.index(False) if False in same else len(parts)
+    while count and not (parts[count - 1].model / "params.yaml").is_file():
+        count -= 1
+    return count
 
 
 def arguments_of(texts: list[str]) -> dict[str, list[str]]:

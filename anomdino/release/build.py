@@ -61,8 +61,14 @@ def build_release(
 
 
 def put_folder(source: Path, target: Path) -> None:
-    """Put the files of a folder in the place of another's, each whole or not at all; files that it lacks go."""
+    """Put the files of a folder in the place of another's, each whole or not at all; files that it lacks go.
+
+    Raises:
+        CheckpointError: There is none; nothing goes then.
+    """
     files = {file.relative_to(source) for file in source.rglob("*") if file.is_file()}
+    if not files:
+        raise CheckpointError(source, "holds no file", "train it again")
     for name in sorted(files):
         with atomic_path(target / name) as temporary:
             shutil.copyfile(source / name, temporary)

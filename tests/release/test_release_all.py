@@ -151,6 +151,16 @@ class TestParts:
         run_parts(parts, tmp_path)
         assert ran == ["a", "b", "c", "b", "c"]
 
+    def test_a_part_whose_model_was_removed_is_done_again_where_it_is_needed(self, parts, ran, tmp_path):
+        run_parts(parts, tmp_path)
+        shutil.rmtree(tmp_path / "b")
+        run_parts(parts, tmp_path)
+        assert ran == ["a", "b", "c"]  # `c`, the last, is there
+        shutil.rmtree(tmp_path / "c")
+        last = run_parts(parts, tmp_path)
+        assert ran == ["a", "b", "c", "b", "c"]
+        assert (last / "params.yaml").read_text() == "abc"
+
     @pytest.mark.parametrize("text", ["", "{", "[]"])
     def test_a_broken_list_is_no_list(self, parts, ran, tmp_path, text):
         (tmp_path / "done.json").write_text(text)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from anomdino.config.params import load_params
-from anomdino.errors import DataError
+from anomdino.errors import CheckpointError, DataError
 from anomdino.io.boxes import image_id
 from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
@@ -123,6 +123,9 @@ def test_a_new_scorer_takes_the_place_of_the_old_one_and_of_its_networks(tmp_pat
     put_folder(tmp_path / "student", tmp_path / "released")
     left = {path.name: path.read_text() for path in (tmp_path / "released").iterdir()}
     assert left == {"config.json": "new", "model.safetensors": "new"}
+    with pytest.raises(CheckpointError, match="nowhere: holds no file"):
+        put_folder(tmp_path / "nowhere", tmp_path / "released")
+    assert left == {path.name: path.read_text() for path in (tmp_path / "released").iterdir()}
 
 
 def test_photos_that_are_wide_enough_are_spread_over_the_folder(tmp_path, monkeypatch):
