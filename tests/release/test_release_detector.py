@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anomdino.config.params import load_params
+from anomdino.config.params import load_params, render_params
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import load_detector
+from anomdino.errors import DataError
 from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
 from anomdino.seeding import derive_seed
@@ -43,6 +44,23 @@ def test_of_few_images_no_scene_is_on_both_sides_either(tmp_path, monkeypatch):
     held = {record.source for record in fold.val}
     assert len(held) == 2
     assert {record.source for record in fold.train} == {*"abc"} - held
+
+
+def test_street_scenes_are_scored_without_the_network_that_lowers_scores(sources, monkeypatch):
+    """It takes a known class for no object, and that class is the anomaly there."""
+    params, given = tiny_release(sources / "light"), []
+    score = params.score.model_copy(update={"refine_net": True})
+    text = render_params(params.model_copy(update={"score": score}))
+    (sources / "light/params.yaml").write_text(text)
+
+    def watched(params, *rest):
+        given.append(params.score)
+        raise DataError("street", "seen", "")
+
+    monkeypatch.setattr(release_detector, "composed", lambda *given: Fold("final", [], [], []))
+    monkeypatch.setattr(release_detector, "gather_street", watched)
+    assert run(sources).exit_code != 0
+    assert given == [params.score]
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from anomdino.adt.outline_net import FILE
-from anomdino.adt.store import load_adt
+from anomdino.adt.store import load_adt, save_adt
+from anomdino.adt.thresholds import Threshold
 from anomdino.config.params import load_params
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
@@ -27,6 +28,7 @@ def test_the_model_outlines_with_the_network_that_was_trained(tiny):
     adt = tiny / "light/models/adt"
     (adt / FILE).unlink(missing_ok=True)
     before = load_adt(adt)
+    save_adt(replace(before, threshold=Threshold(0.5, "fixed:0.5", "fused", {})), adt)
     result = run(tiny, "--steps", "2")
     assert result.exit_code == 0, result.output
     assert "overlap (IoU) of kept images" in result.output
@@ -36,6 +38,7 @@ def test_the_model_outlines_with_the_network_that_was_trained(tiny):
     assert after.outliner.details["images"] == {"photos": 4, "small": 6, "large": 8, "street": len(street)}
     assert after.outliner.details["steps"] == 2
     assert after.rule.outline
+    assert after.threshold is None  # it belonged to the final score without these outlines
     assert load_params(tiny / "light/params.yaml").adt.outline
     for name, tensor in before.net.state_dict().items():
         assert torch.equal(tensor, after.net.state_dict()[name])
