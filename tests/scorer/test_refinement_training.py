@@ -123,9 +123,33 @@ def test_a_crop_depends_on_its_number_alone(items):
         assert torch.equal(one, two)
     assert not torch.equal(first.level, other.level)
     assert first.image.shape == (3, CROP, CROP)
-    beyond = first.frame == 0
-    assert (first.label[beyond] == 255).all()
-    assert (first.level[beyond] == 0).all()
+    drawn = [crops[SampleId(number, 0, False)] for number in range(12)]
+    wide = [one for one in drawn if not one.frame.all()]
+    assert wide
+    for one in wide:
+        beyond = one.frame == 0
+        assert (one.label[beyond] == 255).all()
+        assert (one.level[beyond] == 0).all()
+        assert (one.image[:, beyond] == 0).all()
+
+
+def test_photo_score_and_label_of_a_crop_stay_together(tmp_path, monkeypatch):
+    """Where the label says object, the photo is white and the score high, turned round or not."""
+    for name in ("changed_score", "changed_colours"):
+        monkeypatch.setattr(refinement_training, name, lambda source, values, *rest: values)
+    label = np.zeros((480, 640), np.uint8)
+    label[100:300, 200:320] = 1
+    item = StoredItem("a", tmp_path / "a.npz")
+    write_item(item.file, np.repeat(255 * label[..., None], 3, 2), 20.0 * label.astype(np.float32), label)
+    crops, columns = Crops([RefinementShare([item])], (0.0, 1.0), 0), set()
+    for number in range(10):
+        one = crops[SampleId(number, 0, False)]
+        white, high, true = one.image[0] > 0, one.level > 10, one.label == 1
+        assert (white != true).float().mean() < 0.01
+        assert (high != true).float().mean() < 0.01
+        assert true.any()
+        columns.add(bool(true[:, :160].sum() > true[:, 160:].sum()))
+    assert columns == {True, False}
 
 
 def test_the_photo_is_hidden_as_often_as_asked(items):
