@@ -26,13 +26,14 @@ from typing import Annotated
 import typer
 
 from anomdino.errors import ConfigError
-from anomdino.io.atomic import atomic_write_json, atomic_write_text
+from anomdino.io.atomic import atomic_write_json, atomic_write_text, make_parent
+from anomdino.io.locking import exclusive
 from anomdino.release.build import put_folder
 from pipeline._release import TARGET, AllObjects, AllScenes, Released, command
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 FIRST = "release"
-MODELS, SHARED, DONE = "models", "shared", "done.json"
+MODELS, SHARED, DONE, LOCK = "models", "shared", "done.json", ".release_all.lock"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def main(
     with command("release_all", *filter(None, (inlier, outliers))):
         further = arguments_of(with_ or [])
         started = time.perf_counter()
-        put(run_parts(calls(inlier, outliers, work, further), work), to)
+        make_parent(work / LOCK)
+        with exclusive(work / LOCK, wait=0):
+            put(run_parts(calls(inlier, outliers, work, further), work), to)
     typer.echo(f"release_all: {time.perf_counter() - started:.0f} s in all, model in {to}")
 
 

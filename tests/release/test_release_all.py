@@ -15,6 +15,7 @@ from anomdino.cascade import Cascade
 from anomdino.config.params import load_params
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
+from anomdino.io.locking import exclusive
 from anomdino.scorer.refinement import FILE as REFINEMENT
 from anomdino.scorer.width_fusion import fusion_file
 from anomdino.synthetic import scene
@@ -213,6 +214,14 @@ def test_what_a_part_does_not_take_ends_the_call(released):
     assert result.exit_code == 2
     assert "stepz" in result.output
     assert not (released / "out").exists()
+
+
+def test_a_second_call_at_the_same_time_is_refused(released):
+    with exclusive(released / "work/.release_all.lock"):
+        result = call(released)
+    assert result.exit_code != 0
+    assert "is held by process" in result.output
+    assert not (released / "work/models").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
