@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anomdino.config.params import Params
 from anomdino.errors import DataError
-from anomdino.io.atomic import atomic_write_json, atomic_write_text
+from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import image_id
+from anomdino.io.digest import file_sha256
 from anomdino.io.images import image_size, read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.seeding import rng
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from anomdino.adt.model import ScoreStatistics
     from anomdino.scorer.distributed import World
+    from anomdino.scorer.inference import ScoringEngine
 
 IMAGES, LABELS, LIST = "offline_dataset", "offline_dataset_label", "ood.json"
 LARGE = {"enlarge": 1.0, "height_min": 0.05, "ground_height_min": 0.12, "objects_max": 4}
@@ -37,7 +41,6 @@ SHOWN = {"photos": 0.95, "small": 0.4, "large": 0.4, STREET: 1.0}
 """How often a network sees the colours of a kind, not the score alone: objects that were pasted give themselves away."""
 LEAST_WIDTH = 300
 """Photos of objects that are narrower teach nothing: they would be enlarged several times."""
-HALF = 127
 
 
 def gathered(
@@ -106,8 +109,8 @@ def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out:
     copies, boxes = [], []
     last = max((one["id"] for one in content["annotations"]), default=0)
     other: dict[int, int] = {}
-    for number, record in enumerate(content["images"], 1):
-        name, source = record["file_name"], np.random.default_rng(999 + number)
+    for record in content["images"]:
+        name, source = record["file_name"], rng(params.seed, "other camera", record["file_name"])
         write_png(out / IMAGES / f"s{name}", other_camera(read_image(out / IMAGES / name), source))
         write_png(out / LABELS / f"s{name}", read_label(out / LABELS / name))
         other[record["id"]] = image_id(f"s{Path(name).stem}")
@@ -124,43 +127,28 @@ def gather_street(
 ) -> None:
     """Write scenes in which a known class is the anomaly, spread over the folder: images, labels, scores and maps.
 
-    What is there of a call before stays, if the scorer is the same.
+    What a call before wrote of a scene stays if scorer, statistics, seed, photo and label are the same; the rest goes.
 
     Raises:
         DataError: There are fewer than two.
     """
     from anomdino.device import resolve_device
-    from anomdino.io.scores import write_score
-    from anomdino.release.street import cases
     from anomdino.scorer.dataset import ImagePairs
     from anomdino.scorer.setup import engine_from
 
     score = params.score.model_copy(update={"map_stride": 1})
     engine, digest = engine_from(score, models / "rpl", resolve_device(params.device))
-    files, out, seen = ImagePairs(inlier, "labels").files, work / STREET, work / "seen" / STREET
-    scorer = out / "scorer.txt"
-    if not scorer.is_file() or scorer.read_text(encoding="utf-8") != digest:
-        for folder in (out, seen):
-            shutil.rmtree(folder, ignore_errors=True)
-        atomic_write_text(scorer, digest)
-    for index in np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)):
-        key, image, label = files[index]
-        done = out / "scenes" / f"{key}.json"
-        if done.is_file():
-            continue
-        names = []
-        source = rng(params.seed, STREET, key)
-        for case in cases(engine, read_image(image), read_label(label), statistics, source):
-            names.append(f"{key}_{case.number}")
-            write_score(seen / "scores" / f"{names[-1]}.npz", case.scored.score)
-            case.scored.maps.save(seen / "maps" / f"{names[-1]}.npz")
-            write_png(out / LABELS / f"{names[-1]}.png", case.label)
-            link = out / IMAGES / f"{names[-1]}{image.suffix}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(image.resolve())
-        atomic_write_json(done, names)
-    if not (out / IMAGES).is_dir() or len(list_images(out / IMAGES)) < 2:
+    files, scenes, found = ImagePairs(inlier, "labels").files, work / STREET / "scenes", set[str]()
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int))
+    for key, image, label in (files[index] for index in chosen):
+        depends = [digest, asdict(statistics), params.seed, file_sha256(image), file_sha256(label)]
+        names = _read_street(scenes / f"{key}.json", depends)
+        if names is None:
+            names = _write_street(key, image, label, work, engine, statistics, params.seed)
+            atomic_write_json(scenes / f"{key}.json", {"depends": depends, "names": names})
+        found.update(names)
+    _remove_other_street(work, found, {files[index][0] for index in chosen})
+    if len(found) < 2:
         raise DataError(
             inlier,
             "has no two scenes in which a known object stands out",
@@ -168,26 +156,73 @@ def gather_street(
         )
 
 
-def label_file(key: str, work: Path, kind: str) -> Path:
-    """Give the file of an image's label: that of a composed image, or the mask of a photo's object."""
-    if kind != "photos":
-        return work / kind / LABELS / f"{key}.png"
-    return list_images(work / "objects" / "masks")[key]
+def _read_street(note: Path, depends: list[Any]) -> list[str] | None:
+    """Read which street scenes were made of a scene; None if none were, or from something else."""
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+        return list(content["names"]) if content["depends"] == depends else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_street(
+    key: str,
+    image: Path,
+    label: Path,
+    work: Path,
+    engine: ScoringEngine,
+    statistics: ScoreStatistics,
+    seed: int,
+) -> list[str]:
+    """Write the street scenes of one scene, and give their names."""
+    from anomdino.io.scores import write_score
+    from anomdino.release.street import cases
+
+    out, seen, names = work / STREET, work / "seen" / STREET, []
+    source = rng(seed, STREET, key)
+    for case in cases(engine, read_image(image), read_label(label), statistics, source):
+        names.append(f"{key}_{case.number}")
+        write_score(seen / "scores" / f"{names[-1]}.npz", case.scored.score)
+        case.scored.maps.save(seen / "maps" / f"{names[-1]}.npz")
+        write_png(out / LABELS / f"{names[-1]}.png", case.label)
+        link = out / IMAGES / f"{names[-1]}{image.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(image.resolve())
+    return names
+
+
+def _remove_other_street(work: Path, names: set[str], scenes: set[str]) -> None:
+    """Remove street scenes of other names, and the notes of other scenes, which calls before left."""
+    out, seen = work / STREET, work / "seen" / STREET
+    folders = dict.fromkeys((out / IMAGES, out / LABELS, seen / "scores", seen / "maps"), names)
+    for folder, kept in (folders | {out / "scenes": scenes}).items():
+        for file in sorted(folder.rglob("*")):
+            if not file.is_dir() and file.relative_to(folder).with_suffix("").as_posix() not in kept:
+                file.unlink()
+
+
+def label_files(work: Path, kind: str) -> dict[str, Path]:
+    """List the labels of a kind of images by key: those of composed images, or the masks of all photos of objects."""
+    return list_images(work / "objects" / "masks" if kind == "photos" else work / kind / LABELS)
 
 
 def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
-    """Read a label, uint8 (H, W): 0, 1, 255 of composed images, 0 and 1 of photos by their masks (0 / 255)."""
+    """Read a label, uint8 (H, W): 0, 1, 255 of composed images, 0 and 1 of photos by their objects' masks."""
+    from anomdino.data.compose import object_pixels
+
     read = read_label(label)
-    return (read > HALF).astype(np.uint8) if kind == "photos" else read
+    return object_pixels(read).astype(np.uint8) if kind == "photos" else read
 
 
-def written_label(key: str, work: Path, kind: str) -> Path:
-    """Give the file of an image's label, 0, 1, 255; a photo's is written from its mask."""
-    file = label_file(key, work, kind)
+def written_labels(keys: Iterable[str], work: Path, kind: str) -> dict[str, Path]:
+    """Give the files of images' labels, 0, 1, 255; those of photos are written from their masks."""
+    files = label_files(work, kind)
     if kind != "photos":
-        return file
-    written = work / "seen" / kind / LABELS / f"{key}.png"
-    write_png(written, read_kind(file, kind))
+        return {key: files[key] for key in keys}
+    written = {key: work / "seen" / kind / LABELS / f"{key}.png" for key in keys}
+    for key, file in written.items():
+        write_png(file, read_kind(files[key], kind))
     return written
 
 

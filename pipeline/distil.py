@@ -18,6 +18,7 @@ import itertools
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +27,7 @@ from anomdino.config.params import Params, check_params, load_params, render_par
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.listing import list_images
+from anomdino.release.build import put_folder
 from anomdino.seeding import seed_everything
 from pipeline._release import TARGET, command
 
@@ -80,7 +82,7 @@ def main(
                 "--of", f"{of} scores by a network of transformers", "name a model of this project"
             )
         plan = DistillationPlan(
-            widths=tuple(width or (1280,)), crop=check_crop(crop), steps=steps, batch=batch, lr=lr
+            widths=check_widths(width or [1280]), crop=check_crop(crop), steps=steps, batch=batch, lr=lr
         )
         begun = check_start(of / "models" / "rpl", start / "models" / "rpl") if start else None
         seed_everything(params.seed)
@@ -107,6 +109,17 @@ def check_folders(folders: list[Path]) -> None:
         count = len(list_images(folder))
         if count < 2:
             raise ConfigError("--images", f"{folder} has {count} images", "give at least two in each folder")
+
+
+def check_widths(widths: list[int]) -> tuple[int, ...]:
+    """Give the student's widths.
+
+    Raises:
+        ConfigError: One stands there twice.
+    """
+    if len(set(widths)) < len(widths):
+        raise ConfigError("--width", f"is {widths}", "name each width once")
+    return tuple(widths)
 
 
 def check_crop(crop: tuple[int, int]) -> tuple[int, int]:
@@ -219,10 +232,13 @@ def write_model(
     content = params.model_dump(mode="json")
     content["score"] |= {"widths": list(plan.widths), "fusion": "mean", "refine_net": False}
     changed = check_params(content, str(to))
-    shutil.copytree(of / "models", to / "models", ignore=shutil.ignore_patterns("rpl"), dirs_exist_ok=True)
     details = {"trained by": "python -m pipeline.distil", "share": share}
     details |= {"student before": done.before, "student after": done.after}
-    save_scorer(done.scorer, to / "models" / "rpl", details, dtype=torch.float16)
+    with TemporaryDirectory() as temporary:
+        models = Path(temporary) / "models"
+        shutil.copytree(of / "models", models, ignore=shutil.ignore_patterns("rpl"))
+        save_scorer(done.scorer, models / "rpl", details, dtype=torch.float16)
+        put_folder(models, to / "models")
     atomic_write_text(to / "params.yaml", render_params(changed))
 
 

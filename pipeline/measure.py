@@ -22,7 +22,7 @@ from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from pipeline import _stage
 from pipeline._release import command
-from pipeline._steps import Step, assign, named, run_together
+from pipeline._steps import Step, assign, check_work, named, run_together
 
 COPIED = ".copied_by_measure"
 """Marks a folder of models as a copy that the next run may replace."""
@@ -49,6 +49,7 @@ def main(
         folder, file = find_models(models, params)
         sets = named(benchmark)
         chosen = parameters(load_params(file), sets, set_ or [])
+        check_work(work)
         check_labels(chosen, sets)
         copy_models(folder, work / _stage.MODELS)
         atomic_write_text(work / "params.yaml", render_params(chosen))
@@ -70,6 +71,8 @@ def copy_models(folder: Path, target: Path) -> None:
     if target.exists() and not (target / COPIED).is_file() and any(target.iterdir()):
         cause = f"{target} holds models that measure did not copy there"
         raise ConfigError("--work", cause, "remove that folder, or name another one with --work")
+    if folder.resolve() == target.resolve():
+        return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(folder, part)

@@ -5,13 +5,15 @@ Usage: python -m pipeline.recalibrate --before SCORER --inlier SCENES --outliers
 A scorer that was trained on, or whose widths are joined in another way, gives scores of another mean and spread, and
 what reads them by fixed statistics then takes objects for background. SCORER is the one that detector and ADT-Net
 learned from; the model's own, in its place now, scores the same composed images, and the stored statistics move as mean
-and spread of the scores did. ADT-Net notes for which scorer, so that a second run does not move them again. SCENES
-(`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are any of the training domain: nothing is learned from them.
+and spread of the scores did. Both note for which scorer, so that a second run, or one after a run that was killed, does
+not move them again. SCENES (`images/`, `labels/`) and OBJECTS (`images/`, `masks/`) are any of the training domain:
+nothing is learned from them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +29,8 @@ from pipeline._release import TARGET, Objects, Scenes, command
 if TYPE_CHECKING:
     from anomdino.adt.model import ScoreStatistics
 
+NOTE = "recalibrated_for"
+"""Under this name detector and ADT-Net say which scorer they are fitted to: the digest of its weights."""
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -52,7 +56,7 @@ def main(
         params = load_params(to / "params.yaml")
         seed_everything(params.seed)
         adt, now = load_adt(models / "adt"), weights_digest(models / "rpl", params)
-        if adt.provenance.get("recalibrated_for") == now:
+        if adt.provenance.get(NOTE) == now:
             raise ConfigError("--to", f"{to} is fitted to its scorer already", "nothing is left to do")
         objects = held_out_objects(params, outliers, work / "outliers")
         compose(
@@ -61,9 +65,11 @@ def main(
         old = scored(params, before, work, "before")
         new = scored(params, models / "rpl", work, "now")
         adt.net.statistics = moved(adt.net.statistics, old, new)
-        detector = moved(ScoreStatistics(*score_statistics(models / "detector")), old, new)
-        set_score_statistics(models / "detector", detector.mean, detector.std)
-        adt.provenance["recalibrated_for"] = now
+        detector = moved_before(models / "detector", now) or moved(
+            ScoreStatistics(*score_statistics(models / "detector")), old, new
+        )
+        set_score_statistics(models / "detector", detector.mean, detector.std, {NOTE: now})
+        adt.provenance[NOTE] = now
         save_adt(adt, models / "adt")
     typer.echo(
         f"recalibrate: scores {old.mean:.3f} +- {old.std:.3f} before, {new.mean:.3f} +- {new.std:.3f} now; "
@@ -111,6 +117,18 @@ def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatisti
     outputs = Outputs(work / name / "scores", work / name / "maps")
     SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {name}").run(images)
     return measure_scores(read_score(outputs.of(key)[0]) for key in images)
+
+
+def moved_before(detector: Path, now: str) -> ScoreStatistics | None:
+    """Give the statistics that a call that was killed before its end moved a detector's to; None if there was none."""
+    from anomdino.adt.model import ScoreStatistics
+    from anomdino.detector.weights import CONFIG_FILE
+
+    try:
+        content = json.loads((detector / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return ScoreStatistics(**content["score"]) if content.get(NOTE) == now else None
 
 
 def moved(statistics: ScoreStatistics, old: ScoreStatistics, new: ScoreStatistics) -> ScoreStatistics:

@@ -20,7 +20,7 @@ from anomdino.config.params import Params, check_params, profile_params, render_
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from pipeline._release import TARGET, AllObjects, AllScenes, Released, command
-from pipeline._steps import Step, assign, named, run_together
+from pipeline._steps import Step, assign, check_work, named, run_together
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -87,6 +87,7 @@ def main(
     with command("release"):
         params = parameters(profile, inlier, outliers, named(benchmark or []), set_ or [])
         chosen = waves_between(since, through, list(params.benchmark.sets))
+        check_work(work)
         atomic_write_text(work / "params.yaml", render_params(params))
         started = time.perf_counter()
         released = parameters(profile, None, None, {}, set_ or [])
@@ -103,14 +104,23 @@ def parameters(
     """Give the profile's parameters with the user's folders and changes.
 
     Raises:
-        ConfigError: The result is not valid.
+        ConfigError: The result is not valid, a folder lacks the other, or the profile has no such benchmark.
     """
     content = profile_params(profile).model_dump(mode="json")
-    if inlier is not None or outliers is not None:
+    if (inlier is None) != (outliers is None):
+        raise ConfigError("--inlier", "and --outliers belong together", "give both, or none")
+    if inlier is None and benchmarks:
+        raise ConfigError("--benchmark", "is for data in folders", "give --inlier and --outliers too")
+    if unknown := sorted(benchmarks.keys() - content["benchmark"]["sets"].keys()):
+        known = ", ".join(content["benchmark"]["sets"])
+        raise ConfigError(
+            "--benchmark", f"{', '.join(unknown)}: no set of the profile", f"use {known or 'none'}"
+        )
+    if inlier is not None and outliers is not None:
         content["data"]["source"] = "folder"
         content["data"]["folder"] = {
-            "inlier": str(inlier.resolve()) if inlier else "",
-            "outliers": str(outliers.resolve()) if outliers else "",
+            "inlier": str(inlier.resolve()),
+            "outliers": str(outliers.resolve()),
             "benchmarks": {name: str(folder.resolve()) for name, folder in benchmarks.items()},
             "weights": "",
         }

@@ -26,12 +26,14 @@ from typing import Annotated
 import typer
 
 from anomdino.errors import ConfigError
-from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.io.atomic import atomic_write_json, atomic_write_text, make_parent
+from anomdino.io.locking import exclusive
+from anomdino.release.build import put_folder
 from pipeline._release import TARGET, AllObjects, AllScenes, Released, command
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 FIRST = "release"
-MODELS, SHARED, DONE = "models", "shared", "done.json"
+MODELS, SHARED, DONE, LOCK = "models", "shared", "done.json", ".release_all.lock"
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,18 @@ def main(
     with command("release_all", *filter(None, (inlier, outliers))):
         further = arguments_of(with_ or [])
         started = time.perf_counter()
-        put(run_parts(calls(inlier, outliers, work, further), work), to)
+        make_parent(work / LOCK)
+        with exclusive(work / LOCK, wait=0):
+            put(run_parts(calls(inlier, outliers, work, further), work), to)
     typer.echo(f"release_all: {time.perf_counter() - started:.0f} s in all, model in {to}")
 
 
 def run_parts(parts: list[Call], work: Path) -> Path:
     """Run what is not done yet, each part on a copy of the model before it; give the last one's model."""
-    done = read_done(work / DONE)
-    for number, part in enumerate(parts):
-        if done.get(part.name) == part.arguments:
-            typer.echo(f"part {part.name}: done before")
-            continue
+    first = count_done(parts, read_done(work / DONE))
+    for part in parts[:first]:
+        typer.echo(f"part {part.name}: done before")
+    for number, part in enumerate(parts[first:], first):
         started = time.perf_counter()
         done = {one.name: one.arguments for one in parts[:number]}
         atomic_write_json(work / DONE, done)
@@ -108,17 +111,30 @@ def run_parts(parts: list[Call], work: Path) -> Path:
             shutil.rmtree(part.model, ignore_errors=True)
             shutil.copytree(parts[number - 1].model, part.model)
         run(part)
-        done[part.name] = part.arguments
-        atomic_write_json(work / DONE, done)
+        atomic_write_json(work / DONE, done | {part.name: part.arguments})
         typer.echo(f"part {part.name}: {time.perf_counter() - started:.0f} s")
     return parts[-1].model
+
+
+def count_done(parts: list[Call], done: dict[str, list[str]]) -> int:
+    """Count the parts that need not be done again: up to the last whose model, which the next one begins with, is there.
+
+    Args:
+        parts: All parts in order.
+        done: The arguments of those that were done.
+    """
+    same = [done.get(part.name) == part.arguments for part in parts]
+    count = same.index(False) if False in same else len(parts)
+    while count and not (parts[count - 1].model / "params.yaml").is_file():
+        count -= 1
+    return count
 
 
 def arguments_of(texts: list[str]) -> dict[str, list[str]]:
     """Read ``PART: ARGUMENTS`` texts.
 
     Raises:
-        ConfigError: One has another form, or there is no such part.
+        ConfigError: One has another form or an open quotation, or there is no such part.
     """
     names = [FIRST, *(part.name for part in PARTS)]
     further: dict[str, list[str]] = {}
@@ -128,14 +144,20 @@ def arguments_of(texts: list[str]) -> dict[str, list[str]]:
             raise ConfigError(
                 "--with", f"is '{text}'", f'write "PART: ARGUMENTS", PART one of {", ".join(names)}'
             )
-        further.setdefault(name.strip(), []).extend(shlex.split(rest))
+        try:
+            further.setdefault(name.strip(), []).extend(shlex.split(rest))
+        except ValueError as error:
+            raise ConfigError(
+                "--with", f"is '{text}' ({error})", "close what a quotation mark opens"
+            ) from error
     return further
 
 
 def calls(
     inlier: Path | None, outliers: Path | None, work: Path, further: dict[str, list[str]]
 ) -> list[Call]:
-    """Give the calls of all parts in order."""
+    """Give the calls of all parts in order; the same ones for the same folders, however these are written."""
+    work = work.resolve()
     models, data = work / MODELS, work / FIRST / "data"
     folders = [("--inlier", inlier), ("--outliers", outliers)]
     given = [text for option, folder in folders if folder for text in (option, str(folder.resolve()))]
@@ -177,14 +199,9 @@ def read_done(file: Path) -> dict[str, list[str]]:
 
 
 def put(model: Path, to: Path) -> None:
-    """Put a model in the place of another, each file whole or not at all; files of the old one that it lacks go."""
-    files = {file.relative_to(model) for file in model.rglob("*") if file.is_file()}
-    for name in sorted(files):
-        with atomic_path(to / name) as temporary:
-            shutil.copyfile(model / name, temporary)
-    for file in sorted((to / "models").rglob("*")):
-        if file.is_file() and file.relative_to(to) not in files:
-            file.unlink()
+    """Put a model in the place of another; what else lies there, a model card say, stays."""
+    put_folder(model / "models", to / "models")
+    atomic_write_text(to / "params.yaml", (model / "params.yaml").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

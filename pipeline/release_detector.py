@@ -12,7 +12,6 @@ or not, is held out to measure the detector. Its parameters are those beside the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from itertools import zip_longest
@@ -23,6 +22,7 @@ import typer
 
 from anomdino.config.params import Params, check_params, load_params
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.digest import file_sha256
 from anomdino.seeding import seed_everything
 from pipeline._material import (
     IMAGES,
@@ -121,7 +121,11 @@ def composed(params: Params, count: int, inlier: Path, outliers: Path, work: Pat
         (half,) = split_folds(records_of(work / name), 1, params.detect.holdout, params.seed)
         halves.append(half)
     held_out = in_turns(*(half.val for half in halves))
-    return Fold("final", [record for half in halves for record in half.train], held_out, [])
+    held = {
+        record.source for record in held_out
+    }  # of few images a half may hold out a scene of the other's own
+    learned = [record for half in halves for record in half.train if record.source not in held]
+    return Fold("final", learned, held_out, [])
 
 
 def in_turns(*kinds: list[Record]) -> list[Record]:
@@ -155,7 +159,7 @@ def put(trained: Path, released: Path) -> None:
     """Put a trained detector in the place of the released one, in half precision, and say what it came from."""
     from anomdino.release.build import halve_detector
 
-    before = hashlib.sha256((released / "model.safetensors").read_bytes()).hexdigest()
+    before = file_sha256(released / "model.safetensors")
     halve_detector(trained, released)
     content = json.loads((released / "config.json").read_text(encoding="utf-8"))
     content["detector"]["init_checkpoint"] = ""  # a path of the machine it was trained on

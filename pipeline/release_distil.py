@@ -13,14 +13,14 @@ network, `pipeline.recalibrate`, `pipeline.release_refinement` and `anomdino tun
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from anomdino.config.params import Params, load_params, render_params
-from anomdino.io.atomic import atomic_path, atomic_write_text
+from anomdino.io.atomic import atomic_write_text
+from anomdino.release.build import put_folder
 from anomdino.seeding import seed_everything
 from pipeline._material import gathered
 from pipeline._release import TARGET, LargeImages, Objects, Photos, Released, Scenes, command
@@ -67,28 +67,16 @@ def main(
                 world.wait()
                 start = model / "models" / "rpl"
             if world.leads:
-                put(work / "model2" / "models" / "rpl", to / "models" / "rpl")
-                if params.score.fusion == "learned" or params.score.refine_net:  # for the scorer before
-                    put_parameters(params, to)
+                put_parameters(params, own, to)
+                put_folder(work / "model2" / "models" / "rpl", to / "models" / "rpl")
             world.wait()
     if world.leads:
         typer.echo(f"release_distil: {to / 'models' / 'rpl'}")
 
 
-def put(student: Path, released: Path) -> None:
-    """Put a scorer's files in the place of the released ones, each whole or not at all; networks for the old one go."""
-    from anomdino.scorer.refinement import FILE
-
-    for file in sorted(student.iterdir()):
-        with atomic_path(released / file.name) as temporary:
-            shutil.copyfile(file, temporary)
-    for network in (*released.glob("fusion-*.safetensors"), *released.glob(FILE)):
-        network.unlink()
-
-
-def put_parameters(params: Params, to: Path) -> None:
-    """Make a model join the scores of its widths by their mean, and leave them there."""
-    score = params.score.model_copy(update={"fusion": "mean", "refine_net": False})
+def put_parameters(params: Params, widths: tuple[int, ...], to: Path) -> None:
+    """Make a model score by the mean of some widths, as no network beside the scorer of before fits a new one."""
+    score = params.score.model_copy(update={"widths": list(widths), "fusion": "mean", "refine_net": False})
     atomic_write_text(to / "params.yaml", render_params(params.model_copy(update={"score": score})))
 
 

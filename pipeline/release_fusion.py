@@ -13,7 +13,6 @@ called again.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,11 +21,12 @@ import typer
 from anomdino.config.params import Params, check_params, load_params, render_params
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
+from anomdino.io.digest import file_sha256
 from anomdino.io.images import read_image
 from anomdino.io.listing import list_images
 from anomdino.progress import track
 from anomdino.seeding import seed_everything
-from pipeline._material import IMAGES, gathered, label_file, read_kind
+from pipeline._material import IMAGES, gathered, label_files, read_kind
 from pipeline._release import TARGET, LargeImages, Objects, Photos, Released, Scenes, Steps, command
 
 if TYPE_CHECKING:
@@ -126,13 +126,11 @@ def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[Sto
     score = params.score.model_copy(update=after_widths)
     engine, digest = engine_from(score, scorer, resolve_device(params.device))
     folder = work / kind if kind == "photos" else work / kind / IMAGES
-    grids = []
+    grids, labels = [], label_files(work, kind)
     for key, path in track(list_images(folder).items(), f"score {kind}"):
         grid = StoredItem(key, work / "grids" / kind / f"{key}.npz")
-        label = label_file(key, work, kind)
-        content = "-".join(
-            [digest, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, label))]
-        )
+        label = labels[key]
+        content = "-".join([digest, file_sha256(path), file_sha256(label)])
         if not is_written(grid.file, content):
             write_grid(grid.file, engine, read_image(path), read_kind(label, kind), content)
         grids.append(grid)

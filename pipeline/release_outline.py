@@ -31,7 +31,7 @@ from pipeline._material import (
     gather_street,
     gathered,
     score_images,
-    written_label,
+    written_labels,
 )
 from pipeline._release import (
     TARGET,
@@ -109,8 +109,9 @@ def gather_share(params: Params, models: Path, work: Path, kind: str) -> Outline
     detect_images(params, models, images, out)
     found = list_images(images)
     boxes = read_box_results(out / "boxes.json", list(found))
+    labels = written_labels(found, work, kind)
     items = [
-        OutlineItem(key, path, out / "scores" / f"{key}.npz", written_label(key, work, kind), boxes[key])
+        OutlineItem(key, path, out / "scores" / f"{key}.npz", labels[key], boxes[key])
         for key, path in found.items()
     ]
     return OutlineShare(items, DRAWS[kind], SHOWN[kind])

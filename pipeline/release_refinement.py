@@ -32,7 +32,7 @@ from pipeline._material import (
     STREET,
     gather_street,
     gathered,
-    label_file,
+    label_files,
     read_kind,
     score_images,
 )
@@ -130,9 +130,9 @@ def gather_share(params: Params, models: Path, work: Path, kind: str) -> Refinem
     images, seen = work / kind if kind == "photos" else work / kind / IMAGES, work / "seen" / kind
     if kind != STREET:
         score_images(params, models, images, seen)
-    items = []
+    items, labels = [], label_files(work, kind)
     for key, path in track(list_images(images).items(), f"store {kind}"):
-        label = read_kind(label_file(key, work, kind), kind)
+        label = read_kind(labels[key], kind)
         file = work / "grids" / kind / f"{key}.npz"
         write_item(file, read_image(path), read_score(seen / "scores" / f"{key}.npz", label.shape), label)
         items.append(StoredItem(key, file))

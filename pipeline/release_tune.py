@@ -29,7 +29,7 @@ from pipeline._material import (
     held_out_objects,
     link_photos,
     score_images,
-    written_label,
+    written_labels,
 )
 from pipeline._release import TARGET, Doubled, Objects, Released, Scenes, command
 
@@ -95,8 +95,7 @@ def gather_items(params: Params, models: Path, work: Path, kind: str) -> list[It
     detect_images(params, models, images, seen)
     if not composed:
         shutil.rmtree(labels, ignore_errors=True)
-        for key in list_images(images):
-            written_label(key, work, kind)
+        written_labels(list_images(images), work, kind)
     index = work / kind / LIST if composed else None
     return list_items(TrainingFiles(seen / "scores", labels, seen / "boxes.json", index, images))
 

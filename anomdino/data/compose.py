@@ -36,6 +36,7 @@ from anomdino.seeding import derive_seed, rng
 _FORMAT = 2
 _CACHED_FILES = 64
 _RPL_SIZE = 700
+HALF = 127
 _TRUTH = np.zeros(256, np.uint8)
 _TRUTH[[OUTLIER, VOID]] = 1, VOID
 
@@ -361,7 +362,12 @@ def _cutout(image_path: Path, mask_path: Path) -> CutOut:
     image, mask = read_image(image_path), read_label(mask_path)
     if image.shape[:2] != mask.shape:
         raise DataError(mask_path, f"is {mask.shape}, its image is {image.shape[:2]} (H, W)", "")
-    return image, mask > 127 if mask.max(initial=0) > 1 else mask > 0
+    return image, object_pixels(mask)
+
+
+def object_pixels(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Give the pixels of an object by its mask, uint8 (H, W), 0 / 1 or 0 / 255 with a rim in between: bool (H, W)."""
+    return mask > HALF if mask.max(initial=0) > 1 else mask > 0
 
 
 def _digest(config: ComposeConfig, seed: int, sources: Sources) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,12 @@ from anomdino.detector.deformable_attention import deformable_attention
 
 Prompts = tuple[str, ...]
 ORIGIN = ("level", "proposal_score", "feature_norm", "fusion_share")
+SIZES_KEPT = 4
+"""Sizes of images, those asked for last, whose geometry and CUDA graph are kept: a geometry takes some 15 MB."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+Sizes = tuple[tuple[int, int], ...]
 
 
 class Prediction(NamedTuple):
@@ -46,7 +53,7 @@ class Geometry:
         proposals: float32 (1, N, 4), the tokens' boxes before the sigmoid, inf where there is none.
     """
 
-    sizes: tuple[tuple[int, int], ...]
+    sizes: Sizes
     shapes: Tensor
     extent: Tensor
     ends: Tensor
@@ -58,16 +65,20 @@ class Geometry:
 class LeanPredictor:
     """A detector's prediction for one image at a time, equal to ``network.predict``.
 
+    Memory does not grow with the sizes of the images: what belongs to a size is kept for the last four.
+
     Args:
         network: An :class:`~anomdino.detector.model.OuafsGroundingDINO` in evaluation mode.
         half: Use float16 where it is safe (CUDA).
-        graphs: Replay CUDA graphs, one for every size of image (CUDA).
+        graphs: Replay CUDA graphs, one for a size of image (CUDA).
     """
 
     def __init__(self, network: Any, half: bool = False, graphs: bool = False) -> None:
         self.network, self.half, self.graphs = network, half, graphs
-        self._geometry: dict[tuple[tuple[int, int], ...], Geometry] = {}
-        self._captured: dict[Any, Callable[[Tensor, Tensor], Prediction]] = {}
+        self._geometry: OrderedDict[Sizes, Geometry] = OrderedDict()
+        self._captured: OrderedDict[Any, tuple[Callable[[Tensor, Tensor], Prediction], Geometry]] = (
+            OrderedDict()
+        )
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, maps: Tensor, prompts: Prompts) -> Prediction:
@@ -83,9 +94,15 @@ class LeanPredictor:
         if not (self.graphs and image.is_cuda):
             return self._predict(image, maps, text, tokens)
         key = (tuple(image.shape), tuple(maps.shape), prompts)
-        if key not in self._captured:
-            self._captured[key] = record(lambda i, m: self._predict(i, m, text, tokens), image, maps)
-        return self._captured[key](image, maps)
+        replay, _ = kept(self._captured, key, lambda: self._capture(image, maps, text, tokens))
+        return replay(image, maps)
+
+    def _capture(
+        self, image: Tensor, maps: Tensor, text: dict[str, Tensor], tokens: list[list[int]]
+    ) -> tuple[Callable[[Tensor, Tensor], Prediction], Geometry]:
+        """Record a graph, and give it with the geometry whose memory it reads: the two have to live equally long."""
+        replay = record(lambda i, m: self._predict(i, m, text, tokens), image, maps)
+        return replay, next(reversed(self._geometry.values()))
 
     def _predict(
         self, image: Tensor, maps: Tensor, text: dict[str, Tensor], tokens: list[list[int]]
@@ -111,9 +128,7 @@ class LeanPredictor:
 
     def _geometry_of(self, features: list[Tensor]) -> Geometry:
         sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
-        if sizes not in self._geometry:
-            self._geometry[sizes] = build_geometry(self.network, features, sizes)
-        return self._geometry[sizes]
+        return kept(self._geometry, sizes, lambda: build_geometry(self.network, features, sizes))
 
     def _encode(
         self, features: list[Tensor], text: dict[str, Tensor], geometry: Geometry
@@ -198,7 +213,17 @@ class LeanPredictor:
         return decoder.norm(query), entered
 
 
-def build_geometry(network: Any, features: list[Tensor], sizes: tuple[tuple[int, int], ...]) -> Geometry:
+def kept(store: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """Give what is stored under a key, made if it is not there; only what was asked for last stays (SIZES_KEPT)."""
+    if key not in store:
+        while len(store) >= SIZES_KEPT:
+            store.popitem(last=False)
+        store[key] = make()
+    store.move_to_end(key)
+    return store[key]
+
+
+def build_geometry(network: Any, features: list[Tensor], sizes: Sizes) -> Geometry:
     """Compute the geometry of an unpadded image by the network's own functions."""
     device, dims = features[0].device, network.embed_dims
     with torch.autocast(device.type, enabled=False):

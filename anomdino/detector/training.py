@@ -21,6 +21,7 @@ from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import WEIGHTS_FILE, load_pretrained, read_checkpoint, save_detector
 from anomdino.errors import DataError, TrainingError
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.digest import file_sha256
 from anomdino.uncertainty import UncertaintyMaps
 
 log = logging.getLogger(__name__)
@@ -225,14 +226,9 @@ def _fingerprint(
         "fold": split_of(fold),
         "files": [[record.key, record.image.stat().st_size, record.boxes.tolist()] for record in fold.train],
         "maps": statistics,
-        "weights": [_digest(file) for file in weights if file],
+        "weights": [file_sha256(file) for file in weights if file],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digest(file: Path | str) -> str:
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 __all__ = ["Trained", "map_statistics", "new_detector", "split_of", "train_detector"]

@@ -175,8 +175,18 @@ def score_statistics(folder: Path | str) -> tuple[float, float]:
     return mean, std
 
 
-def set_score_statistics(folder: Path | str, mean: float, std: float) -> None:
+def set_score_statistics(
+    folder: Path | str, mean: float, std: float, notes: Mapping[str, Any] | None = None
+) -> None:
     """Put other statistics of the residual score into a detector's files, each whole or not at all; weights stay.
+
+    ``config.json`` is first: what it says is what the weights are about to hold, if the call is killed in between.
+
+    Args:
+        folder: The detector's folder.
+        mean: Mean of the scores.
+        std: Their standard deviation.
+        notes: What else ``config.json`` should say; JSON values.
 
     Raises:
         CheckpointError: The folder holds no detector, or a damaged one.
@@ -188,11 +198,11 @@ def set_score_statistics(folder: Path | str, mean: float, std: float) -> None:
     except (OSError, ValueError) as error:
         raise CheckpointError(folder / CONFIG_FILE, f"cannot be read ({error})", "train again") from error
     score_statistics(folder)
-    content["score"] = {"mean": mean, "std": std}
+    content |= {"score": {"mean": mean, "std": std}, **(notes or {})}
+    atomic_write_json(folder / CONFIG_FILE, content)
     for name, value in zip(_STATISTICS, (mean, std), strict=True):
         state[name] = torch.full_like(state[name], value)
     write_tensors(folder / WEIGHTS_FILE, state)
-    atomic_write_json(folder / CONFIG_FILE, content)
 
 
 def load_detector(

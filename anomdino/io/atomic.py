@@ -65,6 +65,16 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder of a file.
+
+    Raises:
+        DiskError: The disk is full, or the place is not writable, or no folder can be made there.
+    """
+    with _disk_errors(path):
+        _make_folder(path)
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from anomdino.config.params import Params, render_params
@@ -21,12 +22,12 @@ def build_release(
     """Lay out a released model: ``params.yaml`` and ``models/{rpl,detector,adt}``.
 
     Scorer and detector are stored in half precision, the small ADT-Net as it is. Parts that were not trained are
-    left out.
+    left out. Nothing is replaced before all parts are made.
 
     Args:
         models: Folder with ``rpl`` and, where they were trained, ``detector`` and ``adt``.
         params: The parameters that they were trained with, without the user's own paths.
-        target: Folder of the release; parts of it that are replaced are replaced whole.
+        target: Folder of the release; of a part that is replaced nothing stays (:func:`put_folder`).
         details: What the scorer's ``config.json`` should say about its origin.
 
     Returns:
@@ -40,27 +41,40 @@ def build_release(
     from anomdino.scorer.base import load_scorer, save_scorer
 
     scorer = load_scorer(models / "rpl")
-    rpl = target / "models" / "rpl"
-    save_scorer(scorer, rpl, details, dtype=torch.float16)
-    sizes = {"rpl": (rpl / WEIGHTS).stat().st_size}
-    if sizes["rpl"] > SCORER_LIMIT:
-        raise CheckpointError(
-            rpl, f"has {sizes['rpl']} bytes, {SCORER_LIMIT} are allowed", "make the network smaller"
-        )
-    for part in ("detector", "adt"):
-        source, folder = models / part, target / "models" / part
-        if not (source / CONFIG).is_file():
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if part == "detector":
-            halve_detector(source, folder)
-        else:
-            for file in [*sorted(source.glob("*.safetensors")), source / CONFIG]:
-                shutil.copyfile(file, folder / file.name)
-        sizes[part] = (folder / WEIGHTS).stat().st_size
+    with TemporaryDirectory() as temporary:
+        made = {part: Path(temporary) / part for part in ("rpl", "detector", "adt")}
+        save_scorer(scorer, made["rpl"], details, dtype=torch.float16)
+        if (models / "detector" / CONFIG).is_file():
+            halve_detector(models / "detector", made["detector"])
+        if (models / "adt" / CONFIG).is_file():
+            made["adt"].mkdir()
+            for file in [*sorted((models / "adt").glob("*.safetensors")), models / "adt" / CONFIG]:
+                shutil.copyfile(file, made["adt"] / file.name)
+        sizes = {part: (folder / WEIGHTS).stat().st_size for part, folder in made.items() if folder.is_dir()}
+        if sizes["rpl"] > SCORER_LIMIT:
+            cause = f"has {sizes['rpl']} bytes in half precision, {SCORER_LIMIT} are allowed"
+            raise CheckpointError(models / "rpl", cause, "make the network smaller")
+        for part in sizes:
+            put_folder(made[part], target / "models" / part)
     atomic_write_text(target / "params.yaml", render_params(params))
     return sizes
+
+
+def put_folder(source: Path, target: Path) -> None:
+    """Put the files of a folder in the place of another's, each whole or not at all; files that it lacks go.
+
+    Raises:
+        CheckpointError: There is none; nothing goes then.
+    """
+    files = {file.relative_to(source) for file in source.rglob("*") if file.is_file()}
+    if not files:
+        raise CheckpointError(source, "holds no file", "train it again")
+    for name in sorted(files):
+        with atomic_path(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+    for file in sorted(target.rglob("*")):
+        if file.is_file() and file.relative_to(target) not in files:
+            file.unlink()
 
 
 def halve_detector(source: Path, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from anomdino.errors import CheckpointError
+from anomdino.io.digest import file_sha256
 from anomdino.io.tensors import write_tensors
 from anomdino.scorer.base import WEIGHTS_FILE
 
@@ -35,7 +35,7 @@ def save_beside(
         .contiguous()
         for name, tensor in network.state_dict().items()
     }
-    content = {"scorer": _digest(path.parent), **details}
+    content = {"scorer": file_sha256(path.parent / WEIGHTS_FILE), **details}
     write_tensors(path, tensors, {"format": file_format, "content": json.dumps(content)})
 
 
@@ -69,11 +69,6 @@ def load_beside(
         raise CheckpointError(path, f"is damaged, or no {what} ({error})", cure) from error
     if metadata.get("format") != file_format:
         raise CheckpointError(path, f"is of the format {metadata.get('format')}, not {file_format}", cure)
-    if digest != _digest(path.parent):
+    if digest != file_sha256(path.parent / WEIGHTS_FILE):
         raise CheckpointError(path, "was trained for another scorer than the one beside it", cure)
     return content, tensors
-
-
-def _digest(scorer: Path) -> str:
-    with (scorer / WEIGHTS_FILE).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

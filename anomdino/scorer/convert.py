@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anomdino.errors import CheckpointError
+from anomdino.io.digest import file_sha256
 from anomdino.io.tensors import write_tensors
 from anomdino.scorer.base import load_strictly
 
@@ -170,12 +170,6 @@ def convert_checkpoint(source: Path | str, target: Path | str, seed: int = 0) ->
     tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     write_tensors(target, tensors, metadata)
     return metadata
-
-
-def file_sha256(path: Path | str) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

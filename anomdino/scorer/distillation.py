@@ -8,7 +8,6 @@ widths.)
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from anomdino.errors import ConfigError, DataError
+from anomdino.io.digest import file_sha256
 from anomdino.io.images import read_image
 from anomdino.io.scores import read_score
 from anomdino.scorer.base import (
@@ -105,6 +105,10 @@ class ScoredImage:
     image: Path
     score: Path
     maps: Path
+
+    def content(self) -> str:
+        """Give the SHA-256 of the three files, which hold all that the teacher says."""
+        return "-".join(map(file_sha256, (self.image, self.score, self.maps)))
 
 
 class Window(NamedTuple):
@@ -372,9 +376,8 @@ def distil(
             plan=asdict(replace(plan, checkpoint_every=0)),
             options=asdict(options),
             seed=seed,
-            teacher=hashlib.sha256((teacher / WEIGHTS_FILE).read_bytes()).hexdigest(),
-            start=hashlib.sha256((begun / WEIGHTS_FILE).read_bytes()).hexdigest(),
-            images=[[(image.key, image.image.stat().st_size) for image in folder] for folder in folders],
+            start=file_sha256(begun / WEIGHTS_FILE),
+            images=[[(image.key, image.content()) for image in folder] for folder in folders],
         ),
     )
     history = fit(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from anomdino.errors import AnomdinoError, DataError
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.digest import file_sha256
 from anomdino.io.images import MAX_PIXELS, read_image
 from anomdino.io.scores import write_score
 from anomdino.progress import track
@@ -216,9 +217,9 @@ class SetScorer:
                 yield loaded
 
     def _load(self, key: str, path: Path) -> _Loaded | None:
-        content = f"{self.digest}-{_sha256(path)}" if path.is_file() else ""
+        content = f"{self.digest}-{file_sha256(path)}" if path.is_file() else ""
         if content and self.source is not None:
-            content += f"-{_sha256(self.source.files[key])}"
+            content += f"-{file_sha256(self.source.files[key])}"
         if content and self._is_finished(key, content):
             return None
         image = read_image(path, self.options.max_image_pixels)
@@ -248,7 +249,7 @@ class SetScorer:
         note.unlink(missing_ok=True)
         write_score(score_file, scored.score)
         scored.maps.save(maps_file)
-        files = {"score": _sha256(score_file), "maps": _sha256(maps_file)}
+        files = {"score": file_sha256(score_file), "maps": file_sha256(maps_file)}
         atomic_write_json(note, {"content": item.content, **files}, indent=None)
 
     def _is_finished(self, key: str, content: str) -> bool:
@@ -261,7 +262,9 @@ class SetScorer:
             return False
         if not isinstance(stored, dict) or stored.get("content") != content:
             return False
-        intact = stored.get("score") == _sha256(score_file) and stored.get("maps") == _sha256(maps_file)
+        intact = stored.get("score") == file_sha256(score_file) and stored.get("maps") == file_sha256(
+            maps_file
+        )
         if not intact:
             log.warning("%s: a stored result was changed or damaged, it is computed again", key)
         return intact
@@ -285,8 +288,3 @@ def _groups(loaded: Iterator[_Loaded], batch: int) -> Iterator[list[_Loaded]]:
         group.append(item)
     if group:
         yield group
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

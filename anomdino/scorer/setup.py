@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomdino.errors import ConfigError
+from anomdino.io.digest import file_sha256
 from anomdino.scorer.base import WEIGHTS_FILE, load_scorer
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
@@ -88,10 +88,10 @@ def engine_from(
         fusion, refinement, extra = None, None, [str(config.source)]
         if config.fusion == "learned":
             fusion = load_fusion(trained, config.widths)
-            extra.append(_sha256(fusion_file(trained, config.widths)))
+            extra.append(file_sha256(fusion_file(trained, config.widths)))
         if config.refine_net:
             refinement = load_refinement(trained)
-            extra.append(_sha256(refinement_file(trained)))
+            extra.append(file_sha256(refinement_file(trained)))
         digest = content_digest(options, Path(trained) / WEIGHTS_FILE, *extra)
         engine = ScoringEngine(
             scorer,
@@ -121,10 +121,6 @@ def _check_refined(config: ScoreConfig) -> None:
     raise ConfigError(
         "score.refine_net", f"lowers the residual energy alone, and the score is {asked}", "set it to false"
     )
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def maps_from(config: ScoreConfig, name: str, keys: Iterable[str]) -> MapsSource | None:

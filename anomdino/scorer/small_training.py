@@ -8,7 +8,6 @@ network by (:func:`split`); :func:`train` does the rest.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from torch import nn, optim
 from torch.utils.data import Dataset
 
+from anomdino.io.digest import file_sha256
 from anomdino.scorer.batches import B, S, SampleId, StepSampler, held_back, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
@@ -79,7 +79,7 @@ class StoredItem:
 
     def content(self) -> str:
         """Give the SHA-256 of the file."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return file_sha256(self.file)
 
 
 I = TypeVar("I")  # noqa: E741

@@ -32,6 +32,7 @@ from anomdino.io.scores import write_score
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.efficientnet_lite import EfficientNetLite0
+from tests.scorer.watching import given_to_training
 
 STATISTICS = ScoreStatistics(-6.0, 2.0)
 WORLD = World(0, 1, torch.device("cpu"))
@@ -185,6 +186,31 @@ def test_what_is_void_or_beyond_the_image_does_not_count(items, monkeypatch):
         assert sample.view.context.shape == (2, SIDE, SIDE)
 
 
+def test_photo_score_and_target_of_a_window_stay_together(monkeypatch):
+    """Where the target is, the photo is white, the score high and the box, turned round or not."""
+    for name in ("changed_score", "changed_colours"):
+        monkeypatch.setattr(outline_training, name, lambda source, values, *rest: values)
+    label = np.zeros((80, 120), np.uint8)
+    label[20:60, 30:70] = 1
+    box, wider = np.array([[30.0, 20.0, 70.0, 60.0], [30.0, 20.0, 90.0, 60.0]])
+    monkeypatch.setattr(outline_training, "draw_box", lambda source, loaded: wider)
+    monkeypatch.setattr(outline_training, "draw_coarseness", lambda source, window: 0)
+    loaded = Loaded(
+        np.repeat(255 * label[..., None], 3, 2), 9.0 * label.astype(np.float32), label, box[None], box[None]
+    )
+    turned = set()
+    for seed in range(6):
+        sample = draw_sample(np.random.default_rng(seed), loaded, "0")
+        true, inside = sample.target == 1, sample.view.context[1] > 0
+        for seen in (sample.view.image[0] > 0, sample.view.context[0] > 1):
+            assert (seen != true).float().mean() < 0.02
+        assert (true & ~inside).float().mean() < 0.02
+        weighed = sample.weight == 1  # the box and its rim
+        assert (inside & ~weighed).float().mean() < 0.02
+        turned.add(bool((inside & ~true)[:, : SIDE // 2].sum() > (inside & ~true)[:, SIDE // 2 :].sum()))
+    assert turned == {True, False}
+
+
 def test_images_that_are_not_shown_leave_score_and_box(items):
     loaded = load(items[0], STATISTICS)
     shown, hidden = (draw_sample(np.random.default_rng(3), loaded, "0", share) for share in (1.0, 0.0))
@@ -261,6 +287,27 @@ def test_a_training_that_was_killed_ends_like_an_unbroken_one(items, tmp_path, m
         whole.state_dict().items(), train("broken").state_dict().values(), strict=True
     ):
         assert torch.equal(value, other), name
+
+
+def test_kept_images_teach_nothing_and_a_resume_point_is_of_all_that_counts(items, tmp_path, monkeypatch):
+    def given(shares, statistics=STATISTICS):
+        plan = OutlinePlan(held_out=4)
+        return given_to_training(
+            monkeypatch,
+            outline_training,
+            lambda: train_outlines(shares, statistics, plan, tmp_path, seed=0, world=WORLD),
+        )
+
+    keys, depends = given([OutlineShare(items)])
+    assert keys == {"1", "2", "3", "5", "6", "7"}
+    other = [
+        given([OutlineShare(items[1:])]),
+        given([OutlineShare(items, draws=2)]),
+        given([OutlineShare(items, shown=0.5)]),
+        given([OutlineShare(items)], ScoreStatistics(-6.0, 1.0)),
+    ]
+    assert len({depends, *(one for _, one in other)}) == 5
+    assert given([OutlineShare(items)])[1] == depends
 
 
 def test_kinds_of_one_image_are_refused(items, tmp_path):

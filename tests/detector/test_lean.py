@@ -1,10 +1,11 @@
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
 
 from anomdino.detector.architecture import build_detector
-from anomdino.detector.lean import LeanPredictor
+from anomdino.detector.lean import SIZES_KEPT, LeanPredictor, kept
 from anomdino.errors import ConfigError
 from tests.detector.conftest import CLASSES, small_config
 from tests.detector.test_model import published_width, sample
@@ -36,6 +37,32 @@ def test_equals_the_networks_own_prediction(prompts, size, width):
     pixels = (xyxy * torch.tensor([size[1], size[0], size[1], size[0]])).clamp(min=0)
     pixels = torch.minimum(pixels, torch.tensor([size[1], size[0], size[1], size[0]]).float())
     torch.testing.assert_close(pixels, expected.bboxes, atol=1e-2, rtol=1e-4)
+
+
+def test_of_many_sizes_the_last_are_kept_and_the_others_made_again():
+    network = build_detector(small_config(), CLASSES).eval()
+    predictor = LeanPredictor(network)
+    shapes = [(64, 64 + 8 * number) for number in range(SIZES_KEPT + 2)]
+    images = {
+        shape: (torch.randn(1, 3, *shape), torch.rand(1, CLASSES + 3, 8, shape[1] // 8)) for shape in shapes
+    }
+    found = {shape: predictor(*given, ("ood-object",)) for shape, given in images.items()}
+    assert len(predictor._geometry) == SIZES_KEPT
+    again = predictor(*images[shapes[0]], ("ood-object",))
+    for one, other in zip(found[shapes[0]], again, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_what_was_asked_for_last_stays():
+    store = OrderedDict()
+    made = []
+
+    def ask(key):
+        return kept(store, key, lambda: made.append(key) or key)
+
+    assert [ask(key) for key in "abcdaea"] == [*"abcdaea"]
+    assert made == [*"abcde"]  # `b` went for `e`: `a` was asked for after it
+    assert [*store] == [*"cdea"]
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """Distilling the released scorer, from photos to a model that `predict` loads, at tiny size."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,6 +61,18 @@ def test_the_student_takes_the_scorers_place_in_a_whole_model(photos):
     assert all(torch.equal(before[name], after[name]) for name in statistics)
     load_scorer(student / "models/rpl")
     assert "now (held-out images, mean)" in result.output
+
+
+def test_nothing_of_a_model_that_lay_there_before_stays(photos):
+    shutil.rmtree(photos / "light/models/detector")
+    shutil.copytree(TARGET, photos / "student")
+    assert run(photos).exit_code == 0
+    left = {file.parent.name: file for file in (photos / "student/models").rglob("*") if file.is_file()}
+    assert left.keys() == {"rpl", "adt"}
+    assert {file.name for file in (photos / "student/models/rpl").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_weights_are_shared_between_teacher_and_student(photos):
@@ -177,6 +190,7 @@ def test_a_truncated_photo_is_named_and_nothing_is_written(photos):
     ("change", "message"),
     [
         (("--crop", "8", "80"), "16 pixels"),
+        (("--width", "96"), "name each width once"),
         (("--images", "nowhere"), "nowhere"),
         (("--of", "nowhere"), "nowhere"),
     ],

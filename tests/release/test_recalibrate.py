@@ -1,12 +1,14 @@
 """Moving the standardisation of detector and ADT-Net to another scorer, at tiny size."""
 
 import shutil
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from anomdino.adt.model import ScoreStatistics
 from anomdino.adt.store import load_adt
 from anomdino.config.params import render_params
 from anomdino.detector.weights import score_statistics
@@ -103,6 +105,31 @@ def test_widths_joined_by_a_network_count_as_another_scorer(sources):
     again = run(sources)
     assert again.exit_code != 0
     assert "nothing is left to do" in again.output
+
+
+def test_a_run_that_was_killed_moves_nothing_twice(sources, monkeypatch):
+    pytest.importorskip("mmdet")
+    tiny_release(sources / "light")
+    models = sources / "light/models"
+    another_scorer(models / "rpl")
+    measured = {"before": ScoreStatistics(-5.0, 2.0), "now": ScoreStatistics(-4.0, 3.0)}
+    adt, detector = load_adt(models / "adt").net.statistics, score_statistics(models / "detector")
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    for name in ("anomdino.detector.weights.write_tensors", "anomdino.adt.store.save_adt", ""):
+        monkeypatch.setattr("anomdino.data.compose.compose", lambda *given: None)
+        monkeypatch.setattr(recalibrate, "scored", lambda *given: measured[given[-1]])
+        if name:
+            monkeypatch.setattr(name, killed)
+        assert (run(sources).exit_code == 0) is not bool(name)
+        monkeypatch.undo()
+    for old, new in (
+        ((adt.mean, adt.std), astuple(load_adt(models / "adt").net.statistics)[:2]),
+        (detector, score_statistics(models / "detector")),
+    ):
+        assert new == pytest.approx((-4 + 1.5 * (old[0] + 5), 1.5 * old[1]), rel=1e-3)
 
 
 def test_a_scorer_that_is_not_there_is_named_and_nothing_changes(sources):

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from anomdino.config.params import Params, load_params
 from anomdino.errors import CheckpointError, ConfigError, TrainingError
+from anomdino.io.images import write_png
 from anomdino.release.build import build_release, half_agrees
 from anomdino.scorer.base import ScorerSpec, build_scorer, load_scorer, save_scorer
-from pipeline import _steps
-from pipeline._steps import Step, run_together
+from pipeline import _steps, measure, release
+from pipeline._steps import Step, named, run_together
 from pipeline.release import parameters, waves, waves_between
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +87,62 @@ def test_parameters_take_folders_and_changes(tmp_path: Path) -> None:
     assert "camvid" in untouched.data.registry.items
     with pytest.raises(ConfigError, match=r"rpl\.residual\.lrr"):
         parameters("light", None, None, {}, ["rpl.residual.lrr=1"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((Path(), None, {}, []), "--inlier: .*belong together"),
+        ((None, Path(), {}, []), "--inlier: .*belong together"),
+        ((None, None, {"AnomalyTrack": Path()}, []), "--benchmark: is for data in folders"),
+        ((Path(), Path(), {"mine": Path()}, []), "--benchmark: mine.*\n.*use AnomalyTrack, ObstacleTrack"),
+        ((None, None, {}, ["seed.x=1"]), "--set: is seed.x=1, and seed holds a value"),
+        ((None, None, {}, ["score.widths.0=5"]), "--set: is score.widths.0=5, and widths holds a value"),
+        ((None, None, {}, ["score.widths=[1"]), r"--set: is score.widths=\[1, whose value is no YAML"),
+    ],
+)
+def test_what_would_be_left_out_or_cannot_be_read_is_named(given: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parameters("light", *given)
+
+
+@pytest.mark.parametrize("app", [release.app, measure.app])
+def test_the_project_s_own_folder_is_no_place_to_work(tmp_path: Path, app: typer.Typer) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    write_png(tmp_path / "set/images/a.png", np.zeros((8, 9, 3), np.uint8))
+    write_png(tmp_path / "set/labels/a.png", np.zeros((8, 9), np.uint8))
+    sets = ["--benchmark", f"mine={tmp_path / 'set'}", "--models", "released"] if app is measure.app else []
+    result = CliRunner().invoke(app, ["--work", str(tmp_path), *sets])
+    assert result.exit_code == 2
+    assert "--work: is" in result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"dvc.yaml", "set"}
+
+
+def test_a_set_is_named_once() -> None:
+    assert named(["A=x", "B=x=y"]) == {"A": Path("x"), "B": Path("x=y")}
+    with pytest.raises(ConfigError, match="a name twice"):
+        named(["A=x", "A=y"])
+
+
+def test_stages_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    package = tmp_path / "root" / "pipeline"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "slow.py").write_text(
+        "import os, pathlib, time; pathlib.Path('made').write_text(str(os.getpid()));"
+        "pathlib.Path('made').rename('pid'); time.sleep(600)"
+    )
+    program = (
+        "import pathlib, sys; from pipeline import _steps; _steps.ROOT = pathlib.Path(sys.argv[1], 'root');"
+        "_steps.run_together([_steps.Step('slow')], pathlib.Path(sys.argv[1]))"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    while not (tmp_path / "pid").is_file():
+        time.sleep(0.02)
+    caller.terminate()
+    assert caller.wait() == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_stages_run_together_and_a_failure_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,19 +213,26 @@ def test_release_holds_half_weights_and_what_prediction_needs(tmp_path: Path) ->
 def test_parts_that_were_not_trained_are_left_out_and_replaced_whole(tmp_path: Path) -> None:
     models = trained(tmp_path / "work", {})
     target = tmp_path / "light"
-    (target / "models" / "adt").mkdir(parents=True)
-    (target / "models" / "adt" / "old.txt").touch()
+    old = [target / "models" / name for name in ("adt/old.txt", "rpl/fusion-64-96.safetensors")]
+    for file in old:
+        file.parent.mkdir(parents=True)
+        file.touch()
     (models / "detector" / "config.json").unlink()
     build_release(models, Params(seed=3), target)
     assert not (target / "models" / "detector").exists()
-    assert not (target / "models" / "adt" / "old.txt").exists()
+    assert not any(file.exists() for file in old)
 
 
 def test_a_scorer_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = trained(tmp_path / "work", {})
     monkeypatch.setattr("anomdino.release.build.SCORER_LIMIT", 1000)
-    with pytest.raises(CheckpointError, match="1000 are allowed"):
+    kept = tmp_path / "light/models/rpl/model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("the scorer before")
+    with pytest.raises(CheckpointError, match=r"rpl: has \d+ bytes .*1000 are allowed"):
         build_release(models, Params(seed=3), tmp_path / "light")
+    assert [path for path in (tmp_path / "light").rglob("*") if path.is_file()] == [kept]
+    assert kept.read_text() == "the scorer before"
 
 
 def test_light_benchmark_figures_agree_with_scikit_learn() -> None:

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import torch
 from typer.testing import CliRunner
 
 from anomdino.adt.store import load_adt
@@ -25,6 +26,8 @@ def test_the_whole_way_gives_a_model_that_loads(sources):
     assert after.provenance["seed"] == 5
     assert after.provenance["images"]["training"] + after.provenance["images"]["held_out"] == 12
     assert after.provenance["inputs_sha256"] != before.provenance["inputs_sha256"]
+    outlines = [model.outliner.state_dict() for model in (before, after)]
+    assert all(torch.equal(tensor, outlines[1][name]) for name, tensor in outlines[0].items())
     for part in ("rpl", "detector"):
         kept, released = (folder / "models" / part / "model.safetensors" for folder in (target, TARGET))
         assert kept.read_bytes() == released.read_bytes()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 from anomdino.adt.store import load_adt
 from anomdino.cascade import Cascade
 from anomdino.config.params import load_params
+from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
+from anomdino.io.locking import exclusive
 from anomdino.scorer.refinement import FILE as REFINEMENT
 from anomdino.scorer.width_fusion import fusion_file
 from anomdino.synthetic import scene
@@ -149,6 +152,16 @@ class TestParts:
         run_parts(parts, tmp_path)
         assert ran == ["a", "b", "c", "b", "c"]
 
+    def test_a_part_whose_model_was_removed_is_done_again_where_it_is_needed(self, parts, ran, tmp_path):
+        run_parts(parts, tmp_path)
+        shutil.rmtree(tmp_path / "b")
+        run_parts(parts, tmp_path)
+        assert ran == ["a", "b", "c"]  # `c`, the last, is there
+        shutil.rmtree(tmp_path / "c")
+        last = run_parts(parts, tmp_path)
+        assert ran == ["a", "b", "c", "b", "c"]
+        assert (last / "params.yaml").read_text() == "abc"
+
     @pytest.mark.parametrize("text", ["", "{", "[]"])
     def test_a_broken_list_is_no_list(self, parts, ran, tmp_path, text):
         (tmp_path / "done.json").write_text(text)
@@ -178,6 +191,17 @@ def test_every_part_takes_the_arguments_that_it_is_given(tmp_path):
     assert scenes == ["train"] * 7 + ["val"]
 
 
+def test_the_same_folders_give_the_same_calls_however_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = (calls(None, None, work, {}) for work in (Path("work"), tmp_path / "x/../work"))
+    assert [part.arguments for part in one] == [part.arguments for part in other]
+
+
+def test_an_open_quotation_is_named():
+    with pytest.raises(ConfigError, match='--with: is .*"--steps.*quotation'):
+        arguments_of(['fusion: "--steps 2'])
+
+
 @pytest.mark.parametrize("text", ["fusion", "fusions: --steps 2", ": --steps 2"])
 def test_a_part_that_there_is_not_is_named(text):
     result = CliRunner().invoke(release_all.app, ["--with", text])
@@ -190,6 +214,14 @@ def test_what_a_part_does_not_take_ends_the_call(released):
     assert result.exit_code == 2
     assert "stepz" in result.output
     assert not (released / "out").exists()
+
+
+def test_a_second_call_at_the_same_time_is_refused(released):
+    with exclusive(released / "work/.release_all.lock"):
+        result = call(released)
+    assert result.exit_code != 0
+    assert "is held by process" in result.output
+    assert not (released / "work/models").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

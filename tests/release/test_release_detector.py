@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from anomdino.config.params import load_params, render_params
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import load_detector
+from anomdino.errors import DataError
 from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
 from anomdino.seeding import derive_seed
@@ -22,6 +24,43 @@ def run(folder, *settings):
     sizes = ["short_sides=[64]", "steps=1", "warmup=0", "val_interval=1", "log_interval=1", "batch_size=2"]
     changes = [text for change in (*sizes, *settings) for text in ("--set", change)]
     return invoke(release_detector.app, folder, "--count", "8", "--scenes", "3", "--seed", "5", *changes)
+
+
+def test_of_few_images_no_scene_is_on_both_sides_either(tmp_path, monkeypatch):
+    """One half marks a scene as held out; the other, which marks none, chooses one that the first learns from."""
+
+    def records(folder):
+        splits = {"large": {"a": "val", "b": "train", "c": "train"}, "small": {"b": "train", "c": "train"}}
+        return [
+            Record(f"{folder.name}/{key}", tmp_path, tmp_path, tmp_path, (1, 1), key, split, np.zeros((0, 4)))
+            for key, split in splits[folder.name].items()
+        ]
+
+    monkeypatch.setattr("anomdino.data.compose.compose", lambda *given: None)
+    for name in ("compose_twice", "score_images"):
+        monkeypatch.setattr(release_detector, name, lambda *given: None)
+    monkeypatch.setattr(release_detector, "records_of", records)
+    fold = release_detector.composed(load_params(TARGET / "params.yaml"), 4, *[tmp_path] * 4)
+    held = {record.source for record in fold.val}
+    assert len(held) == 2
+    assert {record.source for record in fold.train} == {*"abc"} - held
+
+
+def test_street_scenes_are_scored_without_the_network_that_lowers_scores(sources, monkeypatch):
+    """It takes a known class for no object, and that class is the anomaly there."""
+    params, given = tiny_release(sources / "light"), []
+    score = params.score.model_copy(update={"refine_net": True})
+    text = render_params(params.model_copy(update={"score": score}))
+    (sources / "light/params.yaml").write_text(text)
+
+    def watched(params, *rest):
+        given.append(params.score)
+        raise DataError("street", "seen", "")
+
+    monkeypatch.setattr(release_detector, "composed", lambda *given: Fold("final", [], [], []))
+    monkeypatch.setattr(release_detector, "gather_street", watched)
+    assert run(sources).exit_code != 0
+    assert given == [params.score]
 
 
 @pytest.mark.slow

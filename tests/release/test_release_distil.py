@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from anomdino.config.params import load_params
-from anomdino.errors import DataError
+from anomdino.errors import CheckpointError, DataError
 from anomdino.io.boxes import image_id
 from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
 from anomdino.protocol import mark_evaluation_only
+from anomdino.release.build import put_folder
 from anomdino.scorer.base import load_scorer
 from anomdino.scorer.dataset import ImagePairs, split_outliers
 from anomdino.synthetic import outlier
@@ -107,7 +108,8 @@ def test_evaluation_photos_and_missing_folders_teach_nothing(tiny):
 def test_a_new_scorer_joins_its_widths_by_their_mean_again(tiny):
     params = load_params(tiny / "light/params.yaml")
     score = params.score.model_copy(update={"fusion": "learned", "refine_net": True})
-    release_distil.put_parameters(params.model_copy(update={"score": score}), tiny / "light")
+    changed = params.model_copy(update={"score": score.model_copy(update={"widths": []})})
+    release_distil.put_parameters(changed, (64, 96), tiny / "light")
     assert load_params(tiny / "light/params.yaml") == params
 
 
@@ -118,9 +120,12 @@ def test_a_new_scorer_takes_the_place_of_the_old_one_and_of_its_networks(tmp_pat
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "student").mkdir(exist_ok=True)
         (tmp_path / "student" / name).write_text("new")
-    release_distil.put(tmp_path / "student", tmp_path / "released")
+    put_folder(tmp_path / "student", tmp_path / "released")
     left = {path.name: path.read_text() for path in (tmp_path / "released").iterdir()}
     assert left == {"config.json": "new", "model.safetensors": "new"}
+    with pytest.raises(CheckpointError, match="nowhere: holds no file"):
+        put_folder(tmp_path / "nowhere", tmp_path / "released")
+    assert left == {path.name: path.read_text() for path in (tmp_path / "released").iterdir()}
 
 
 def test_photos_that_are_wide_enough_are_spread_over_the_folder(tmp_path, monkeypatch):

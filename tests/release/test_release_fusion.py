@@ -9,7 +9,7 @@ from anomdino.config.params import load_params, render_params
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.scorer.setup import engine_from
-from anomdino.scorer.width_fusion import fusion_file, load_fusion
+from anomdino.scorer.width_fusion import KNOTS, fusion_file, load_fusion
 from pipeline import release_fusion
 from tests.release.test_release_distil import held_out_photos
 from tests.release.tiny import invoke
@@ -33,6 +33,9 @@ def test_the_model_scores_with_the_network_that_was_trained(tiny):
     assert (tiny / SCORER / "model.safetensors").read_bytes() == scorer
     with safe_open(fusion_file(tiny / SCORER, [48, 64]), "pt") as file:
         assert file.get_tensor("share") == 0.5
+        assert not torch.equal(
+            file.get_tensor("levels")[0], torch.linspace(-1, 1, KNOTS)
+        )  # fitted to the scores
         assert not torch.equal(file.get_tensor("head.weight"), torch.zeros(3, 12, 1, 1))
     photo = next(iter(held_out_photos(tiny)))
     engine, _ = engine_from(score, tiny / SCORER)

@@ -1,13 +1,16 @@
 """Training the network that outlines objects for a released model, from scenes and objects to a model that uses it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from anomdino.adt.outline_net import FILE
-from anomdino.adt.store import load_adt
+from anomdino.adt.store import load_adt, save_adt
+from anomdino.adt.thresholds import Threshold
 from anomdino.config.params import load_params
-from anomdino.io.images import read_label, write_png
+from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images
 from anomdino.io.scores import read_score
 from pipeline import _material, release_outline
@@ -25,6 +28,7 @@ def test_the_model_outlines_with_the_network_that_was_trained(tiny):
     adt = tiny / "light/models/adt"
     (adt / FILE).unlink(missing_ok=True)
     before = load_adt(adt)
+    save_adt(replace(before, threshold=Threshold(0.5, "fixed:0.5", "fused", {})), adt)
     result = run(tiny, "--steps", "2")
     assert result.exit_code == 0, result.output
     assert "overlap (IoU) of kept images" in result.output
@@ -34,6 +38,7 @@ def test_the_model_outlines_with_the_network_that_was_trained(tiny):
     assert after.outliner.details["images"] == {"photos": 4, "small": 6, "large": 8, "street": len(street)}
     assert after.outliner.details["steps"] == 2
     assert after.rule.outline
+    assert after.threshold is None  # it belonged to the final score without these outlines
     assert load_params(tiny / "light/params.yaml").adt.outline
     for name, tensor in before.net.state_dict().items():
         assert torch.equal(tensor, after.net.state_dict()[name])
@@ -52,11 +57,11 @@ def test_the_model_outlines_with_the_network_that_was_trained(tiny):
 
 def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
     models, work = tiny / "light/models", tiny / "work"
-    statistics = load_adt(models / "adt").net.statistics
+    statistics, params = load_adt(models / "adt").net.statistics, load_params(tiny / "light/params.yaml")
 
-    def gather():
-        params = load_params(tiny / "light/params.yaml")
-        _material.gather_street(params, models, tiny / "scenes", work, 3, statistics)
+    def gather(count=3, statistics=statistics, seed=0):
+        chosen = params.model_copy(update={"seed": seed})
+        _material.gather_street(chosen, models, tiny / "scenes", work, count, statistics)
 
     gather()
     street = list_images(work / "street/offline_dataset")
@@ -73,15 +78,37 @@ def test_scenes_with_a_known_class_as_the_anomaly_are_written_once(tiny):
         assert read_score(work / "seen/street/scores" / f"{key}.npz", label.shape).shape == label.shape
 
     def written():
-        return {path.name: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
+        return {path.stem: path.stat().st_mtime_ns for path in (work / "seen/street/scores").iterdir()}
 
     before = written()
     gather()
     assert written() == before
-    (work / "street/scorer.txt").write_text("another scorer")
+    gather(statistics=replace(statistics, std=2 * statistics.std))
+    other = written()
+    assert not other.items() & before.items()
+    gather(seed=1)
+    assert not written().items() & before.items()
     gather()
-    assert written().keys() == before.keys()
-    assert all(after > before[name] for name, after in written().items())
+    before = written()
+    first = next(iter(before)).rsplit("_", 1)[0]
+    write_png(scenes[first], 255 - read_image(scenes[first]))
+    gather()
+    again = written()
+    assert {name.rsplit("_", 1)[0] for name, _ in before.items() - again.items()} == {first}
+    gather(count=2)
+    ends = {min(scenes), max(scenes)}
+    assert {name.rsplit("_", 1)[0] for name in written()} <= ends < {name.rsplit("_", 1)[0] for name in again}
+    folders = (work / "street/offline_dataset_label", work / "seen/street/maps")
+    assert all({path.stem for path in folder.iterdir()} == written().keys() for folder in folders)
+    assert list_images(work / "street/offline_dataset").keys() == written().keys()
+
+
+@pytest.mark.parametrize("inside", [1, 255])
+def test_masks_of_photos_are_read_as_those_that_are_pasted(tmp_path, inside):
+    mask = np.zeros((8, 9), np.uint8)
+    mask[2:5, 3:7] = inside
+    write_png(tmp_path / "mask.png", mask)
+    np.testing.assert_array_equal(_material.read_kind(tmp_path / "mask.png", "photos"), mask > 0)
 
 
 @pytest.mark.slow

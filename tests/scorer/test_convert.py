@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from anomdino.errors import CheckpointError
+from anomdino.io.digest import file_sha256
 from anomdino.scorer import convert as module
 from anomdino.scorer.base import load_strictly
 from anomdino.scorer.convert import (
     closed_set_to_rpl,
     convert_checkpoint,
-    file_sha256,
     is_closed_set,
     read_checkpoint,
     rpl_state,

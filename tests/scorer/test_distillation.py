@@ -247,7 +247,7 @@ def test_a_student_learns_the_class_probabilities_too(tmp_path):
 def test_a_student_of_two_widths_is_measured_at_both_and_may_start_as_another_scorer(tmp_path):
     save_scorer(network(1), tmp_path / "other")
     start = tmp_path / "other"
-    changes = {"widths": (48, 96), "lr": 0.0, "steps": 2}
+    changes = {"widths": (48, 96), "lr": 0.0, "steps": 2, "checkpoint_every": 1}
     unmoved = learn(tmp_path, **changes)
     assert unmoved.before["distance_score"] < 1e-6  # the teacher at the teacher's widths
     moved = learn(tmp_path, "moved", start=start, **changes)
@@ -282,6 +282,27 @@ def test_a_killed_training_goes_on_to_the_same_student(tmp_path, monkeypatch):
 
 
 CUT = Windows.cut
+
+
+def test_a_resume_point_of_other_images_or_results_is_not_taken_up(tmp_path, monkeypatch):
+    options = ScoringOptions(widths=(48,))
+    save_scorer(network(), tmp_path / "teacher")
+    images = scored_folder(tmp_path, network(), options, count=3)
+    plan = DistillationPlan(widths=(48,), crop=(36, 48), steps=3, batch=1, checkpoint_every=2)
+    seen = []
+    monkeypatch.setattr(Windows, "cut", lambda self, *given: seen.append(1) or CUT(self, *given))
+
+    def steps(options=options):
+        seen.clear()
+        distil(tmp_path / "teacher", options, [images], plan, tmp_path / "state", seed=1, world=ALONE)
+        return len(seen)
+
+    assert (steps(), steps()) == (3, 1)
+    one, other = images[1:]
+    for file, source in ((one.image, other.image), (one.score, other.score), (one.maps, other.maps)):
+        file.write_bytes(source.read_bytes())
+        assert steps() == 3, file
+    assert steps(ScoringOptions(widths=(48,), kind="max_logit")) == 3
 
 
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path):

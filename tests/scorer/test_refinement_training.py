@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from anomdino.errors import DataError
+from anomdino.scorer import refinement_training
 from anomdino.scorer.base import normalise
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
@@ -31,6 +32,7 @@ from anomdino.scorer.refinement_training import (
     write_item,
 )
 from anomdino.scorer.small_training import StoredItem
+from tests.scorer.watching import given_to_training
 
 STATISTICS = -8.0, 1.0
 ALONE = World(0, 1, torch.device("cpu"))
@@ -121,9 +123,33 @@ def test_a_crop_depends_on_its_number_alone(items):
         assert torch.equal(one, two)
     assert not torch.equal(first.level, other.level)
     assert first.image.shape == (3, CROP, CROP)
-    beyond = first.frame == 0
-    assert (first.label[beyond] == 255).all()
-    assert (first.level[beyond] == 0).all()
+    drawn = [crops[SampleId(number, 0, False)] for number in range(12)]
+    wide = [one for one in drawn if not one.frame.all()]
+    assert wide
+    for one in wide:
+        beyond = one.frame == 0
+        assert (one.label[beyond] == 255).all()
+        assert (one.level[beyond] == 0).all()
+        assert (one.image[:, beyond] == 0).all()
+
+
+def test_photo_score_and_label_of_a_crop_stay_together(tmp_path, monkeypatch):
+    """Where the label says object, the photo is white and the score high, turned round or not."""
+    for name in ("changed_score", "changed_colours"):
+        monkeypatch.setattr(refinement_training, name, lambda source, values, *rest: values)
+    label = np.zeros((480, 640), np.uint8)
+    label[100:300, 200:320] = 1
+    item = StoredItem("a", tmp_path / "a.npz")
+    write_item(item.file, np.repeat(255 * label[..., None], 3, 2), 20.0 * label.astype(np.float32), label)
+    crops, columns = Crops([RefinementShare([item])], (0.0, 1.0), 0), set()
+    for number in range(10):
+        one = crops[SampleId(number, 0, False)]
+        white, high, true = one.image[0] > 0, one.level > 10, one.label == 1
+        assert (white != true).float().mean() < 0.01
+        assert (high != true).float().mean() < 0.01
+        assert true.any()
+        columns.add(bool(true[:, :160].sum() > true[:, 160:].sum()))
+    assert columns == {True, False}
 
 
 def test_the_photo_is_hidden_as_often_as_asked(items):
@@ -220,6 +246,30 @@ def test_a_training_starts_from_the_weights_that_it_is_given(items, tmp_path):
     for name, tensor in done.network.network.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in start.state_dict().items())
+
+
+def test_kept_images_teach_nothing_and_a_resume_point_is_of_all_that_counts(items, tmp_path, monkeypatch):
+    def given(shares, statistics=STATISTICS, start=None):
+        return given_to_training(
+            monkeypatch,
+            refinement_training,
+            lambda: train_refinement(shares, statistics, PLAN, tmp_path, seed=0, world=ALONE, start=start),
+        )
+
+    torch.manual_seed(7)
+    starts = [PhotoUNet(maps=2) for _ in range(2)]
+    keys, depends = given([RefinementShare(items)])
+    assert keys == {"1", "2", "3", "5", "6", "7"}
+    other = [
+        given([RefinementShare(items[1:])]),
+        given([RefinementShare(items, draws=2)]),
+        given([RefinementShare(items, weight=2.0)]),
+        given([RefinementShare(items, shown=0.5)]),
+        given([RefinementShare(items)], (-8.0, 2.0)),
+        *(given([RefinementShare(items)], start=start) for start in starts),
+    ]
+    assert len({depends, *(one for _, one in other)}) == 8
+    assert given([RefinementShare(items)])[1] == depends
 
 
 def test_a_kind_of_one_image_is_refused(items, tmp_path):

@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from anomdino.errors import DataError
+from anomdino.scorer import small_training
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
+from anomdino.scorer.schedule import PolySchedule
 from anomdino.scorer.small_training import (
     FineTuningPlan,
     InTurns,
@@ -116,6 +118,15 @@ def trained(state, items, depends=0):
         world=ALONE,
     )
     return objective.scorer(torch.ones(1, 1)).item(), history
+
+
+def test_a_training_keeps_to_its_plan(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr(small_training, "fit", lambda *given, **more: plans.append(given[3]) or [])
+    trained(tmp_path, [3.0])
+    (plan,) = plans
+    assert plan.schedule == PolySchedule(PLAN.steps, warmup=PLAN.warmup)
+    assert (plan.clip, plan.checkpoint_every, plan.name) == (PLAN.clip, PLAN.checkpoint_every, "numbers")
 
 
 def test_training_goes_on_from_a_resume_point_of_the_same_data_alone(tmp_path):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from anomdino.config.score import ScoreConfig
 from anomdino.errors import CheckpointError, ConfigError, DataError, TrainingError
+from anomdino.scorer import width_fusion_training
 from anomdino.scorer.base import ScorerSpec, build_scorer, save_scorer
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
@@ -41,6 +42,7 @@ from anomdino.scorer.width_fusion_training import (
     write_grid,
 )
 from tests.scorer.test_training import OPTIONS
+from tests.scorer.watching import given_to_training
 
 ALONE = World(0, 1, torch.device("cpu"))
 WIDTHS = (48, 96)
@@ -339,6 +341,29 @@ def test_a_killed_training_ends_as_an_unbroken_one(tmp_path, monkeypatch):
     resumed = trained(tmp_path, "broken").network.state_dict()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_kept_images_teach_nothing_and_a_resume_point_is_of_all_that_counts(tmp_path, monkeypatch):
+    images = stored(tmp_path / "a", 5, 1)
+
+    def given(shares, widths=WIDTHS):
+        plan = FusionPlan(held_out=4)
+        return given_to_training(
+            monkeypatch,
+            width_fusion_training,
+            lambda: train_fusion(shares, widths, plan, tmp_path, seed=0, world=ALONE),
+        )
+
+    keys, depends = given([FusionShare(images)])
+    assert keys == {"a/1", "a/2", "a/3"}
+    other = [
+        given([FusionShare(images[1:])]),
+        given([FusionShare(images, draws=2)]),
+        given([FusionShare(images, weight=2.0)]),
+        given([FusionShare(images)], (48, 100)),
+    ]
+    assert len({depends, *(one for _, one in other)}) == 5
+    assert given([FusionShare(images)])[1] == depends
 
 
 def test_scores_that_are_not_finite_stop_the_training_by_name(tmp_path):

@@ -1,0 +1,25 @@
+"""What the training of a small network is given, without a step of it."""
+
+import json
+
+
+class Stopped(Exception):
+    """The training was about to begin."""
+
+
+def given_to_training(monkeypatch, module, begin):
+    """Begin a training of a module: the keys of the images that it learns from, and what its result depends on."""
+    found = []
+
+    def stop(objective, dataset, *rest, depends, **more):
+        keys = {item.key for share in dataset.turns for item in share.items}
+        found.append((keys, json.dumps(depends)))
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", stop)
+        try:
+            begin()
+        except Stopped:
+            return found[0]
+    raise AssertionError("it did not train")
