@@ -11,7 +11,7 @@ import typer
 
 import anomdino
 from anomdino.cli import config, data, doctor, evaluate, export, fuse, predict, show, weights
-from anomdino.errors import AnomdinoError
+from anomdino.errors import AnomdinoError, DiskError
 
 app = typer.Typer(
     help="Find what no class list knows on the road, to the pixel.",
@@ -59,6 +59,13 @@ def run() -> None:
     except AnomdinoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a file that may not be looked at, a name that is too long
+        if error.filename is None:
+            raise
+        logging.getLogger(__name__).debug("", exc_info=True)
+        cause, cure = (error.strerror or str(error)).lower(), "check the path and its permissions"
+        print(f"error: {DiskError(error.filename, cause, cure)}", file=sys.stderr)
+        sys.exit(DiskError.exit_code)
 
 
 if __name__ == "__main__":

@@ -94,15 +94,14 @@ def predict(
     from anomdino.cascade import Cascade, at_widths, find_models, warn_of_drawn_scenes
     from anomdino.config.params import load_params
     from anomdino.device import resolve_device
-    from anomdino.errors import ConfigError
+    from anomdino.io.atomic import require_folder
     from anomdino.io.video import Selection
     from anomdino.memory import keep_freed_memory
     from anomdino.prediction.inputs import collect
     from anomdino.prediction.run import predict_all
     from anomdino.prediction.writing import PredictionWriter
 
-    if out.exists() and not out.is_dir():
-        raise ConfigError("--out", f"{out} is a file", "name a folder")
+    require_folder(out)
     given, selection = collect(inputs, out), Selection(every, start, end)
     folder, params_file = find_models(models, params)
     chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from anomdino.cascade import Cascade
 from anomdino.errors import AnomdinoError, DataError, DiskError
-from anomdino.io.atomic import atomic_write_json
+from anomdino.io.atomic import atomic_write_json, remove_file
 from anomdino.io.video import ALL, Selection, require_pyav
 from anomdino.prediction.inputs import SUMMARY, Inputs
 from anomdino.prediction.photos import Done, predict_photos
@@ -53,7 +53,7 @@ def predict_all(
         require_pyav()  # before hours of photos, not after
     if frame_maps:
         _refuse_shared_names(inputs)
-    (writer.folder / SUMMARY).unlink(missing_ok=True)  # of a run before: files change from now on
+    remove_file(writer.folder / SUMMARY)  # of a run before: files change from now on
     photos, videos, ended = Done(), Done(), ""
     try:
         predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
