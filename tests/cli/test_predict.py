@@ -22,6 +22,7 @@ from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score
 from anomdino.scorer.base import anomaly_score, load_scorer, to_input
 from anomdino.scorer.width_fusion import WidthFusion, save_fusion
+from anomdino.viz.overlay import NARROWEST
 
 SIZES = {"a/one.png": (40, 64), "a/b/two.png": (33, 47), "three ü.png": (50, 50)}
 
@@ -47,7 +48,7 @@ def test_a_folder_keeps_its_tree(models, photos, tmp_path):
         key = name.removesuffix(".png")
         assert read_score(out / "score" / f"{key}.npz", size).dtype == np.float32
         assert set(np.unique(read_label(out / "mask" / f"{key}.png"))) <= {0, 255}
-        assert read_image(out / "overlay" / f"{key}.jpg").shape[1] == size[1]
+        assert read_image(out / "overlay" / f"{key}.jpg").shape[1] == max(NARROWEST, size[1])
         boxes = json.loads((out / "boxes" / f"{key}.json").read_text())
         assert (boxes["height"], boxes["width"], boxes["boxes"]) == (*size, [])
     summary = json.loads((out / "summary.json").read_text())

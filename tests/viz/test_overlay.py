@@ -10,6 +10,7 @@ from anomdino.viz.overlay import (
     BOX_COLOUR,
     FOOTER,
     MASK_COLOUR,
+    NARROWEST,
     TRUTH_COLOUR,
     ScoreRange,
     colour_table,
@@ -79,7 +80,7 @@ def test_void_is_darkened():
     picture = draw_overlay(
         np.full((50, 60, 3), 120, np.uint8), np.zeros((50, 60), np.float32), ScoreRange(0, 1), truth=truth
     )
-    assert picture[:20].mean() < 0.6 * picture[20:50].mean()
+    assert picture[:20, :60].mean() < 0.6 * picture[20:50, :60].mean()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 700), (700, 3), (2000, 3000)])
@@ -93,6 +94,34 @@ def test_any_size_is_drawn(size):
         max_side=640,
     )
     assert max(picture.shape[0] - FOOTER, picture.shape[1]) <= 640
+
+
+def footer(width, title=""):
+    picture = draw_overlay(
+        np.zeros((40, width, 3), np.uint8),
+        np.zeros((40, width), np.float32),
+        ScoreRange(0.123, 1.4, "fused, above median"),
+        boxes=Boxes.empty(),
+        mask=np.zeros((40, width), bool),
+        title=title,
+    )
+    return picture[-FOOTER:]
+
+
+def test_the_footer_of_a_narrow_photo_has_room_for_its_words():
+    narrow, wide = footer(40), footer(NARROWEST)
+    np.testing.assert_array_equal(narrow, wide)
+    inked = (wide[24:] != wide[-1, -1]).any(axis=(0, 2))
+    assert inked[100:120].any()  # the end of "mask"
+    assert not inked[130:180].any()
+    assert inked[180:200].any()  # the lower end of the range
+
+
+def test_names_with_accents_are_written():
+    shown = [footer(400, name)[:20, :100] for name in ("\ufffe\ufffe", "üß", "жж")]
+    assert all((one != other).any() for one, other in ((shown[0], shown[1]), (shown[1], shown[2])))
+    np.testing.assert_array_equal(footer(400, "a\nb\udcff"), footer(400, "a?b?"))
+    assert (footer(400, "ü")[:20, :100] != footer(400, "é")[:20, :100]).any()
 
 
 def test_common_range_is_that_of_the_whole_set():
