@@ -117,6 +117,7 @@ def test_any_outputs_go_through(project, outputs):
     }
     page = (project / "report/index.html").read_text()
     assert ("mask of ADT-Net" in page) == (final == "fused")
+    assert f">{100 * block['detector']['pixels_in_boxes']:.2f}</td>" in page  # in percent, as all shares
     facts = {entry["key"]: entry["facts"] for entry in entries_of(page)}
     label = np.array(Image.open(project / "data/val/mine/labels/a.png"))
     threshold = json.loads((project / "data/predictions/mine/details.json").read_text())["outputs"][final][

@@ -71,6 +71,20 @@ def test_page_is_self_contained_and_the_same_twice(tmp_path):
     assert "94.75" in page
 
 
+def test_the_best_of_equal_values_is_not_set_in_bold(tmp_path):
+    columns = [Column("x", "x"), Column("y", "y", "low", 1, 0)]
+    rows = {"raw": {"x": 1.0, "y": 0}, "fused": {"x": 0.999999, "y": 0}, "mask": {"x": None, "y": 0}}
+    page = ReportWriter(tmp_path, 0).finish("Demo", {}, [Table("a", columns, rows)], [])
+    assert 'class="best"' not in page.read_text()
+
+
+def test_curves_have_the_ink_of_the_page_and_say_what_they_are():
+    drawn = curve_svg('a "b": ROC', {"raw": Curve([0.1, 1], [0.5, 1])}, "FPR", "TPR")
+    assert drawn.startswith('<svg role="img" aria-label="a &quot;b&quot;: ROC: TPR against FPR" ')
+    assert "currentColor" in drawn
+    assert "#808890" not in drawn
+
+
 def one_image(key, truth):
     shape = truth.shape
     return ImageEntry(
