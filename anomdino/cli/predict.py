@@ -88,8 +88,9 @@ def predict(
 ) -> None:
     """Find anomalies in photos and videos.
 
-    A photo gives a file in score/, mask/, boxes/ and overlay/ each; a video gives overlay/NAME.mp4 and frames/NAME.jsonl,
-    a line a frame. summary.json lists all.
+    A photo gives a file in score/, mask/, boxes/ and overlay/ each.
+    A video gives overlay/NAME.mp4 and frames/NAME.jsonl, a line a frame.
+    summary.json lists all.
     """
     from anomdino.cascade import Cascade, at_widths, find_models, warn_of_drawn_scenes
     from anomdino.config.params import load_params

@@ -202,7 +202,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @lru_cache(maxsize=8)
 def _wide_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """matplotlib's font, for names with more than ASCII: Pillow's own has hardly any accents."""
+    """Give matplotlib's font, for names with more than ASCII: Pillow's own has hardly any accents."""
     import matplotlib as mpl
 
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
