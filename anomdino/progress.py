@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -12,7 +13,7 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None, unit: str = "img") -> Iterator[Item]:
-    """Iterate over ``items`` with a bar that shows count, rate and time left.
+    """Iterate over ``items`` with a bar that shows count, rate and time left, unless the log is told to be quiet.
 
     Args:
         items: What is iterated over.
@@ -20,4 +21,5 @@ def track(items: Iterable[Item], what: str, total: int | None = None, unit: str 
         total: Number of items where ``items`` has no length.
         unit: Name of one item in the rate.
     """
-    return iter(tqdm(items, desc=what, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False))
+    shown = sys.stderr.isatty() and logging.getLogger(__name__).isEnabledFor(logging.INFO)
+    return iter(tqdm(items, desc=what, total=total, unit=unit, disable=not shown, leave=False))

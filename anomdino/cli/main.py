@@ -45,7 +45,9 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings and errors only.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Log warnings and errors only, and show no bar.")
+    ] = False,
 ) -> None:
     """Find what no class list knows on the road, to the pixel."""
     level = "WARNING" if quiet else os.environ.get("ANOMDINO_LOG", "INFO")

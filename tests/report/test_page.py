@@ -1,11 +1,16 @@
 """The report in a real browser: the slider repaints, sorting sorts, nothing is logged as an error."""
 
+import base64
+import io
 import json
+import re
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from anomdino.io.boxes import Boxes
 from anomdino.report.curves import Curve, curve_svg
@@ -93,6 +98,18 @@ def one_image(key, truth):
     )
 
 
+def test_photos_have_their_colours(tmp_path):
+    entry = replace(
+        one_image("a", np.zeros((8, 8), np.uint8)), image=np.full((8, 8, 3), (200, 60, 20), np.uint8)
+    )
+    writer = ReportWriter(tmp_path, 1)
+    writer.add(entry)
+    page = writer.finish("Demo", {}, [], []).read_text()
+    (photo,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(photo))))
+    np.testing.assert_allclose(shown[4, 4].astype(int), (200, 60, 20), atol=6)
+
+
 @pytest.mark.parametrize("key", ["a <!--<script>", "b </script><b>", "c <img src=x>"])
 def test_names_cannot_end_or_swallow_the_data_of_the_page(tmp_path, key):
     """An HTML parser that knows the states of a script's text: `<!--<script>` lets it run on to the page's end."""
@@ -115,6 +132,14 @@ def test_an_image_says_why_it_has_no_ap(tmp_path):
     data = page.split('<script id="entries" type="application/json">')[1].split("</script>")[0]
     reasons = {entry["key"]: entry["facts"]["ap_reason"] for entry in json.loads(data)}
     assert reasons == {"all": "no in-distribution pixel", "none": "no anomaly"}
+
+
+def test_the_false_area_is_a_share_of_what_is_not_void(tmp_path):
+    writer, truth = ReportWriter(tmp_path, 1), np.zeros((8, 8), np.uint8)
+    truth[0], truth[1] = 255, 1
+    writer.add(replace(one_image("a", truth), mask=np.ones((8, 8), bool)))
+    page = writer.finish("Demo", {}, [], []).read_text()
+    assert f'"false_area": {48 / 56:.6f}' in page
 
 
 def test_many_images_lie_beside_the_page(tmp_path):

@@ -74,6 +74,19 @@ def test_elements_are_drawn_where_they_are(element, colour):
     assert towards[60:120, 38:43].sum() > 50
 
 
+def test_boxes_and_outlines_follow_a_photo_that_is_shrunk():
+    image, score = np.full((400, 1600, 3), 60, np.uint8), np.zeros((400, 1600), np.float32)
+    region = np.zeros((400, 1600), bool)
+    region[160:320, 400:800] = True
+    boxes = Boxes(np.array([[400, 160, 800, 320], [400, 160, 800, 320]]), np.array([0.9, 0.1]))
+    bare, whole = (draw_overlay(image, score, ScoreRange(0, 1), mask=m, max_side=400) for m in (None, region))
+    np.testing.assert_allclose(changed_region(whole, bare), (40, 80, 100, 200), atol=3)
+    boxed = draw_overlay(image, score, ScoreRange(0, 1), boxes=boxes, max_side=400)
+    assert changed_region(boxed, bare)[1:] == (79, 100, 199)
+    sure = draw_overlay(image, score, ScoreRange(0, 1), boxes=boxes.subset(slice(0, 1)), max_side=400)
+    np.testing.assert_array_equal(boxed[:-FOOTER], sure[:-FOOTER])  # the surest box is drawn last
+
+
 def test_void_is_darkened():
     truth = np.zeros((50, 60), np.uint8)
     truth[:20] = 255
