@@ -223,6 +223,9 @@ def test_in_a_browser(browser, tmp_path, count):
     assert ap == sorted(ap)
     choose(browser, "filter", "clean")
     assert keys(browser) == [everything[1].key]
+    for kind in ("missed", "false"):
+        choose(browser, "filter", kind)
+        assert set(keys(browser)) == {entry.key for entry in everything if getattr(entry, kind)}
     choose(browser, "filter", "")
     choose(browser, "set", "road")
     assert len(keys(browser)) == count // 2
@@ -240,6 +243,26 @@ def test_in_a_browser(browser, tmp_path, count):
     wait_for(lambda: not browser.execute_script("return document.getElementById('viewer').open"))
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
+
+
+@pytest.mark.slow
+def test_a_box_is_drawn_where_it_is(browser, tmp_path):
+    browser.get(write(tmp_path / "r", 1).as_uri())
+
+    def pixels():
+        script = (
+            "const c = document.querySelector('.card canvas');"
+            "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+        )
+        return np.array(browser.execute_script(script))
+
+    wait_for(lambda: painted(browser) is not None and pixels().size == HEIGHT * WIDTH * 4)
+    with_box = pixels()
+    browser.find_element("css selector", "[data-layer=boxes]").click()
+    wait_for(lambda: not np.array_equal(pixels(), with_box))
+    changed = (pixels() != with_box).reshape(HEIGHT, WIDTH, 4).any(axis=2)
+    assert np.flatnonzero(changed.any(axis=1)).max() in {19, 20}
+    assert np.flatnonzero(changed[18]).tolist() == [3, 4, 19, 20]
 
 
 @pytest.mark.slow
