@@ -242,6 +242,8 @@ def test_a_method_is_a_name_and_no_path(track):
 def test_submission_checks_the_number_of_frames(track):
     with pytest.raises(DataError, match=r"has 10 frames, AnomalyTrack-all has 110\n.*--expected-count"):
         submit(track)
+    with pytest.raises(DataError, match="ObstacleTrack: has 10 frames, ObstacleTrack-all has 327"):
+        submit(track, "--track", "obstacle", "--split", "test")
     assert submit(track, "--expected-count", 0).exit_code == 0
     (track / "strong/validation0004.npz").unlink()
     with pytest.raises(DataError, match="validation0004"):
