@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 import anomdino
 from anomdino.cli import config, data, doctor, evaluate, export, fuse, predict, show, weights
 from anomdino.errors import AnomdinoError, DiskError
+from anomdino.progress import log_level
 
 app = typer.Typer(
     help="Find what no class list knows on the road, to the pixel.",
@@ -50,7 +50,7 @@ def main(
     ] = False,
 ) -> None:
     """Find what no class list knows on the road, to the pixel."""
-    level = "WARNING" if quiet else os.environ.get("ANOMDINO_LOG", "INFO")
+    level = "WARNING" if quiet else log_level()
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
 
 
