@@ -14,7 +14,7 @@ import numpy.typing as npt
 from anomdino.adt.fusion import AdtModel, FusionRule, Output, fuse
 from anomdino.adt.plugin import with_threshold
 from anomdino.adt.store import load_adt
-from anomdino.errors import CheckpointError
+from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.boxes import Boxes
 from anomdino.release import released_folder
 from anomdino.scorer.inference import ScoringEngine
@@ -176,15 +176,24 @@ def find_models(models: Path | None, params: Path | None) -> tuple[Path, Path]:
         Folder of models, and parameter file.
 
     Raises:
-        CheckpointError: The folder that was asked for does not exist, or there is no trained pipeline.
+        CheckpointError: The folder that was asked for does not exist or holds no models, or there is no trained pipeline.
+        ConfigError: There is no parameter file beside the folder that was asked for, nor here.
     """
     asked = models is not None and models.as_posix() == RELEASED and not models.exists()
     if models is not None and not asked:
         if not models.is_dir():
             raise CheckpointError(models, "is no folder", f"name a folder of trained models, or `{RELEASED}`")
         inner = models / "models" if (models / "models").is_dir() else models
+        if not (inner / "adt").is_dir():
+            raise CheckpointError(
+                models, "holds no trained models", f"name a folder with rpl/ and adt/, or `{RELEASED}`"
+            )
         beside = [inner.parent / "params.yaml", Path("params.yaml")]
-        found = params or next((path for path in beside if path.is_file()), beside[-1])
+        found = params or next((path for path in beside if path.is_file()), None)
+        if found is None:
+            raise ConfigError(
+                "--params", f"is needed: no params.yaml lies beside {inner}", "name the models' own"
+            )
         return inner, found
     if not asked and all((TRAINED_HERE / part / "config.json").is_file() for part in ("rpl", "adt")):
         return TRAINED_HERE, params or Path("params.yaml")

@@ -108,7 +108,8 @@ def write_submission(
         raise DataError("method", f"is '{method}'", "give a name without / or ..")
     dataset = dataset or DATASETS.get(benchmark.layout, benchmark.name)
     if expected_count is not None and len(benchmark) != expected_count:
-        raise DataError(benchmark.name, f"has {len(benchmark)} frames, {dataset} has {expected_count}", "")
+        cure = "check root and split, or say how many there are to be: --expected-count, 0 for any number"
+        raise DataError(benchmark.name, f"has {len(benchmark)} frames, {dataset} has {expected_count}", cure)
 
     def checked(sample: Sample) -> FloatMap:
         score = read(sample)

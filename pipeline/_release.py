@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import typer
 
 from anomdino.errors import AnomdinoError
 from anomdino.memory import keep_freed_memory
+from anomdino.progress import log_level
 from anomdino.protocol import refuse_evaluation_data
 from pipeline._steps import ROOT
 
@@ -46,9 +46,8 @@ def command(name: str, *training: Path) -> Iterator[None]:
         name: Of the command, for the message.
         training: Folders that it learns from; evaluation data is refused.
     """
-    level = os.environ.get("ANOMDINO_LOG", "INFO")
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
+        logging.basicConfig(level=log_level(), format="%(message)s", stream=sys.stderr)
         keep_freed_memory()
         refuse_evaluation_data(*training)
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from anomdino.config.params import Params, load_params
 from anomdino.errors import AnomdinoError, ConfigError
+from anomdino.progress import log_level
 
 if TYPE_CHECKING:
     from anomdino.benchmarks import Benchmark
@@ -50,11 +50,9 @@ def stage(name: str, *blocks: str, params: Path = Path("params.yaml")) -> Iterat
     Yields:
         The checked parameters; blocks not named keep the schema's defaults.
     """
-    logging.basicConfig(
-        level=os.environ.get("ANOMDINO_LOG", "INFO"), format="%(message)s", stream=sys.stderr, force=True
-    )
     started = time.perf_counter()
     try:
+        logging.basicConfig(level=log_level(), format="%(message)s", stream=sys.stderr, force=True)
         checked = load_params(params, only=(*blocks, "seed", "device"))
         yield checked
     except AnomdinoError as error:

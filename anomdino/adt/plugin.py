@@ -18,7 +18,7 @@ from anomdino.adt.fusion import AdtModel, FusionRule, check_map, fuse
 from anomdino.adt.model import AdtNet, ScoreStatistics
 from anomdino.adt.thresholds import Threshold, ThresholdCalibration, ThresholdKind
 from anomdino.errors import ConfigError, DataError
-from anomdino.io.atomic import atomic_write_json
+from anomdino.io.atomic import atomic_write_json, remove_file
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import image_size, read_image, read_label, write_png
 from anomdino.io.listing import list_files, pair_by_key
@@ -215,7 +215,7 @@ def fuse_folder(
     sizes, photos = _sizes(maps, images), _photos(maps, images, rule)
     _check_maps(maps, sizes, model.net.statistics)
     remove_others(out, maps, write_thresholds)
-    (out / SUMMARY).unlink(missing_ok=True)
+    remove_file(out / SUMMARY)
     without_boxes = predicted = 0
     for key, path in track(sorted(maps.items()), "fuse"):
         fused = fuse(

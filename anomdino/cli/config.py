@@ -27,6 +27,8 @@ def use(
     from anomdino.io.atomic import atomic_write_text
 
     chosen = profile_params(profile)
+    if params.is_dir():
+        raise ConfigError("--params", f"{params} is a folder", "name a file, as in params.yaml")
     try:
         before = flatten(load_params(params)) if params.exists() else {}
     except ConfigError as error:
@@ -67,8 +69,16 @@ def explain(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Print the parameters in force, one a line."""
-    from anomdino.config.params import flatten, load_params
+    from difflib import get_close_matches
 
-    for key, value in flatten(load_params(params)).items():
-        if key.startswith(prefix):
-            print(f"{key} = {value}")
+    from anomdino.config.params import flatten, load_params
+    from anomdino.errors import ConfigError
+
+    values = flatten(load_params(params))
+    found = {key: value for key, value in values.items() if key.startswith(prefix)}
+    if not found:
+        near = get_close_matches(prefix, [*{key.split(".")[0] for key in values}, *values], n=1)
+        cure = f"did you mean '{near[0]}'?" if near else "`anomdino config explain` shows all"
+        raise ConfigError(prefix, "begins the name of no parameter", cure)
+    for key, value in found.items():
+        print(f"{key} = {value}")

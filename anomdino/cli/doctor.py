@@ -12,6 +12,9 @@ from pathlib import Path
 
 import typer
 
+WIDE = 1000
+"""Columns where no terminal breaks lines, so that a line can be searched and copied."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -34,13 +37,17 @@ def doctor() -> None:
     """Say what is installed, which device is used, what is missing, and the command that cures it."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("", "state", "found", "cure", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "state", "found", "cure"):
+        table.add_column(heading, overflow="fold")
     colours = {"ok": "green", "optional": "yellow", "missing": "bold red"}
     findings = examine()
-    for item in findings:
-        table.add_row(item.name, f"[{colours[item.state]}]{item.state}[/]", item.detail, item.cure)
-    Console(soft_wrap=not sys.stdout.isatty(), highlight=False).print(table)
+    for item in findings:  # as texts: rich would take the [video] of a cure for its own
+        state = Text(item.state, colours[item.state])
+        table.add_row(Text(item.name), state, Text(item.detail), Text(item.cure))
+    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
     if any(item.state == "missing" for item in findings):
         raise typer.Exit(1)
 

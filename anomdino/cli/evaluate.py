@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+PARAMS = Path("params.yaml")
+
 submit_app = typer.Typer(no_args_is_help=True)
 
 
@@ -26,7 +28,7 @@ def evaluate(
     masks: Annotated[Path | None, typer.Option(help="Folder of the method's own masks <key>.png.")] = None,
     name: Annotated[str, typer.Option(help="Name of the method in the results.")] = "score",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("evaluation"),
-    params: Annotated[Path, typer.Option(help="Parameter file that names benchmarks.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="Parameter file that names benchmarks.")] = PARAMS,
     seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings for 95 % intervals; 0 for none.")] = 1000,
     threshold: Annotated[
@@ -50,12 +52,18 @@ def evaluate(
     from anomdino.evaluation.memory import share_one_heap
     from anomdino.evaluation.opening import find_benchmark
     from anomdino.evaluation.summary import RESERVED
+    from anomdino.io.atomic import require_folder
 
     if threshold is not None and not math.isfinite(threshold):
         raise ConfigError("--threshold", f"is {threshold}", "give a number")
     if name in RESERVED or not name.strip():
         raise ConfigError(
             "--name", f"cannot be '{name}': metrics.json has other uses for it", "choose another name"
+        )
+    require_folder(out)
+    if params != PARAMS and not params.is_file():
+        raise ConfigError(
+            "--params", f"{params} is no file", f"name a parameter file; {PARAMS} may be absent"
         )
     share_one_heap()
     opened = find_benchmark(benchmark, root, split, labels, params)
@@ -117,7 +125,7 @@ def smiyc(
     track: Annotated[str, typer.Option(help="anomaly or obstacle.")] = "anomaly",
     split: Annotated[str, typer.Option(help="Frames to write.")] = "all",
     expected_count: Annotated[
-        int | None, typer.Option(help="Number of frames; the benchmark's by default, 0 for any.")
+        int | None, typer.Option(min=0, help="Number of frames; the benchmark's by default, 0 for any.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the submission.")] = Path("outputs"),
 ) -> None:
@@ -125,8 +133,10 @@ def smiyc(
     from anomdino.benchmarks import REGISTRY, open_benchmark
     from anomdino.errors import ConfigError
     from anomdino.evaluation import ScoreFolder
+    from anomdino.io.atomic import require_folder
     from anomdino.submission import write_submission
 
+    require_folder(out)
     entries = {"anomaly": "AnomalyTrack", "obstacle": "ObstacleTrack"}
     if track not in entries:
         raise ConfigError("--track", f"'{track}' is unknown", "use anomaly or obstacle")

@@ -26,9 +26,10 @@ def export(
 ) -> None:
     """Write score and mask as one ONNX file, for one size of photo, and check it with ONNX Runtime.
 
-    Input `image`: uint8 (H, W, 3), RGB. Outputs `score`: float32 (H, W), higher is more anomalous; `mask`: bool (H, W).
-    They are those of `anomdino predict --no-boxes --output raw`, but small components stay in the mask. The detector
-    cannot be exported.
+    Input `image`: uint8 (H, W, 3), RGB.
+    Outputs `score`: float32 (H, W), higher is more anomalous; `mask`: bool (H, W).
+    They are those of `anomdino predict --no-boxes --output raw`, but small components stay in the mask.
+    The detector cannot be exported.
     """
     from anomdino.adt.store import load_adt
     from anomdino.cascade import at_widths, find_models, warn_of_drawn_scenes

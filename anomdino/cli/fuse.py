@@ -105,9 +105,11 @@ def fuse(
     from anomdino.adt.fusion import FusionRule
     from anomdino.adt.plugin import boxes_as_given, fuse_folder, oriented, with_threshold
     from anomdino.errors import ConfigError
+    from anomdino.io.atomic import require_folder
     from anomdino.io.listing import list_images
     from anomdino.io.maps import list_maps
 
+    require_folder(out)
     if outline and images is None:
         raise ConfigError("--outline", "needs the photos", "name their folder: --images FOLDER")
     loaded = _load(model, device)
@@ -166,13 +168,16 @@ def calibrate(
     from anomdino.adt.store import save_adt
     from anomdino.adt.thresholds import ThresholdKind
     from anomdino.errors import ConfigError
+    from anomdino.io.atomic import require_folder
     from anomdino.io.listing import list_images
     from anomdino.io.maps import list_maps
     from anomdino.protocol import refuse_evaluation_data
 
+    require_folder(out)
     kind = ThresholdKind.parse(threshold) if threshold else None
     if kind and labels is None:
-        raise ConfigError("--labels", f"is missing: threshold {kind} is found on labelled images", "")
+        cause = f"is missing: threshold {kind} is found on labelled images"
+        raise ConfigError("--labels", cause, "name their folder: --labels FOLDER")
     refuse_evaluation_data(scores, *([labels] if labels else []))
     loaded, maps = replace(_load(model, device), threshold=None), list_maps(scores)
     if as_given:
@@ -256,7 +261,9 @@ def tune(
     from anomdino.adt.store import save_adt
     from anomdino.adt.tuning import tune_rule, write_tuning
     from anomdino.errors import CheckpointError, ConfigError
+    from anomdino.io.atomic import require_folder
 
+    require_folder(out)
     if evidence and as_given:
         raise ConfigError("--box-evidence", "weighs boxes, and --boxes-as-given does not", "choose one")
     loaded = _load(model, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Annotated
 
@@ -11,7 +10,8 @@ import typer
 
 import anomdino
 from anomdino.cli import config, data, doctor, evaluate, export, fuse, predict, show, weights
-from anomdino.errors import AnomdinoError
+from anomdino.errors import AnomdinoError, DiskError
+from anomdino.progress import log_level
 
 app = typer.Typer(
     help="Find what no class list knows on the road, to the pixel.",
@@ -45,10 +45,12 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings and errors only.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Log warnings and errors only, and show no bar.")
+    ] = False,
 ) -> None:
     """Find what no class list knows on the road, to the pixel."""
-    level = "WARNING" if quiet else os.environ.get("ANOMDINO_LOG", "INFO")
+    level = "WARNING" if quiet else log_level()
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
 
 
@@ -59,6 +61,13 @@ def run() -> None:
     except AnomdinoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a file that may not be looked at, a name that is too long
+        if error.filename is None:
+            raise
+        logging.getLogger(__name__).debug("", exc_info=True)
+        cause, cure = (error.strerror or str(error)).lower(), "check the path and its permissions"
+        print(f"error: {DiskError(error.filename, cause, cure)}", file=sys.stderr)
+        sys.exit(DiskError.exit_code)
 
 
 if __name__ == "__main__":

@@ -95,13 +95,14 @@ def predict(
 ) -> None:
     """Find anomalies in photos and videos.
 
-    A photo gives a file in score/, mask/, boxes/ and overlay/ each; a video gives overlay/NAME.mp4 and frames/NAME.jsonl,
-    a line a frame. summary.json lists all.
+    A photo gives a file in score/, mask/, boxes/ and overlay/ each.
+    A video gives overlay/NAME.mp4 and frames/NAME.jsonl, a line a frame.
+    summary.json lists all.
     """
     from anomdino.cascade import Cascade, at_widths, find_models, warn_of_drawn_scenes
     from anomdino.config.params import load_params
     from anomdino.device import resolve_device
-    from anomdino.errors import ConfigError
+    from anomdino.io.atomic import require_folder
     from anomdino.io.video import Selection
     from anomdino.memory import keep_freed_memory
     from anomdino.prediction.inputs import collect
@@ -109,8 +110,7 @@ def predict(
     from anomdino.prediction.run import predict_all
     from anomdino.prediction.writing import PredictionWriter
 
-    if out.exists() and not out.is_dir():
-        raise ConfigError("--out", f"{out} is a file", "name a folder")
+    require_folder(out)
     given, selection = collect(inputs, out), Selection(every, start, end)
     found = InstanceFile(out / INSTANCES) if instances else None  # a package may be missing: said at once
     folder, params_file = find_models(models, params)

@@ -26,7 +26,8 @@ def show(
         raise DataError(metrics, "does not exist", "run the pipeline first: `dvc repro`") from error
     except (ValueError, OSError) as error:
         raise DataError(metrics, f"is no JSON ({error})", "run `dvc repro evaluate`") from error
-    if not isinstance(content, dict):
+    blocks = content.values() if isinstance(content, dict) else ()
+    if not any(isinstance(block, dict) and "protocol" in block for block in blocks):
         raise DataError(metrics, "holds no metrics", "give the metrics.json of an evaluation")
     print_summary(content)
     page = metrics.parent / "report" / "index.html"

@@ -110,7 +110,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(path, f"cannot be read: {(error.strerror or str(error)).lower()}", "") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(path, f"is no valid YAML: {str(error).strip()}", "") from error
+        cure = "correct it there, or `anomdino config use demo` restores the defaults"
+        raise ConfigError(path, f"is no valid YAML: {str(error).strip()}", cure) from error
     return {} if content is None else content
 
 

@@ -124,9 +124,17 @@ def compare_runs(
         result = {name: _compared(one[name], two[name], options) for name in names}
     result = {name: outputs for name, outputs in result.items() if outputs}
     if not result:
-        cause, cure = "have no benchmark and output in common", "evaluate both on the same set"
-        raise DataError(f"{first}, {second}", cause, cure)
+        wanted = (
+            f"benchmark{f' {benchmark!r}' if benchmark else ''} and output{f' {output!r}' if output else ''}"
+        )
+        cause = f"have no {wanted} in common; the first has {_contents(one)}; the second {_contents(two)}"
+        raise DataError(f"{first}, {second}", cause, "name what both have, or evaluate both on the same set")
     return dict(rounded(result))
+
+
+def _contents(runs: Mapping[str, _Run]) -> str:
+    """Name the benchmarks of a run with their outputs."""
+    return ", ".join(f"{name} ({', '.join(run.images['output'].unique())})" for name, run in runs.items())
 
 
 def _compared(one: _Run, two: _Run, options: _Options) -> dict[str, Any]:
@@ -318,13 +326,14 @@ class _Revision:
             raise DataError(self.revision, "is no folder, and DVC is not installed", "pip install dvc")
         command = [
             *(sys.executable, "-m", "dvc", "get", ".", str(PREDICTIONS)),
-            *("--rev", self.revision, "--out", str(target), "--quiet"),
+            *("--rev", self.revision, "--out", str(target)),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or ["unknown"]
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")] or ["unknown"]
+            cause = f"is no folder and no revision with results ({said[0].removeprefix('ERROR: ')})"
             raise DataError(
-                self.revision, f"is no folder and no revision with results ({reason[0]})", "`dvc fetch`?"
+                self.revision, cause, "check the name; `dvc fetch` gets results of other machines"
             )
         return target
 

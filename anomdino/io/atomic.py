@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anomdino.errors import DiskError
+from anomdino.errors import ConfigError, DiskError
 
 _DISK_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free some space and run again: finished files were kept"),
@@ -39,13 +39,15 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         A path in the same folder that the block writes to.
 
     Raises:
-        DiskError: The disk is full, or the place is not writable, or no folder can be made there.
+        DiskError: The disk is full, or the place is not writable, or it is a folder, or no folder can be made there.
     """
     path = Path(path)
     stem = os.fsdecode(os.fsencode(path.stem)[:100])  # names are limited in bytes
     temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
     with _disk_errors(path):
         _make_folder(path)
+        if path.is_dir():
+            raise DiskError(path, "is a folder, and a file is to be written", "name a file")
         try:
             yield temporary
             if temporary.exists():
@@ -73,6 +75,27 @@ def make_parent(path: Path) -> None:
     """
     with _disk_errors(path):
         _make_folder(path)
+
+
+def require_folder(folder: Path, name: str = "--out") -> None:
+    """Refuse an output folder that is a file or would lie below one, before any work.
+
+    Raises:
+        ConfigError: It is; the message begins with ``name``.
+    """
+    for part in (folder, *folder.parents):
+        if os.path.isfile(part):  # noqa: PTH113 - a part that may not be looked at is told when it is written to
+            raise ConfigError(name, f"{part} is a file", "name a folder")
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file where there is one.
+
+    Raises:
+        DiskError: It may not be removed.
+    """
+    with _disk_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def _make_folder(path: Path) -> None:

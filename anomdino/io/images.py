@@ -35,7 +35,7 @@ _HAS_FILTERS = hasattr(cv2, "IMWRITE_PNG_FILTER")
 _NO_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE) if _HAS_FILTERS else ()
 _AVERAGE_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG) if _HAS_FILTERS else ()
 _COLOUR, _GREY = b"\x08\x02", b"\x08\x00"
-_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of EXIF and TIFF
+_WIDTH, _HEIGHT, _BITS, _ORIENTATION = 0x0100, 0x0101, 0x0102, 0x0112  # tags of EXIF and TIFF
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"tIME"}
 _MAGIC = {
     b"<!DOC": "an HTML page (a download page saved under its name?)",
@@ -68,9 +68,9 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
     if pixels is not None:
         return pixels
     with _Opened(path, max_pixels) as image:
-        image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I;16", "I", "F")) or _is_16_bit_colour(path, image):
-            return _sixteen_bit_to_rgb(path)
+            image = _eight_bits(path, image.getexif().get(_ORIENTATION, 1))
+        image = ImageOps.exif_transpose(image)
         if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
             image = image.convert("RGBA")
             canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
@@ -259,17 +259,24 @@ def _explained(path: Path, error: Exception) -> DataError:
 
 
 def _is_16_bit_colour(path: Path, image: Image.Image) -> bool:
-    if image.format == "PNG" and image.mode in {"RGB", "RGBA"}:
+    """Tell whether a file, just opened, has 16 bits a channel, of which Pillow gives the upper 8."""
+    if image.format == "PNG" and image.mode in {"RGB", "RGBA", "LA"}:
         with path.open("rb") as file:
             return file.read(25)[24:25] == b"\x10"
-    return image.format == "TIFF" and image.mode == "RGB" and 16 in image.tag_v2.get(258, ())  # type: ignore[attr-defined]
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and image.mode in {"RGB", "RGBA"} and 16 in tags.get(_BITS, ())
 
 
-def _sixteen_bit_to_rgb(path: Path) -> npt.NDArray[np.uint8]:
-    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
-    if values is None or values.dtype not in (np.uint8, np.uint16):
+def _eight_bits(path: Path, orientation: int) -> Image.Image:
+    """Read an image of 16 bits a channel as one of 8, RGB or RGBA, still turned as it is stored."""
+    orders = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    channels = 1 if values is None or values.ndim == 2 else values.shape[2]
+    if values is None or values.dtype not in (np.uint8, np.uint16) or channels not in orders:
         raise DataError(path, "has a pixel type that is not supported", "save it with 8 or 16 bits a channel")
     if values.dtype == np.uint16:
         log.warning("%s has 16 bits a channel; scaled to 8 bits by division by 257", path)
         values = np.round(values / 257.0).astype(np.uint8)
-    return np.ascontiguousarray(cv2.cvtColor(values, cv2.COLOR_BGR2RGB).astype(np.uint8))
+    image = Image.fromarray(np.asarray(cv2.cvtColor(values, orders[channels]), np.uint8))
+    image.getexif()[_ORIENTATION] = orientation
+    return image

@@ -15,6 +15,7 @@ from anomdino.errors import BackendMissing
 from anomdino.io.atomic import atomic_path
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
 from anomdino.metrics.instances import components_as_instances
+from anomdino.prediction.coco import file_name
 
 INSTANCES = "instances.json"
 _IN_MEMORY = 2**23
@@ -49,15 +50,14 @@ class InstanceFile:
         """Add a photo.
 
         Args:
-            key: Its key; ``file_name`` is the key with the photo's suffix, relative to the folder that was named.
+            key: Its key; see :func:`anomdino.prediction.inputs.collect`.
             photo: Its file.
             mask: bool (H, W).
             score: The final score, float32 (H, W).
         """
         number = image_id(key)
         height, width = mask.shape
-        name = key if key.endswith(photo.suffix) else key + photo.suffix
-        image = {"id": number, "file_name": name, "height": height, "width": width}
+        image = {"id": number, "file_name": file_name(key, photo), "height": height, "width": width}
         self._images.write(json.dumps(image) + "\n")
         ids, scores = components_as_instances(mask, score)
         for index, (x0, y0, x1, y1) in enumerate(_extents(ids, len(scores))):

@@ -10,8 +10,9 @@ from typing import Any
 
 from anomdino.cascade import Cascade
 from anomdino.errors import AnomdinoError, DataError, DiskError
-from anomdino.io.atomic import atomic_write_json
+from anomdino.io.atomic import atomic_write_json, remove_file
 from anomdino.io.video import ALL, Selection, require_pyav
+from anomdino.prediction.coco import COCO, coco_of
 from anomdino.prediction.inputs import SUMMARY, Inputs
 from anomdino.prediction.instances import INSTANCES
 from anomdino.prediction.photos import Done, predict_photos
@@ -32,7 +33,8 @@ def predict_all(
 ) -> tuple[Done, Done]:
     """Predict photos, then videos, and write ``summary.json``, also when the user or an error ends it (``ended``).
 
-    So is the COCO file of the instances written, where the writer collects them.
+    Beside it lie ``coco.json``, the boxes of the photos that were done, and, where the writer collects them,
+    ``instances.json``, their outlines.
 
     Args:
         cascade: The loaded networks.
@@ -56,8 +58,8 @@ def predict_all(
         require_pyav()  # before hours of photos, not after
     if frame_maps:
         _refuse_shared_names(inputs)
-    for name in (SUMMARY, INSTANCES):
-        (writer.folder / name).unlink(missing_ok=True)  # of a run before: files change from now on
+    for name in (SUMMARY, COCO, INSTANCES):  # of a run before: files change from now on
+        remove_file(writer.folder / name)
     photos, videos, ended = Done(), Done(), ""
     try:
         predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
@@ -75,19 +77,26 @@ def predict_all(
     except AnomdinoError as error:
         ended = f"{error.what}: {error.cause}"
         with suppress(DiskError):  # the disk that was full may be so still
-            _write_summary(writer, about, photos, videos, ended)
+            _write_summary(writer, about, inputs, photos, videos, ended)
         raise
     ended = "interrupted" if photos.interrupted or videos.interrupted else ""
-    _write_summary(writer, about, photos, videos, ended)
+    _write_summary(writer, about, inputs, photos, videos, ended)
     if ended:
         raise KeyboardInterrupt
     return photos, videos
 
 
 def _write_summary(
-    writer: PredictionWriter, about: Mapping[str, Any], photos: Done, videos: Done, ended: str
+    writer: PredictionWriter,
+    about: Mapping[str, Any],
+    inputs: Inputs,
+    photos: Done,
+    videos: Done,
+    ended: str,
 ) -> None:
     rule = writer.rule
+    if photos.lines:
+        atomic_write_json(writer.folder / COCO, coco_of(photos.lines, inputs.photos))
     if writer.instances is not None:
         writer.instances.write()
     atomic_write_json(

@@ -216,10 +216,15 @@ def _tables(result: BenchmarkResult) -> Iterator[Table]:
     yield from _group_tables(result)
     if result.detector is not None:
         keys = [key for key, value in result.detector.items() if value is not None]
-        columns = [Column(key, key.replace("_", " "), "none", 1, 3) for key in keys]
+        columns = [_detector_column(key) for key in keys]
         yield Table(f"{name}: detector", columns, {"boxes": result.detector}, row_name="")
     if result.false_positive_classes:
         yield _false_positive_table(result)
+
+
+def _detector_column(key: str) -> Column:
+    """A column of the detector's table: numbers of boxes as they are, all else shares in percent."""
+    return Column(key, key.replace("_", " "), "none", 1 if key.startswith("boxes_per") else 100)
 
 
 def _false_positive_table(result: BenchmarkResult) -> Table:

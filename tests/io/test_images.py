@@ -124,6 +124,33 @@ def test_sixteen_bit_images_are_scaled_by_257(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "colour.png"), (colour // 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_are_rounded_and_composited_as_eight_are(tmp_path, caplog, suffix, channels):
+    values = np.random.default_rng(0).integers(0, 65536, (9, 11, channels), dtype=np.uint16)
+    values[..., 3:] = 257 * np.array([0, 255])[np.arange(11) % 2][None, :, None]
+    path = tmp_path / f"x.{suffix}"
+    cv2.imwrite(str(path), values)
+    shown = np.round(values[..., min(2, channels - 1) :: -1] / 257)  # OpenCV writes BGR
+    expected = shown * (values[..., 3:] > 0) if channels == 4 else np.broadcast_to(shown, (9, 11, 3))
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert "16 bits" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_images_are_turned_upright_once(tmp_path, suffix):
+    grey = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2570
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(grey).save(path, **({"tiffinfo": {0x0112: 6}} if suffix == "tif" else {"exif": turned()}))
+    np.testing.assert_array_equal(read_image(path)[..., 0], np.rot90(grey, -1) // 257)
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
 def test_other_modes_become_three_channels(tmp_path, mode):
     image = Image.fromarray(np.full((8, 9, 3), 200, np.uint8)).convert(mode)

@@ -38,7 +38,7 @@ def project(tmp_path, monkeypatch):
         score = rng.normal(size=SIZE).astype(np.float32) + 3 * (label == 1)
         write_score(tmp_path / f"data/scores/mine/score/{key}.npz", score.astype(np.float32))
         sizes[key] = SIZE
-    box = Boxes(np.array([[8, 8, 32, 22]]), np.array([0.9]))
+    box = Boxes(np.array([[8, 8, 32, 22], [2, 1, 5, 4]]), np.array([0.9, 0.05]))  # the second is not kept
     write_box_results(tmp_path / "data/boxes/mine.json", {"a": box, "b": Boxes.empty()}, sizes)
     save_adt(
         AdtModel(AdtNet(Architecture(), ScoreStatistics(0.3, 1.2)), FusionRule()),
@@ -117,6 +117,10 @@ def test_any_outputs_go_through(project, outputs):
     }
     page = (project / "report/index.html").read_text()
     assert ("mask of ADT-Net" in page) == (final == "fused")
+    scores = [np.load(project / f"data/predictions/mine/score/{key}.npz")["arr_0"] for key in "ab"]
+    assert entries_of(page)[0]["range"] == pytest.approx([np.min(scores), np.max(scores)], abs=1e-5)
+    assert {entry["key"]: len(entry["boxes"]) for entry in entries_of(page)} == {"a": 1, "b": 0}
+    assert f">{100 * block['detector']['pixels_in_boxes']:.2f}</td>" in page  # in percent, as all shares
     facts = {entry["key"]: entry["facts"] for entry in entries_of(page)}
     label = np.array(Image.open(project / "data/val/mine/labels/a.png"))
     threshold = json.loads((project / "data/predictions/mine/details.json").read_text())["outputs"][final][

@@ -96,6 +96,7 @@ def test_a_selection_of_frames(tmp_path):
     times = [picture.time for picture in read_frames(tmp_path / "out/overlay/drive.mp4")]
     assert times == pytest.approx([0, 0.5, 1.0, 1.5], abs=1e-3)
     with av.open(str(tmp_path / "out/overlay/drive.mp4")) as container:
+        assert container.start_time == 0
         assert container.duration / av.time_base == pytest.approx(2.0, abs=0.01)  # nothing empty before them
     _, done = predicted(tmp_path / "none", path, selection=Selection(start=99, end=100))
     assert "no frame from second 99 on and before 100" in done.skipped[0]["reason"]

@@ -7,6 +7,7 @@ import pytest
 
 from anomdino.adt.fusion import FusionRule
 from anomdino.io.boxes import Boxes
+from anomdino.io.images import read_image
 from anomdino.prediction import writing
 
 
@@ -24,3 +25,20 @@ def test_a_picture_leaves_what_is_usual_in_its_photo_dark(tmp_path, monkeypatch,
     assert heat[0, 0] == pytest.approx(1)
     assert heat[-1, -1] == 0 if level < 0.9 * 1.03 else heat[-1, -1] > 0.5
     assert (tmp_path / "overlay" / "a.jpg").is_file()
+
+
+def test_a_picture_has_the_colours_of_its_photo(tmp_path):
+    photo = np.full((40, 320, 3), (200, 60, 20), np.uint8)
+    calm = np.zeros((40, 320), np.float32)
+    found = SimpleNamespace(score=calm, mask=calm > 1, boxes=Boxes.empty(), threshold=calm)
+    writing.PredictionWriter(tmp_path, FusionRule(), thresholds=True).write("a", photo, found)
+    for kind in ("overlay", "threshold"):
+        red, green, blue = read_image(tmp_path / kind / "a.jpg")[20, 100].astype(int)
+        assert red > green + 80 > blue + 100, kind
+
+
+def test_the_range_of_raw_scores_leaves_out_the_few_extreme_ones(tmp_path):
+    score = np.linspace(-8, -7, 10_000, dtype=np.float32).reshape(100, 100)
+    score[0, 0], score[-1, -1] = -90, 90
+    span = writing.PredictionWriter(tmp_path, FusionRule(output="raw")).range_of(SimpleNamespace(score=score))
+    np.testing.assert_allclose([span.low, span.high], [-7.98, -7.002], atol=1e-3)

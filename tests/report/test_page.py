@@ -1,11 +1,16 @@
 """The report in a real browser: the slider repaints, sorting sorts, nothing is logged as an error."""
 
+import base64
+import io
 import json
+import re
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from anomdino.io.boxes import Boxes
 from anomdino.report.curves import Curve, curve_svg
@@ -71,12 +76,38 @@ def test_page_is_self_contained_and_the_same_twice(tmp_path):
     assert "94.75" in page
 
 
+def test_the_best_of_equal_values_is_not_set_in_bold(tmp_path):
+    columns = [Column("x", "x"), Column("y", "y", "low", 1, 0)]
+    rows = {"raw": {"x": 1.0, "y": 0}, "fused": {"x": 0.999999, "y": 0}, "mask": {"x": None, "y": 0}}
+    page = ReportWriter(tmp_path, 0).finish("Demo", {}, [Table("a", columns, rows)], [])
+    assert 'class="best"' not in page.read_text()
+
+
+def test_curves_have_the_ink_of_the_page_and_say_what_they_are():
+    drawn = curve_svg('a "b": ROC', {"raw": Curve([0.1, 1], [0.5, 1])}, "FPR", "TPR")
+    assert drawn.startswith('<svg role="img" aria-label="a &quot;b&quot;: ROC: TPR against FPR" ')
+    assert "currentColor" in drawn
+    assert "#808890" not in drawn
+
+
 def one_image(key, truth):
     shape = truth.shape
     return ImageEntry(
         *("road", key, np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.float32), np.zeros(shape, bool)),
         *(truth, Boxes.empty(), ScoreRange(0, 1)),
     )
+
+
+def test_photos_have_their_colours(tmp_path):
+    entry = replace(
+        one_image("a", np.zeros((8, 8), np.uint8)), image=np.full((8, 8, 3), (200, 60, 20), np.uint8)
+    )
+    writer = ReportWriter(tmp_path, 1)
+    writer.add(entry)
+    page = writer.finish("Demo", {}, [], []).read_text()
+    (photo,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(photo))))
+    np.testing.assert_allclose(shown[4, 4].astype(int), (200, 60, 20), atol=6)
 
 
 @pytest.mark.parametrize("key", ["a <!--<script>", "b </script><b>", "c <img src=x>"])
@@ -101,6 +132,14 @@ def test_an_image_says_why_it_has_no_ap(tmp_path):
     data = page.split('<script id="entries" type="application/json">')[1].split("</script>")[0]
     reasons = {entry["key"]: entry["facts"]["ap_reason"] for entry in json.loads(data)}
     assert reasons == {"all": "no in-distribution pixel", "none": "no anomaly"}
+
+
+def test_the_false_area_is_a_share_of_what_is_not_void(tmp_path):
+    writer, truth = ReportWriter(tmp_path, 1), np.zeros((8, 8), np.uint8)
+    truth[0], truth[1] = 255, 1
+    writer.add(replace(one_image("a", truth), mask=np.ones((8, 8), bool)))
+    page = writer.finish("Demo", {}, [], []).read_text()
+    assert f'"false_area": {48 / 56:.6f}' in page
 
 
 def test_many_images_lie_beside_the_page(tmp_path):
@@ -184,6 +223,9 @@ def test_in_a_browser(browser, tmp_path, count):
     assert ap == sorted(ap)
     choose(browser, "filter", "clean")
     assert keys(browser) == [everything[1].key]
+    for kind in ("missed", "false"):
+        choose(browser, "filter", kind)
+        assert set(keys(browser)) == {entry.key for entry in everything if getattr(entry, kind)}
     choose(browser, "filter", "")
     choose(browser, "set", "road")
     assert len(keys(browser)) == count // 2
@@ -201,6 +243,26 @@ def test_in_a_browser(browser, tmp_path, count):
     wait_for(lambda: not browser.execute_script("return document.getElementById('viewer').open"))
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
+
+
+@pytest.mark.slow
+def test_a_box_is_drawn_where_it_is(browser, tmp_path):
+    browser.get(write(tmp_path / "r", 1).as_uri())
+
+    def pixels():
+        script = (
+            "const c = document.querySelector('.card canvas');"
+            "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+        )
+        return np.array(browser.execute_script(script))
+
+    wait_for(lambda: painted(browser) is not None and pixels().size == HEIGHT * WIDTH * 4)
+    with_box = pixels()
+    browser.find_element("css selector", "[data-layer=boxes]").click()
+    wait_for(lambda: not np.array_equal(pixels(), with_box))
+    changed = (pixels() != with_box).reshape(HEIGHT, WIDTH, 4).any(axis=2)
+    assert np.flatnonzero(changed.any(axis=1)).max() in {19, 20}
+    assert np.flatnonzero(changed[18]).tolist() == [3, 4, 19, 20]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from anomdino.viz.overlay import (
     BOX_COLOUR,
     FOOTER,
     MASK_COLOUR,
+    NARROWEST,
     TRUTH_COLOUR,
     ScoreRange,
     colour_table,
@@ -73,13 +74,26 @@ def test_elements_are_drawn_where_they_are(element, colour):
     assert towards[60:120, 38:43].sum() > 50
 
 
+def test_boxes_and_outlines_follow_a_photo_that_is_shrunk():
+    image, score = np.full((400, 1600, 3), 60, np.uint8), np.zeros((400, 1600), np.float32)
+    region = np.zeros((400, 1600), bool)
+    region[160:320, 400:800] = True
+    boxes = Boxes(np.array([[400, 160, 800, 320], [400, 160, 800, 320]]), np.array([0.9, 0.1]))
+    bare, whole = (draw_overlay(image, score, ScoreRange(0, 1), mask=m, max_side=400) for m in (None, region))
+    np.testing.assert_allclose(changed_region(whole, bare), (40, 80, 100, 200), atol=3)
+    boxed = draw_overlay(image, score, ScoreRange(0, 1), boxes=boxes, max_side=400)
+    assert changed_region(boxed, bare)[1:] == (79, 100, 199)
+    sure = draw_overlay(image, score, ScoreRange(0, 1), boxes=boxes.subset(slice(0, 1)), max_side=400)
+    np.testing.assert_array_equal(boxed[:-FOOTER], sure[:-FOOTER])  # the surest box is drawn last
+
+
 def test_void_is_darkened():
     truth = np.zeros((50, 60), np.uint8)
     truth[:20] = 255
     picture = draw_overlay(
         np.full((50, 60, 3), 120, np.uint8), np.zeros((50, 60), np.float32), ScoreRange(0, 1), truth=truth
     )
-    assert picture[:20].mean() < 0.6 * picture[20:50].mean()
+    assert picture[:20, :60].mean() < 0.6 * picture[20:50, :60].mean()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 700), (700, 3), (2000, 3000)])
@@ -93,6 +107,34 @@ def test_any_size_is_drawn(size):
         max_side=640,
     )
     assert max(picture.shape[0] - FOOTER, picture.shape[1]) <= 640
+
+
+def footer(width, title=""):
+    picture = draw_overlay(
+        np.zeros((40, width, 3), np.uint8),
+        np.zeros((40, width), np.float32),
+        ScoreRange(0.123, 1.4, "fused, above median"),
+        boxes=Boxes.empty(),
+        mask=np.zeros((40, width), bool),
+        title=title,
+    )
+    return picture[-FOOTER:]
+
+
+def test_the_footer_of_a_narrow_photo_has_room_for_its_words():
+    narrow, wide = footer(40), footer(NARROWEST)
+    np.testing.assert_array_equal(narrow, wide)
+    inked = (wide[24:] != wide[-1, -1]).any(axis=(0, 2))
+    assert inked[100:120].any()  # the end of "mask"
+    assert not inked[130:180].any()
+    assert inked[180:200].any()  # the lower end of the range
+
+
+def test_names_with_accents_are_written():
+    shown = [footer(400, name)[:20, :100] for name in ("\ufffe\ufffe", "üß", "жж")]
+    assert all((one != other).any() for one, other in ((shown[0], shown[1]), (shown[1], shown[2])))
+    np.testing.assert_array_equal(footer(400, "a\nb\udcff"), footer(400, "a?b?"))
+    assert (footer(400, "ü")[:20, :100] != footer(400, "é")[:20, :100]).any()
 
 
 def test_common_range_is_that_of_the_whole_set():
