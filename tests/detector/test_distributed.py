@@ -11,7 +11,7 @@ from anomdino.detector.runner import History, SafeRunner
 from anomdino.detector.training import train_detector
 from anomdino.errors import ConfigError
 from tests.detector.conftest import read_set, small_config
-from tests.ranks import launch
+from tests.forked import launch
 
 CPU = torch.device("cpu")
 

@@ -1,5 +1,7 @@
 """Drawn scenes and objects, and a released model beside them."""
 
+import shutil
+
 import pytest
 
 from anomdino.io.images import write_png
@@ -9,18 +11,24 @@ from pipeline import _material
 from tests.release.tiny import tiny_release
 
 
-@pytest.fixture
-def sources(tmp_path):
-    """`scenes/` and `objects/`."""
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
     for index in range(6):
         frame = scene("val", index, size=(96, 128))
-        write_png(tmp_path / "scenes/images" / f"{index}.png", frame.image)
-        write_png(tmp_path / "scenes/labels" / f"{index}.png", frame.label)
+        write_png(folder / "scenes/images" / f"{index}.png", frame.image)
+        write_png(folder / "scenes/labels" / f"{index}.png", frame.label)
     for index in range(20):
         image, mask = outlier(index)
-        write_png(tmp_path / "objects/images" / f"{index:02d}.png", image)
-        write_png(tmp_path / "objects/masks" / f"{index:02d}.png", mask)
-    return tmp_path
+        write_png(folder / "objects/images" / f"{index:02d}.png", image)
+        write_png(folder / "objects/masks" / f"{index:02d}.png", mask)
+    return folder
+
+
+@pytest.fixture
+def sources(drawn, tmp_path):
+    """`scenes/` and `objects/`, a copy for each test."""
+    return shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from anomdino.scorer.distributed import SynchronisedBatchNorm2d, World, synchron
 from anomdino.scorer.objectives import ResidualObjective
 from anomdino.scorer.recipe import train_scorer
 from anomdino.scorer.training import Keeper
-from tests.ranks import launch
+from tests.forked import launch
 
 
 def train(data, out, settings):
