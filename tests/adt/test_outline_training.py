@@ -245,7 +245,7 @@ def test_the_loss_is_cross_entropy_and_dice_of_what_counts():
 
 @pytest.mark.slow
 def test_training_learns_to_outline_what_the_score_covers_in_part(items, tmp_path):
-    plan = OutlinePlan(steps=40, batch=8, lr=3e-3, held_out=8)
+    plan = OutlinePlan(steps=40, batch=4, lr=3e-3, held_out=8)
     done = train_outlines([OutlineShare(items)], STATISTICS, plan, tmp_path / "state", seed=0, world=WORLD)
     assert done.history[-2]["overlap"] > done.history[0]["overlap"]
     assert done.overlap == [done.history[-1]["overlap 0"]]

@@ -28,6 +28,7 @@ from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, write_png
 from anomdino.io.scores import read_score, write_score
 from anomdino.protocol import mark_evaluation_only
+from tests.forked import launch
 
 PLAN = TrainingPlan(auto_box_score=False, crops=CropRules(crop=48), epochs=3, batch=4, lr=1e-2)
 
@@ -329,30 +330,34 @@ def test_curves_and_pictures_are_written_where_they_are_asked_for(make_set, tmp_
     assert read_image(pictures[0]).shape == (64, 4 * 96, 3)
 
 
+PAIR = TrainingPlan(crops=CropRules(crop=48), epochs=2, batch=2, lr=1e-2)
+RANK = """
+import sys
+from pathlib import Path
+from anomdino.adt.dataset import CropRules, TrainingFiles
+from anomdino.adt.training import TrainingPlan, train_adt
+out, *files = map(Path, sys.argv[1:])
+train_adt(TrainingFiles(*files), TrainingPlan(crops=CropRules(crop=48), epochs=2, batch=2, lr=1e-2), out, seed=4)
+"""
+
+
+def train_pair(files, out):
+    weights = train_adt(files, PAIR, out, seed=4).net.state_dict()
+    torch.save(weights, f"{out}.{os.environ['RANK']}")
+
+
 @pytest.mark.slow
-def test_two_processes_under_torchrun_agree_with_the_gradient_of_the_whole_batch(make_set, tmp_path):
+def test_two_processes_end_with_the_same_weights_which_are_those_under_torchrun(make_set, tmp_path):
     files = make_set(images=12)
     script = tmp_path / "run.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom anomdino.adt.dataset import CropRules, TrainingFiles\n"
-        "from anomdino.adt.training import TrainingPlan, train_adt\n"
-        f"files = TrainingFiles(*map(Path, {[str(p) for p in vars(files).values() if p]!r}))\n"
-        "plan = TrainingPlan(crops=CropRules(crop=48), epochs=2, batch=2, lr=1e-2)\n"
-        "train_adt(files, plan, Path(sys.argv[1]), seed=4)\n"
-    )
+    script.write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    paths = [path for path in vars(files).values() if path]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    for name in ("first", "second"):
-        subprocess.run(
-            [*command, str(tmp_path / name)], check=True, env=environment, capture_output=True, timeout=120
-        )
+    subprocess.run([*command, tmp_path / "first", *paths], check=True, env=environment, timeout=120)
+    assert launch(train_pair, [(files, tmp_path / "second")] * 2) == [0, 0]
     assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
     assert load_adt(tmp_path / "first").provenance["held_out"]["val_ap"] > 0
+    first, second = (torch.load(tmp_path / f"second.{rank}") for rank in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

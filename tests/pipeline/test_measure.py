@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from anomdino.config.params import Params, profile_params
 from anomdino.errors import ConfigError
 from anomdino.io.images import write_png
 from anomdino.release import released_folder
+from pipeline import _steps
 from pipeline.measure import app, copy_models, parameters, steps
+from tests.forked import ModuleProcess
 
 
 def test_sets_are_those_of_the_command_line(tmp_path):
@@ -104,6 +107,7 @@ def test_stages_never_train():
 @pytest.mark.skipif(released_folder() is None, reason="this checkout carries no released model")
 def test_the_released_model_is_measured_and_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_steps, "subprocess", SimpleNamespace(Popen=ModuleProcess))
     rng = np.random.default_rng(0)
     for key in ("a", "b"):
         label = np.zeros((96, 160), np.uint8)

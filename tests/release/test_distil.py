@@ -1,9 +1,6 @@
 """Distilling the released scorer, from photos to a model that `predict` loads, at tiny size."""
 
-import os
 import shutil
-import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -20,19 +17,26 @@ from anomdino.scorer.setup import engine_from
 from anomdino.synthetic import outlier, scene
 from pipeline import distil
 from pipeline._release import TARGET
+from tests.forked import launch
 from tests.release.tiny import invoke, tiny_release
 
 WEIGHTS = "models/{}/model.safetensors"
 SIZES = ["--width", "96", "--crop", "64", "80", "--steps", "2", "--batch", "2"]
 
 
-@pytest.fixture
-def photos(tmp_path):
-    tiny_release(tmp_path / "light", widths=[64, 96])
+@pytest.fixture(scope="module")
+def drawn_photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
     for index in range(3):
-        write_png(tmp_path / "roads" / f"{index}.png", scene("train", index, size=(48, 64)).image)
-        write_png(tmp_path / "objects" / f"{index}.png", outlier(index)[0])
-    return tmp_path
+        write_png(folder / "roads" / f"{index}.png", scene("train", index, size=(48, 64)).image)
+        write_png(folder / "objects" / f"{index}.png", outlier(index)[0])
+    return folder
+
+
+@pytest.fixture
+def photos(drawn_photos, tmp_path):
+    tiny_release(tmp_path / "light", widths=[64, 96])
+    return shutil.copytree(drawn_photos, tmp_path, dirs_exist_ok=True)
 
 
 def run(folder, *more):
@@ -132,28 +136,16 @@ def test_a_start_of_another_architecture_is_refused_before_anything_is_scored(ph
     assert not (photos / "work").exists()
 
 
+def distil_as_a_rank(folder, *more):
+    result = run(folder, *more)
+    sys.exit(f"{result.output}{result.exception!r}" if result.exit_code else 0)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_model_of_one(photos):
     assert run(photos, "--to", str(photos / "alone")).exit_code == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = {"--images": "roads", "--of": "light", "--to": "student", "--work": "work2"}
-    given = [text for name, part in names.items() for text in (name, str(photos / part))]
-    command = [sys.executable, "-m", "pipeline.distil", *given, *SIZES]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+    together = (photos, "--work", str(photos / "work2"))
+    assert launch(distil_as_a_rank, [together] * 2) == [0, 0]
     alone, together = (load_file(photos / name / WEIGHTS.format("rpl")) for name in ("alone", "student"))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name].float(), tensor.float(), atol=2e-3, rtol=2e-3, msg=name)

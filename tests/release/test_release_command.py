@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from anomdino.config.data import SyntheticConfig
 from anomdino.config.params import load_params
 from anomdino.scorer.base import load_scorer
 from anomdino.synthetic import scene, write_synthetic
-from pipeline import release
+from pipeline import _steps, release
+from tests.forked import ModuleProcess
 
 TINY = [
     "seed=3",
@@ -74,7 +76,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     changes = [text for change in TINY for text in ("--set", change)]
     arguments = [str(text) for pair in given.items() for text in pair]
-    result = CliRunner().invoke(release.app, [*arguments, *changes])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_steps, "subprocess", SimpleNamespace(Popen=ModuleProcess))
+        result = CliRunner().invoke(release.app, [*arguments, *changes])
     assert result.exit_code == 0, result.output
     assert f"model in {folder / 'light'}" in result.output
     return folder

@@ -1,26 +1,25 @@
 """Two processes under torchrun's environment compute what one computes."""
 
+import hashlib
 import json
-import os
-import socket
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from anomdino.scorer.distributed import SynchronisedBatchNorm2d, World, synchronise_batch_norm
-
-SCRIPT = """
-import json, sys, torch
-from pathlib import Path
 from anomdino.config.rpl import RplConfig
+from anomdino.scorer.distributed import SynchronisedBatchNorm2d, World, synchronise_batch_norm
+from anomdino.scorer.objectives import ResidualObjective
 from anomdino.scorer.recipe import train_scorer
-torch.set_num_threads(1)
-data, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-train_scorer(RplConfig.model_validate(settings), data / "inlier", data / "outliers", out, seed=0)
-"""
+from anomdino.scorer.training import Keeper
+from tests.forked import launch
+
+
+def train(data, out, settings):
+    return train_scorer(RplConfig.model_validate(settings), data / "inlier", data / "outliers", out, seed=0)
+
 
 SETTINGS = {
     "options": {
@@ -47,34 +46,8 @@ SETTINGS = {
 }
 
 
-def launch(outs, data, settings, script=SCRIPT, patience=240):
-    """Run a script with an output folder for each process, and give exit codes and errors."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank, out in enumerate(outs):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if len(outs) > 1:
-            environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(outs)),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-        command = [sys.executable, "-c", script, str(data), str(out), json.dumps(settings)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=os.getcwd(), text=True)  # noqa: PTH109
-        )
-    try:
-        errors = [process.communicate(timeout=patience)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], errors
-
-
 def run(data, out, world, settings):
-    codes, errors = launch([out] * world, data, settings)
-    assert codes == [0] * world, errors
+    assert launch(train, [(data, out, settings)] * world) == [0] * world
     return json.loads((out / "history.json").read_text())
 
 
@@ -103,39 +76,32 @@ def test_corocl_runs_on_two_processes(tiny_data, tmp_path):
     assert all(record["corocl"] > 0 for record in history if "corocl" in record)
 
 
-MACHINE = """
-import hashlib, json, sys, torch
-from pathlib import Path
-from anomdino.config.rpl import RplConfig
-from anomdino.scorer import recipe
-from anomdino.scorer.objectives import ResidualObjective
-from anomdino.scorer.training import Keeper
-torch.set_num_threads(1)
-data, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-killed, steps = settings.pop("kill_at"), []
-
 def digest(scorer):
     parts = (name.encode() + t.numpy().tobytes() for name, t in sorted(scorer.state_dict().items()))
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
-def keep_if_best(self, record, progress, keep=Keeper.keep_if_best):
-    if self.plan.name == "residual":
-        record["ap"] = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3}[record["step"]]
-        if record["step"] == 2:
-            Path(f"{out}.step2").write_text(digest(self.scorer))
-    keep(self, record, progress)
 
-def hints(self, batch, step, original=ResidualObjective.hints):
-    steps.append(step)
-    if step == killed:
-        sys.exit(9)
-    return original(self, batch, step)
+def train_until(data, out, settings, killed):
+    """Train, exit at step ``killed``, and write digests of the weights after step 2 and at the end, and the steps."""
+    steps = []
+    keep, draw_hints = Keeper.keep_if_best, ResidualObjective.hints
 
-Keeper.keep_if_best, ResidualObjective.hints = keep_if_best, hints
-arguments = RplConfig.model_validate(settings), data / "inlier", data / "outliers", out
-trained = recipe.train_scorer(*arguments, seed=0)
-Path(f"{out}.end").write_text(json.dumps([digest(trained.scorer), steps]))
-"""
+    def keep_if_best(self, record, progress):
+        if self.plan.name == "residual":
+            record["ap"] = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3}[record["step"]]
+            if record["step"] == 2:
+                Path(f"{out}.step2").write_text(digest(self.scorer))
+        keep(self, record, progress)
+
+    def hints(self, batch, step):
+        steps.append(step)
+        if step == killed:
+            sys.exit(9)
+        return draw_hints(self, batch, step)
+
+    Keeper.keep_if_best, ResidualObjective.hints = keep_if_best, hints
+    trained = train(data, out, settings)
+    Path(f"{out}.end").write_text(json.dumps([digest(trained.scorer), steps]))
 
 
 @pytest.mark.slow
@@ -149,11 +115,9 @@ def test_machines_without_a_common_disk_resume_together_and_end_with_the_best_we
     outs = [tmp_path / machine / "rpl" for machine in ("a", "b")]
     for out in outs:
         out.parent.mkdir()
-    codes, errors = launch(outs, tiny_data, settings | {"kill_at": 3}, MACHINE, patience=60)
-    assert codes == [9, 9], errors
+    assert launch(train_until, [(tiny_data, out, settings, 3) for out in outs]) == [9, 9]
     assert not (tmp_path / "b" / ".rpl.training").exists()
-    codes, errors = launch(outs, tiny_data, settings | {"kill_at": None}, MACHINE, patience=60)
-    assert codes == [0, 0], errors
+    assert launch(train_until, [(tiny_data, out, settings, None) for out in outs]) == [0, 0]
     best = (tmp_path / "a" / "rpl.step2").read_text()
     for machine in (
         "a",
