@@ -76,7 +76,7 @@ class DetectorConfig(Block):
     """The uncertainty fusion."""
     image_dropout: float = Field(default=0.3, ge=0, le=1)
     """Share of training samples whose image features are dropped, so that the detector learns to trust the maps."""
-    short_sides: list[int] = Field(default=[192], min_length=1)
+    short_sides: list[int] = Field(default=[176, 192], min_length=1)
     """Training sizes: shorter sides in pixels, one drawn for each image; a single one spares padding, and time."""
     long_side: int = Field(default=512, ge=64)
     """Upper limit of the longer side, in training and testing."""

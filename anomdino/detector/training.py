@@ -27,6 +27,8 @@ from anomdino.uncertainty import UncertaintyMaps
 log = logging.getLogger(__name__)
 
 STATISTICS_IMAGES = 200
+STATE_FORMAT = 2
+"""Of what a resume point holds; one of another version is left alone, and training starts anew."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ def _fingerprint(
     if config.backbone == "scorer" and scorer_folder is not None:
         weights.append(Path(scorer_folder) / WEIGHTS_FILE)
     facts = {
+        "format": STATE_FORMAT,
         "config": config.model_dump(mode="json"),
         "seed": seed,
         "fold": split_of(fold),
