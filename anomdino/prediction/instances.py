@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -42,7 +41,7 @@ class InstanceFile:
         except ImportError as error:
             cause, cure = "is not installed; COCO's masks need it", "pip install 'anomdino[detector]'"
             raise BackendMissing("pycocotools", cause, cure) from error
-        self.path, self._encode = path, mask.encode
+        self.path, self._encode = path, mask.frPyObjects
         self._images, self._annotations = _spool(), _spool()
         self._found = 0
 
@@ -60,20 +59,20 @@ class InstanceFile:
         image = {"id": number, "file_name": file_name(key, photo), "height": height, "width": width}
         self._images.write(json.dumps(image) + "\n")
         ids, scores = components_as_instances(mask, score)
-        for index, (x0, y0, x1, y1) in enumerate(_extents(ids, len(scores))):
+        for places, confidence in zip(_places(ids, len(scores)), scores.tolist(), strict=True):
             self._found += 1
-            one = np.zeros((height, width), np.uint8, order="F")
-            one[y0:y1, x0:x1] = ids[y0:y1, x0:x1] == index + 1
-            runs = self._encode(one)
+            (x0, y0), (x1, y1) = places.min(axis=0).tolist(), (places.max(axis=0) + 1).tolist()
+            counts = run_lengths(places[:, 0] * height + places[:, 1], mask.size)
+            runs = self._encode({"size": [height, width], "counts": counts}, height, width)
             annotation = {
                 "id": self._found,
                 "image_id": number,
                 "category_id": CATEGORY_ID,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": int(np.count_nonzero(one)),
+                "area": len(places),
                 "segmentation": {"size": [height, width], "counts": runs["counts"].decode("ascii")},
                 "iscrowd": 0,
-                "score": round(float(scores[index]), 6),
+                "score": round(confidence, 6),
             }
             self._annotations.write(json.dumps(annotation) + "\n")
 
@@ -102,14 +101,23 @@ def _copy(lines: IO[str], file: IO[str]) -> None:
         file.write((",\n" if number else "\n") + line.rstrip("\n"))
 
 
-def _extents(ids: npt.NDArray[np.int32], count: int) -> Iterator[tuple[int, int, int, int]]:
-    """Give (x0, y0, x1, y1), half-open, of the ids 1 .. ``count`` of an int32 (H, W) map."""
-    rows, columns = np.nonzero(ids)
-    owners = ids[rows, columns] - 1
-    low = np.full((count, 2), max(ids.shape), np.int64)
-    high = np.zeros((count, 2), np.int64)
-    places = np.stack([columns, rows], 1)
-    np.minimum.at(low, owners, places)
-    np.maximum.at(high, owners, places + 1)
-    for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True):
-        yield x0, y0, x1, y1
+def run_lengths(pixels: npt.NDArray[np.int64], size: int) -> list[int]:
+    """Give COCO's run lengths of a mask: of pixels outside, inside, outside and so on.
+
+    Args:
+        pixels: int64 (N,), N > 0, ascending numbers of the mask's pixels, counted down the columns.
+        size: Pixels of the image.
+    """
+    gaps = np.flatnonzero(np.diff(pixels) > 1)
+    starts, ends = pixels[np.r_[0, gaps + 1]], pixels[np.r_[gaps, -1]] + 1
+    edges = np.r_[0, np.stack([starts, ends], axis=1).ravel(), size]
+    return [int(length) for length in np.diff(edges)]
+
+
+def _places(ids: npt.NDArray[np.int32], count: int) -> list[npt.NDArray[np.int64]]:
+    """Give int64 (N, 2), column and row, of the pixels of the ids 1 .. ``count``, down one column after the other."""
+    columns, rows = np.nonzero(ids.T)
+    owners = ids[rows, columns]
+    order = np.argsort(owners, kind="stable")
+    places = np.stack([columns, rows], axis=1)[order]
+    return np.split(places, np.searchsorted(owners[order], np.arange(2, count + 1))) if count else []

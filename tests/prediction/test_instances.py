@@ -22,6 +22,7 @@ def loaded(path):
 def test_pycocotools_gives_back_every_component_with_its_place_and_mean_score(tmp_path):
     rng = np.random.default_rng(0)
     photos = {"a/one": (rng.random((37, 53)) < 0.3, ".png"), "b.jpg": (rng.random((20, 31)) < 0.1, ".jpg")}
+    photos["a/one"][0][0, 0] = photos["b.jpg"][0][-1, -1] = True  # first and last pixel
     scores = {key: rng.normal(size=mask.shape).astype(np.float32) for key, (mask, _) in photos.items()}
     file = InstanceFile(tmp_path / "out" / "instances.json")
     for key, (mask, suffix) in photos.items():
