@@ -7,12 +7,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
+from mmengine.dist import get_rank, get_world_size
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
@@ -32,6 +35,8 @@ from anomdino.detector.weights import read_checkpoint
 from anomdino.errors import ConfigError, TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_json
 from anomdino.io.boxes import Boxes
+from anomdino.scorer.distributed import synchronise_batch_norm
+from anomdino.seeding import derive_seed, seed_everything
 
 log = logging.getLogger("anomdino.detector")
 CHOSEN_BY = "ar100"
@@ -76,24 +81,30 @@ class History(Hook):  # type: ignore[misc]
     """Log losses and speed, keep both for ``history.json``, and stop at a loss that is not finite.
 
     It comes before mmengine's CheckpointHook, so that a checkpoint holds the losses of its own step, and none is
-    written at a step that is logged with a loss that is not finite.
+    written at a step that is logged with a loss that is not finite. Losses are means over all processes.
+
+    Args:
+        config: The detector's parameters.
+        images: Images a step, of all processes.
+        work: The Runner's folder.
 
     Attributes:
         losses: One entry every ``interval`` steps: the means since the last.
         evaluations: One entry an evaluation; also kept in the work folder, with the best weights so far.
-        images_per_second: Training speed without evaluations, of this process.
+        images_per_second: Training speed without evaluations, of all processes.
     """
 
     priority = "LOW"
 
-    def __init__(self, interval: int, batch_size: int, steps: int, work: Path) -> None:
-        self.interval, self.batch_size, self.steps = interval, batch_size, steps
+    def __init__(self, config: DetectorConfig, images: int, work: Path) -> None:
+        self.interval, self.kept_every, self.steps = config.log_interval, _interval(config), config.steps
+        self.images = images
         self.losses: list[dict[str, float]] = []
         self.evaluations: list[dict[str, Any]] = []
         self.images_per_second = 0.0
         self.work = work
         self._sums: dict[str, torch.Tensor] = {}
-        self._random: dict[str, Any] = {}
+        self._states: list[dict[str, Any]] = []
         self._images, self._seconds, self._started = 0, 0.0, 0.0
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -107,13 +118,18 @@ class History(Hook):  # type: ignore[misc]
         for name, value in (outputs or {}).items():
             if name.startswith("loss"):
                 self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu()
-        self._images += self.batch_size
+        self._images += self.images
         step = runner.iter + 1
-        if step % self.interval and step != self.steps:
-            return
+        if step % self.interval == 0 or step == self.steps:
+            self._log_means(step)
+        if step % self.kept_every == 0 or step == self.steps:
+            self._states = _of_all_processes({"sums": self._sums, "random": random_states()})
+
+    def _log_means(self, step: int) -> None:
         self._pause()
         count = self.interval if step % self.interval == 0 else step % self.interval
-        means = {name: round(float(value) / count, 6) for name, value in self._sums.items()}
+        summed = _mean_of_processes(self._sums)
+        means = {name: round(value / count, 6) for name, value in summed.items()}
         self._sums = {}
         if not all(math.isfinite(value) for value in means.values()):
             raise TrainingError(
@@ -131,12 +147,13 @@ class History(Hook):  # type: ignore[misc]
         row = {name.removeprefix("anomdino/"): round(value, 6) for name, value in (metrics or {}).items()}
         self.evaluations.append({"step": runner.iter, **row})
         log.info("step %d/%d: held-out %s", runner.iter, self.steps, _words(row))
+        states = _of_all_processes(random_states())
         if runner.rank == 0:
             if row[CHOSEN_BY] > self.best():
                 with atomic_path(self.work / BEST_WEIGHTS) as temporary:
                     torch.save({"state_dict": _unwrapped(runner.model).state_dict()}, temporary)
             with atomic_path(self.work / RANDOM_STATES) as temporary:
-                torch.save({"state_dict": {"step": runner.iter, "random": random_states()}}, temporary)
+                torch.save({"state_dict": {"step": runner.iter, "random": states}}, temporary)
             atomic_write_json(self.work / EVALUATIONS, self.evaluations)
         self._started = 0.0
 
@@ -151,12 +168,13 @@ class History(Hook):  # type: ignore[misc]
             for name, value in checkpoint["meta"].items()
             if name in {"epoch", "iter", "seed", "time"}
         }
-        checkpoint["anomdino"] = {"losses": self.losses, "sums": self._sums, "random": random_states()}
+        checkpoint["anomdino"] = {"losses": self.losses, "processes": self._states}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Continue the history of the run that is resumed."""
         own = checkpoint["anomdino"]
-        self.losses, self._sums, self._random = list(own["losses"]), dict(own["sums"]), own["random"]
+        self.losses, self._states = list(own["losses"]), own["processes"]
+        self._sums = dict(self._states[get_rank()]["sums"]) if len(self._states) == get_world_size() else {}
         stored = self.work / EVALUATIONS
         rows = json.loads(stored.read_text()) if stored.is_file() else []
         self.evaluations = [row for row in rows if row["step"] <= checkpoint["meta"]["iter"]]
@@ -169,15 +187,15 @@ class History(Hook):  # type: ignore[misc]
     def restore_random_states(self, step: int) -> None:
         """Set all random numbers to where the interrupted run was after a step, and its evaluation if it is known.
 
-        Several processes keep their own: a checkpoint holds the states of the first alone.
+        With another number of processes than before they stay as they are.
         """
-        if torch.distributed.is_initialized():
-            return
+        states = [kept["random"] for kept in self._states]
         later = self.work / RANDOM_STATES
         if self.evaluated(step) and later.is_file():
             state = read_checkpoint(later)["state_dict"]
-            self._random = state["random"] if state["step"] == step else self._random
-        set_random_states(self._random)
+            states = state["random"] if state["step"] == step else states
+        if len(states) == get_world_size():
+            set_random_states(states[get_rank()])
 
     def _pause(self) -> None:
         if self._started:
@@ -198,15 +216,28 @@ class SafeRunner(Runner):  # type: ignore[misc]
     def _init_model_weights(self) -> None:
         """Leave the weights alone: GroundingDINO would draw encoder and decoder anew over a loaded checkpoint."""
 
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Set up without mmengine's setting of threads, which are shared out already, and its advice on them."""
+        unset = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} - os.environ.keys()
+        with _unadvised():
+            super().setup_env(env_cfg)
+        for name in unset:
+            os.environ.pop(name, None)
+
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
-        """Wrap for several processes, without a search for unused parameters; a single process stays as it is."""
+        """Wrap for several processes, without a search for unused parameters; a single process stays as it is.
+
+        Batch normalisation goes by the images of all processes.
+        """
         if not self.distributed:
             return model
+        synchronise_batch_norm(model)
         wrapped: nn.Module
-        if torch.distributed.get_backend() == "gloo":
-            wrapped = MMDistributedDataParallel(module=model, broadcast_buffers=False)
-        else:
-            wrapped = super().wrap_model(model_wrapper_cfg, model)
+        with _unadvised():
+            if torch.distributed.get_backend() == "gloo":
+                wrapped = MMDistributedDataParallel(module=model, broadcast_buffers=False)
+            else:
+                wrapped = super().wrap_model(model_wrapper_cfg, model)
         return wrapped
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
@@ -227,6 +258,7 @@ def build_runner(
     device: torch.device,
     score_std: float,
     resume_from: Path | None,
+    processes: int = 1,
 ) -> tuple[SafeRunner, History]:
     """Build the Runner of a fold, and the hook that keeps its history.
 
@@ -239,12 +271,15 @@ def build_runner(
         device: Where to train; several processes each take their own CUDA device, or all the CPU.
         score_std: Standard deviation of the scores, for their jitter.
         resume_from: A checkpoint of an interrupted training.
+        processes: How many share the images of a step; they are joined already. 1: what the launcher says.
 
     Raises:
         ConfigError: ``launcher`` asks for processes that nobody started.
     """
-    _join_processes(config, device)
-    history = History(config.log_interval, config.batch_size, config.steps, work)
+    launcher = "pytorch" if processes > 1 else config.launcher
+    if processes == 1:
+        _join_processes(config, device)
+    batch_size = config.batch_size // processes
     chosen = fold.val[: config.val_images]
     train_set = ComposedDataset(
         fold.train, config.prompt, pipeline=[Chain(train_transforms(config, score_std, fold.train))]
@@ -255,9 +290,9 @@ def build_runner(
     if not MMLogger.check_instance_created("mmengine"):
         MMLogger.get_instance("mmengine", log_level="ERROR")
     runner = SafeRunner(
-        model=detector.to(device) if config.launcher == "none" else detector,
+        model=detector.to(device) if launcher == "none" else detector,
         work_dir=str(work),
-        train_dataloader=_loader(train_set, config.batch_size, config.workers, True),
+        train_dataloader=_loader(train_set, batch_size, config.workers, True),
         val_dataloader=_loader(val_set, 1, min(config.workers, 2), False),
         val_evaluator=Evaluator(BoxRecall(chosen)),
         train_cfg={
@@ -269,8 +304,7 @@ def build_runner(
         optim_wrapper=_optimiser(detector, config, device),
         param_scheduler=_schedule(config),
         default_hooks=_hooks(config),
-        custom_hooks=[history],
-        launcher=config.launcher,
+        launcher=launcher,
         env_cfg={"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
         log_level="ERROR",
         log_processor={"type": "LogProcessor", "by_epoch": False, "window_size": config.log_interval},
@@ -280,7 +314,10 @@ def build_runner(
         default_scope="mmdet",
         experiment_name=fold.name,
     )
-    runner.history = history
+    runner.history = history = History(config, batch_size * get_world_size(), work)
+    runner.register_hook(history)
+    if get_rank():
+        seed_everything(derive_seed(seed, "process", get_rank()) % 2**31)
     return runner, history
 
 
@@ -296,6 +333,28 @@ def _join_processes(config: DetectorConfig, device: torch.device) -> None:
         )
     if config.launcher == "pytorch" and device.type == "cpu" and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
+
+
+@contextmanager
+def _unadvised() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _of_all_processes(value: Any) -> list[Any]:
+    """Give the values of all processes, by rank."""
+    if get_world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def _mean_of_processes(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Average numbers over all processes."""
+    every = _of_all_processes({name: float(value) for name, value in values.items()})
+    return {name: sum(each[name] for each in every) / len(every) for name in values}
 
 
 def resumable(work: Path, config: DetectorConfig) -> Path | None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from anomdino.config.detector import DetectorConfig
+from anomdino.detector.processes import run_in_processes
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import WEIGHTS_FILE, load_pretrained, read_checkpoint, save_detector
 from anomdino.errors import DataError, TrainingError
@@ -27,7 +28,7 @@ from anomdino.uncertainty import UncertaintyMaps
 log = logging.getLogger(__name__)
 
 STATISTICS_IMAGES = 200
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """Of what a resume point holds; one of another version is left alone, and training starts anew."""
 
 
@@ -73,8 +74,27 @@ def train_detector(
 
     Raises:
         DataError: Maps are missing, or differ in their number of classes.
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite, or one of ``cpu_processes`` ended.
     """
+    arguments = config, fold, Path(folder), Path(work), seed, device, scorer_folder
+    if config.cpu_processes == 1 or config.launcher != "none" or device.type != "cpu":
+        return _train(*arguments, processes=1)
+    trained: Trained = run_in_processes(
+        config.cpu_processes, _train, *arguments, config.cpu_processes, imports="anomdino.detector.runner"
+    )
+    return trained
+
+
+def _train(
+    config: DetectorConfig,
+    fold: Fold,
+    folder: Path,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    scorer_folder: Path | str | None,
+    processes: int,
+) -> Trained:
     from mmengine.dist import barrier
 
     from anomdino.detector.runner import BEST_WEIGHTS, build_runner, resumable
@@ -84,9 +104,11 @@ def train_detector(
     number = derive_seed(seed, "detector", fold.name) % 2**31
     seed_everything(number)
     detector = new_detector(config, classes, mean, std, scorer_folder)
-    work = Path(work) / _fingerprint(config, fold, seed, (classes, mean, std), scorer_folder)
+    work = work / _fingerprint(config, fold, seed, (classes, mean, std), scorer_folder)
     started = time.perf_counter()
-    runner, history = build_runner(detector, config, fold, work, number, device, std, resumable(work, config))
+    runner, history = build_runner(
+        detector, config, fold, work, number, device, std, resumable(work, config), processes
+    )
     _run(runner)
     best = max(float(row["ar100"]) for row in history.evaluations)
     barrier()
@@ -100,9 +122,9 @@ def train_detector(
             "selected": {"ar100": best, "images": min(len(fold.val), config.val_images)},
         }
         save_detector(detector, config, classes, folder, extra)
-        atomic_write_json(Path(folder) / "split.json", split_of(fold))
+        atomic_write_json(folder / "split.json", split_of(fold))
         atomic_write_json(
-            Path(folder) / "history.json", {"losses": history.losses, "evaluations": history.evaluations}
+            folder / "history.json", {"losses": history.losses, "evaluations": history.evaluations}
         )
         shutil.rmtree(work)
     log.info(
@@ -114,7 +136,7 @@ def train_detector(
         best,
         min(len(fold.val), config.val_images),
     )
-    return Trained(Path(folder), config.steps, best, history.images_per_second)
+    return Trained(folder, config.steps, best, history.images_per_second)
 
 
 def _run(runner: Any) -> None:

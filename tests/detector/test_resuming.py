@@ -72,6 +72,14 @@ def test_so_it_is_where_processes_load_the_images(composed, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_so_it_is_where_processes_share_the_steps(composed, tmp_path, monkeypatch, last_weights, forks):
+    shared = {"cpu_processes": 2, "steps": 5}
+    unbroken = train(composed, tmp_path, "unbroken", **shared)
+    kills = [("after_train_iter", 4), ("after_val_epoch", 5)]
+    assert interrupted(composed, tmp_path, monkeypatch, "cut", kills, **shared) == unbroken
+
+
+@pytest.mark.slow
 def test_the_only_evaluation_is_made_up_for(composed, tmp_path, monkeypatch):
     """Killed in it, the training resumes at its last step: nothing is left to train, the evaluation is not lost."""
     rare = {"steps": 2, "val_interval": 100}
