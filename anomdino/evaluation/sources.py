@@ -15,6 +15,7 @@ from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import image_size, read_image, read_label
 from anomdino.io.maps import MAP_SUFFIXES, read_map
+from anomdino.io.npz import DAMAGED, open_npz
 from anomdino.io.scores import read_score
 
 if TYPE_CHECKING:
@@ -224,7 +225,11 @@ def _check_mask_size(path: Path, size: tuple[int, ...], sample: Sample) -> None:
 def _closed_set(path: Path) -> npt.NDArray[np.uint8]:
     import cv2
 
-    with np.load(path, allow_pickle=False) as stored:
-        small = stored["semantic"].argmax(axis=0).astype(np.uint8)
-        height, width = (int(side) for side in stored["image_size"])
+    try:
+        with open_npz(path) as stored:
+            small = stored["semantic"].argmax(axis=0).astype(np.uint8)
+            height, width = (int(side) for side in stored["image_size"])
+    except DAMAGED as error:
+        cause = f"holds no uncertainty maps or is damaged ({error})"
+        raise DataError(path, cause, "remove it, run the score stage") from error
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
