@@ -64,6 +64,13 @@ def test_counts_at_the_images_own_scores_are_exact_and_ties_are_steps():
     np.testing.assert_array_equal(one.cumulative(np.array([3.0, 0.5, -1.0])), [[0, 1, 2], [0, 1, 3]])
 
 
+def test_an_image_of_one_score_is_a_step():
+    one = sketch(sort_scores(np.full(3, 2, np.float32), np.array([0, 1, 0], np.uint8)))
+    with np.errstate(all="raise"):
+        counted = one.cumulative(np.array([1e30, 2.0, 1.0, -1e30]))
+    np.testing.assert_array_equal(counted, [[0, 1, 1, 1], [0, 2, 2, 2]])
+
+
 def test_every_pixel_is_counted_once():
     data = list(images("smooth"))
     histograms = common(data, bins=64)

@@ -390,6 +390,18 @@ def test_constant_scores_are_chance_not_a_crash(world):
     write_plots(world[0] / "plots", [result])
 
 
+def test_pixels_filled_with_the_smallest_float_do_not_stop_the_evaluation(world):
+    for key, (_, score) in world[1].items():
+        filled = score.copy()
+        filled[:, 3:9] = np.finfo(np.float32).min
+        write_score(world[0] / f"scores/{key}.npz", filled)
+    source, settings = ScoreFolder(world[0] / "scores"), EvaluationSettings(bootstrap=0)
+    result = evaluate_benchmark(opened(world, protocol="smiyc"), source, settings)
+    write_plots(world[0] / "plots", [result])
+    rows = json.loads((world[0] / "plots/pr.json").read_text())
+    assert min(row["threshold"] for row in rows) < -1e38
+
+
 def test_one_image_is_enough_but_has_no_interval(world):
     for name in list(world[1])[1:]:
         for folder in ("original", "labels"):
