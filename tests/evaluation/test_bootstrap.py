@@ -13,6 +13,7 @@ from anomdino.evaluation.bootstrap import (
     component_values,
     intervals,
     pixel_values,
+    reach,
     resamplings,
     student,
     without_each,
@@ -142,6 +143,20 @@ def test_students_quantile():
 
 def test_without_each_leaves_one_image_out():
     np.testing.assert_array_equal(np.concatenate(list(without_each(70))), 1 - np.eye(70))
+
+
+def test_an_interval_of_a_mean_is_students():
+    values = np.random.default_rng(0).normal(size=12)
+    without = np.array([np.delete(values, index).mean() for index in range(12)])
+    wanted = t.ppf(0.975, 11) * values.std(ddof=1) / np.sqrt(12)
+    assert reach(without, np.array([np.nan])) == pytest.approx(wanted, rel=2e-3)
+    weights = np.concatenate(list(resamplings(12, 20_000, np.random.default_rng(1))))
+    assert reach(np.zeros(12), weights @ values / 12) == pytest.approx(wanted, rel=0.03)
+
+
+def test_fpr95_is_taken_at_a_recall_of_exactly_95_percent():
+    histograms = ImageHistograms(np.array([2.0, 1.0, 0.0]), np.array([[19.0, 1, 0]]), np.array([[3.0, 4, 3]]))
+    assert pixel_values(histograms, np.ones((1, 1)))["FPR95"].tolist() == [0.3]
 
 
 def test_a_metric_that_hangs_on_one_image_or_is_of_one_image_has_no_interval():
