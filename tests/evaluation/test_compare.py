@@ -206,3 +206,11 @@ def test_two_runs_on_one_benchmark_in_a_folder_are_refused(tmp_path):
         measure(tmp_path, f"both/{name}")
     with pytest.raises(DataError, match="holds two runs on 'mine'.*one.*two"):
         compare_runs(base, str(tmp_path / "both"))
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "1", '{"outputs": {}}', "{"])
+def test_details_of_something_else_are_named(tmp_path, content):
+    base = measure(tmp_path, "base", images=2)
+    (tmp_path / "base/details.json").write_text(content)
+    with pytest.raises(DataError, match=r"details.json: is no.*\n.*evaluate again"):
+        compare_runs(base, base)

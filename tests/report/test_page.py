@@ -83,6 +83,14 @@ def test_the_best_of_equal_values_is_not_set_in_bold(tmp_path):
     assert 'class="best"' not in page.read_text()
 
 
+def test_all_that_are_printed_as_the_best_are_set_in_bold(tmp_path):
+    rows = {"raw": {"x": 0.91234}, "hard": {"x": 0.91229}, "fused": {"x": 0.9}}
+    page = (
+        ReportWriter(tmp_path, 0).finish("Demo", {}, [Table("a", [Column("x", "x")], rows)], []).read_text()
+    )
+    assert (page.count('class="best">91.23'), page.count('class="best"')) == (2, 2)
+
+
 def test_curves_have_the_ink_of_the_page_and_say_what_they_are():
     drawn = curve_svg('a "b": ROC', {"raw": Curve([0.1, 1], [0.5, 1])}, "FPR", "TPR")
     assert drawn.startswith('<svg role="img" aria-label="a &quot;b&quot;: ROC: TPR against FPR" ')
