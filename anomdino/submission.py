@@ -101,8 +101,8 @@ def write_submission(
         The files, checked by reading them back.
 
     Raises:
-        DataError: The method's name is a path, the count is wrong, the folder holds frames that this run would not
-            replace, or a map is missing, has another size than its image, or is not finite.
+        DataError: The method's name is a path, the count is wrong, two frames have one name, the folder holds frames
+            that this run would not replace, or a map is missing, has another size than its image, or is not finite.
     """
     if Path(method).name != method or method in {"", ".", ".."}:
         raise DataError("method", f"is '{method}'", "give a name without / or ..")
@@ -118,6 +118,11 @@ def write_submission(
 
     folder = Path(out) / "anomaly_p" / method / dataset
     names = [f"{Path(sample.frame_id).name}.hdf5" for sample in benchmark]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        listed = ", ".join(twice[:10]) + (" ..." if len(twice) > 10 else "")
+        cure = "rename the frames: the benchmark's files lie in one folder"
+        raise DataError(benchmark.name, f"has several frames for one file: {listed}", cure)
     _refuse_other_frames(folder, names)
     rescaling = fit_rescaling(checked(sample) for sample in benchmark)
     part = folder.with_name(f".{folder.name}.part")

@@ -154,6 +154,17 @@ def test_an_interval_of_a_mean_is_students():
     assert reach(np.zeros(12), weights @ values / 12) == pytest.approx(wanted, rel=0.03)
 
 
+@pytest.mark.parametrize("share", [0, 1, 2, 4])
+def test_images_that_are_all_alike_have_an_interval_of_one_point(share):
+    found = np.full((6, 11), share)
+    counts = ImageCounts(found, 4 - found, 0 * found, np.full(6, share), np.full(6, 1.0), np.full(6, 4))
+    measured = {name: float(value[0]) for name, value in component_values(counts, np.ones((1, 6))).items()}
+    spans = intervals(None, counts, 20, np.random.default_rng(0), measured)
+    assert spans.keys() == measured.keys()
+    for name, value in measured.items():
+        assert spans[name] == pytest.approx((value, value), abs=1e-9)
+
+
 def test_fpr95_is_taken_at_a_recall_of_exactly_95_percent():
     histograms = ImageHistograms(np.array([2.0, 1.0, 0.0]), np.array([[19.0, 1, 0]]), np.array([[3.0, 4, 3]]))
     assert pixel_values(histograms, np.ones((1, 1)))["FPR95"].tolist() == [0.3]

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from anomdino import submission
-from anomdino.benchmarks import Sample
+from anomdino.benchmarks import Sample, open_benchmark
 from anomdino.cli.evaluate import compare, evaluate, submit_app
 from anomdino.errors import AnomdinoError, ConfigError, DataError
 from anomdino.evaluation import ScoreFolder
@@ -270,6 +270,14 @@ def test_a_submission_is_of_one_run(track):
     assert submit(track, "--split", "validation").exit_code == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_frames_of_one_name_are_refused_before_any_score_is_read(tmp_path):
+    for folder in ("a", "b"):
+        write_png(tmp_path / f"images/{folder}/x.png", np.zeros((*SIZE, 3), np.uint8))
+    benchmark = open_benchmark("folder", tmp_path, name="mine")
+    with pytest.raises(DataError, match=r"mine: has several frames for one file: x\.hdf5"):
+        submission.write_submission(benchmark, lambda sample: pytest.fail(sample.key), tmp_path / "out", "m")
 
 
 def test_a_failing_submission_leaves_the_one_of_before(track, monkeypatch):

@@ -94,6 +94,12 @@ def test_random_swaps_come_close_to_all_swaps():
         assert some[name] == pytest.approx(p, abs=0.06)
 
 
+def test_random_swaps_never_give_p_of_zero():
+    """The runs as they are count as one of the swaps, so that no difference is surer than the swaps that were tried."""
+    p = swap_test(*pair(np.random.default_rng(0), 40, better=2.0), 99, np.random.default_rng(0))
+    assert p == dict.fromkeys(("AP", "FPR95", "AUROC"), 0.01)
+
+
 def test_a_common_scale_changes_no_metric():
     rng = np.random.default_rng(0)
     label = (rng.random((2, 4, 500)) < 0.1).astype(np.uint8)
