@@ -80,6 +80,12 @@ def test_every_pixel_is_counted_once():
         assert histograms.fp[index].sum() == pytest.approx((label == 0).sum())
 
 
+def test_the_last_bin_takes_what_lies_below_it_too():
+    score, label = np.arange(6, dtype=np.float32), np.array([0, 1, 0, 0, 1, 0], np.uint8)
+    histograms = common_histograms([sketch(sort_scores(score, label))], np.array([5.0, 4.0, 3.0]))
+    assert (histograms.tp.tolist(), histograms.fp.tolist()) == ([[0, 1, 1]], [[1, 0, 3]])
+
+
 def test_component_values_equal_a_loop_over_drawn_images():
     rng = np.random.default_rng(2)
     found, missed, false = (rng.integers(0, 4, (5, 11)) for _ in range(3))

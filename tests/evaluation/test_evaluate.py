@@ -23,6 +23,7 @@ from anomdino.evaluation import (
 )
 from anomdino.evaluation.compare import compare_runs
 from anomdino.evaluation.console import print_summary
+from anomdino.evaluation.groups import distance_band, size_group
 from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_table
 from anomdino.io.scores import write_score
 from anomdino.metrics import ComponentState, SmiycPixels, frame_components
@@ -435,3 +436,10 @@ def test_other_bins_of_the_same_scores_are_no_difference(world):
     metrics = compare_runs(str(world[0] / "one"), str(world[0] / "two"))["mine"]["score"]["metrics"]
     assert abs(metrics["AP"]["difference"]) < 5e-3
     assert not any(metrics[name]["significant"] for name in metrics)
+
+
+def test_groups_begin_at_their_limits():
+    sizes = [size_group(pixels, 10_000) for pixels in (4, 5, 49, 50, 499, 500, 10_000)]
+    assert sizes == ["tiny", "small", "small", "medium", "medium", "large", "large"]
+    bands = [distance_band(bottom, 100) for bottom in (44, 45, 59, 60, 79, 80, 100)]
+    assert bands == ["far", "middle", "middle", "near", "near", "close", "close"]
