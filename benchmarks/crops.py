@@ -61,9 +61,7 @@ def main() -> None:
     )
     for name, ours, plain in rows:
         fast, slow = rate(ours, arguments.crops), rate(plain, max(10, arguments.crops // 4))
-        print(
-            f"{name}: {fast:.0f} crops/s a core, plain {slow:.0f}, ratio {fast / slow:.1f}"
-        )
+        print(f"{name}: {fast:.0f} crops/s a core, plain {slow:.0f}, ratio {fast / slow:.1f}")
 
 
 def plain_crop(
