@@ -377,6 +377,9 @@ def test_s2m_metrics_are_given_for_scores_between_0_and_1(world):
     write_results(world[0] / "out", result)
     details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
     assert details["s2m"]["AuIoU"] == pytest.approx(state.compute()["area"], abs=1e-6)
+    share[0, 0] = 1.5  # of the last image
+    write_score(world[0] / f"scores/{name}.npz", share)
+    assert evaluated(world).s2m == {}
 
 
 def test_constant_scores_are_chance_not_a_crash(world):
