@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -196,7 +197,11 @@ def _files_of(samples: Sequence[Sample], what: str, folder: Path, suffixes: Sequ
     """
 
     def of(sample: Sample) -> Path | None:
-        stems = (sample.key, sample.frame_id)
+        names = (sample.key, sample.frame_id)
+        stems = (
+            *names,
+            *(unicodedata.normalize("NFD", name) for name in names),
+        )  # keys are NFC, files need not be
         candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes)
         return next((path for path in candidates if path.is_file()), None)
 

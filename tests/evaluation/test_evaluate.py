@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,11 +21,13 @@ from anomdino.evaluation import (
     write_metrics,
     write_plots,
     write_results,
+    writing,
 )
 from anomdino.evaluation.compare import compare_runs
 from anomdino.evaluation.console import print_summary
 from anomdino.evaluation.groups import distance_band, size_group
 from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_table
+from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.metrics import ComponentState, SmiycPixels, frame_components
 from anomdino.metrics.results import NO_ANOMALY
@@ -317,6 +320,31 @@ def test_tags_count_images_once_and_may_hold_commas(world):
     _, details = written(world, evaluated(world))
     images = {tag: group["images"] for tag, group in details["score"]["by_tag"].items()}
     assert images == {"night, rain": 1, "wet": 3}
+
+
+def test_files_of_a_run_that_fails_to_write_do_not_mix_with_those_of_before(world, monkeypatch):
+    out = world[0] / "out"
+    write_results(out, evaluated(world))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(writing, "benchmark_details", lambda result: {"threshold": float("nan")})
+    with pytest.raises(ValueError, match="NaN|nan"):
+        write_results(out, evaluated(world, threshold=-9.0))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_maps_are_found_whatever_the_form_of_unicode(tmp_path, forms):
+    image, score = (unicodedata.normalize(form, "Füße/é") for form in forms)
+    for folder, content in (
+        ("images", np.zeros((4, 5, 3), np.uint8)),
+        ("labels", np.eye(4, 5, dtype=np.uint8)),
+    ):
+        write_png(tmp_path / folder / f"{image}.png", content)
+    write_score(tmp_path / f"scores/{score}.npz", np.zeros((4, 5), np.float32))
+    source = ScoreFolder(tmp_path / "scores")
+    benchmark = open_benchmark("folder", tmp_path, name="mine")
+    source.require(benchmark.samples)
+    assert source.predictions(benchmark.samples[0])["score"].score.shape == (4, 5)
 
 
 def test_missing_scores_and_wrong_sizes_are_named(world):
