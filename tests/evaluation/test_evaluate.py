@@ -391,6 +391,23 @@ def test_instances_are_scored_where_the_set_has_them(world):
     assert details["instances"]["instances"] == details["components"]["gt_components"]
 
 
+def test_what_a_mask_covers_of_void_counts_nowhere(tmp_path):
+    """A mask that runs on from an object into void twice as large."""
+    label = np.zeros(SIZE, np.uint8)
+    label[10:20, 10:20], label[10:20, 20:40] = 1, 255
+    for folder, content in (("images", label), ("labels", label), ("instances", label % 255)):
+        write_png(tmp_path / f"{folder}/a.png", content)
+    write_png(tmp_path / "masks/a.png", (label > 0).astype(np.uint8) * 255)
+    write_score(tmp_path / "scores/a.npz", (label == 1).astype(np.float32))
+    benchmark = open_benchmark("folder", tmp_path, name="mine", limits=LIMITS)
+    source = ScoreFolder(tmp_path / "scores", masks=tmp_path / "masks")
+    result = evaluate_benchmark(benchmark, source, EvaluationSettings(bootstrap=0))
+    (row,) = result.rows_of("mask")
+    assert (row["true_positive_pixels"], row["false_positive_pixels"], row["iou"]) == (100, 0, 1.0)
+    assert (row["siou"], row["ppv"], row["roi_pixels"]) == (1.0, 1.0, label.size - 200)
+    assert result.instances["mask"].compute().ap == pytest.approx(1.0)
+
+
 def test_s2m_metrics_are_given_for_scores_between_0_and_1(world):
     from anomdino.metrics import S2mState
 
