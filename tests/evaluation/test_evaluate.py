@@ -391,6 +391,25 @@ def test_instances_are_scored_where_the_set_has_them(world):
     assert details["instances"]["instances"] == details["components"]["gt_components"]
 
 
+@pytest.mark.parametrize("void", [False, True])
+def test_an_output_that_is_not_finite_is_named_with_image_count_and_range(world, void):
+    """On void too: there it would reach the tables and the pictures."""
+    source = ScoreFolder(world[0] / "scores", "mine")
+    read = source.predictions
+
+    def spoiled(sample):
+        prediction = read(sample)["mine"]
+        if sample.key == "frame3":
+            prediction.score[4:6, 0 if void else 20] = np.nan
+        return {"mine": prediction}
+
+    object.__setattr__(source, "predictions", spoiled)
+    with pytest.raises(
+        DataError, match=r"frame3.png, output 'mine': holds 2 NaN .* of 3072 \(finite values -1"
+    ):
+        evaluate_benchmark(opened(world), source, EvaluationSettings(bootstrap=0))
+
+
 def test_what_a_mask_covers_of_void_counts_nowhere(tmp_path):
     """A mask that runs on from an object into void twice as large."""
     label = np.zeros(SIZE, np.uint8)
