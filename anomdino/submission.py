@@ -131,13 +131,27 @@ def write_submission(
         for sample, name in zip(benchmark, names, strict=True):
             _write_value(part / name, rescaling.apply(checked(sample)))
         check_submission([part / name for name in names], benchmark.samples)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        _take_place(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     stored = {"scores": rescaling.scores.tolist(), "ranks": rescaling.ranks.tolist()}
     atomic_write_json(Path(out) / f"{method}_{dataset}_{MAP_FILE}", stored, indent=None)
     return [folder / name for name in names]
+
+
+def _take_place(part: Path, folder: Path) -> None:
+    """Put ``part`` in the place of ``folder``, which comes back where that fails."""
+    before = folder.with_name(f".{folder.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
+    try:
+        part.rename(folder)
+    except BaseException:
+        if before.exists():
+            before.rename(folder)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _refuse_other_frames(folder: Path, names: Sequence[str]) -> None:

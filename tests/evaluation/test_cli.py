@@ -301,6 +301,29 @@ def test_a_failing_submission_leaves_the_one_of_before(track, monkeypatch):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_a_submission_that_cannot_take_its_place_leaves_the_one_of_before(track, monkeypatch):
+    folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
+    submit(track, "--split", "validation")
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def stopped(path, target):
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        submission.write_submission(
+            open_benchmark("smiyc_anomaly_track", track / "track", "validation"),
+            lambda sample: np.random.default_rng(len(sample.key)).normal(size=SIZE).astype(np.float32),
+            track / "sub",
+            "mine",
+        )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 @pytest.mark.slow
 def test_compare_reads_a_git_revision_from_dvcs_cache(track, monkeypatch):
     """The weak run is committed with DVC, the strong one lies in the working tree."""

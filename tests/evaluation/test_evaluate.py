@@ -25,7 +25,7 @@ from anomdino.evaluation import (
 )
 from anomdino.evaluation.compare import compare_runs
 from anomdino.evaluation.console import print_summary
-from anomdino.evaluation.groups import distance_band, size_group
+from anomdino.evaluation.groups import component_groups, distance_band, size_group
 from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_table
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
@@ -510,3 +510,15 @@ def test_groups_begin_at_their_limits():
     assert sizes == ["tiny", "small", "small", "medium", "medium", "large", "large"]
     bands = [distance_band(bottom, 100) for bottom in (44, 45, 59, 60, 79, 80, 100)]
     assert bands == ["far", "middle", "middle", "near", "near", "close", "close"]
+
+
+def test_a_component_at_a_quarter_is_neither_missed_nor_false():
+    rows = [
+        {"kind": kind, "siou": value, "covered": value, "size_group": "tiny"}
+        for kind in ("gt", "predicted")
+        for value in (0.25, 0.2)
+    ]
+    assert component_groups(rows, "size_group", ["tiny", "small"]) == {
+        "tiny": {"gt": 2, "missed": 1, "sIoU": pytest.approx(0.225), "predicted": 2, "false": 1},
+        "small": {"gt": 0, "missed": 0, "sIoU": None, "predicted": 0, "false": 0},
+    }
