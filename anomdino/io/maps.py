@@ -14,6 +14,7 @@ from anomdino.io.scores import KEY, check_score
 
 MAP_SUFFIXES = (".npz", ".npy", ".tif", ".tiff", ".hdf5", ".h5")
 HDF5_DATASET = "value"
+_MOST_PACKED = 2000  # deflate makes zeros 1032 times as small
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF in both byte orders."""
 
@@ -129,6 +130,10 @@ def _read_hdf5(path: Path) -> npt.NDArray[np.generic]:
                 f"has no dataset '{HDF5_DATASET}' but {', '.join(map(str, stored)) or 'nothing'}",
                 "save it as SegmentMeIfYouCan's tools do",
             )
+        if (
+            dataset.nbytes > _MOST_PACKED * path.stat().st_size
+        ):  # what is not there would be filled in, in memory
+            raise ValueError(f"it claims {dataset.shape} values")
         return np.asarray(dataset[()])
 
 

@@ -272,6 +272,26 @@ def test_a_submission_is_of_one_run(track):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [
+        (np.full(SIZE, 1.5, np.float16), r"outside \[0, 1\]"),
+        (np.full(SIZE, -0.1, np.float16), r"outside \[0, 1\]"),
+        (np.full(SIZE, np.nan, np.float16), r"outside \[0, 1\]"),
+        (np.zeros(SIZE, np.float32), "holds float32"),
+        (np.zeros(SIZE[::-1], np.float16), r"holds float16 \(80, 60\)"),
+    ],
+)
+def test_a_submission_that_the_benchmark_would_misread_is_refused(tmp_path, value, cause):
+    write_png(tmp_path / "images/x.png", np.zeros((*SIZE, 3), np.uint8))
+    samples = open_benchmark("folder", tmp_path, name="mine").samples
+    submission._write_value(tmp_path / "x.hdf5", value)
+    with pytest.raises(DataError, match=cause):
+        submission.check_submission([tmp_path / "x.hdf5"], samples)
+    with pytest.raises(DataError, match="1 files for 2 frames"):
+        submission.check_submission([tmp_path / "x.hdf5"] * 2, samples * 2)
+
+
 def test_frames_of_one_name_are_refused_before_any_score_is_read(tmp_path):
     for folder in ("a", "b"):
         write_png(tmp_path / f"images/{folder}/x.png", np.zeros((*SIZE, 3), np.uint8))

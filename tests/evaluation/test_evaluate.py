@@ -26,11 +26,12 @@ from anomdino.evaluation import (
 from anomdino.evaluation.compare import compare_runs
 from anomdino.evaluation.console import print_summary
 from anomdino.evaluation.groups import component_groups, distance_band, size_group
+from anomdino.evaluation.summary import per_image_protocol
 from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_table
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.metrics import ComponentState, SmiycPixels, frame_components
-from anomdino.metrics.results import NO_ANOMALY
+from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
 from tests.io.test_maps import write
 
 LIMITS = ComponentLimits(min_predicted=6, min_gt=4)
@@ -510,6 +511,16 @@ def test_groups_begin_at_their_limits():
     assert sizes == ["tiny", "small", "small", "medium", "medium", "large", "large"]
     bands = [distance_band(bottom, 100) for bottom in (44, 45, 59, 60, 79, 80, 100)]
     assert bands == ["far", "middle", "middle", "near", "near", "close", "close"]
+
+
+def test_images_without_a_mean_are_counted_by_the_class_they_lack():
+    rows = [{"ap": None, "anomaly_pixels": pixels} for pixels in (0, 0, 5)]
+    assert per_image_protocol(rows)["left_out"] == {NO_ANOMALY: 2, NO_INLIER: 1}
+
+
+def test_an_empty_mask_on_a_clean_image_has_no_iou(world):
+    rows = evaluated(world, threshold=100.0).rows_of("score")
+    assert [row["iou"] for row in rows] == [None if row["clean"] else 0.0 for row in rows]
 
 
 def test_a_component_at_a_quarter_is_neither_missed_nor_false():

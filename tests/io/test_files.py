@@ -303,6 +303,12 @@ def test_an_error_of_the_block_itself_is_passed_on(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_block_that_writes_nothing_leaves_things_as_they_are(tmp_path):
+    with atomic_path(tmp_path / "a.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_cannot_be_made_is_no_lock_that_is_held(tmp_path):
     (tmp_path / "file").write_text("")
     for lock, cause in (
