@@ -101,8 +101,8 @@ def write_submission(
         The files, checked by reading them back.
 
     Raises:
-        DataError: The method's name is a path, the count is wrong, the folder holds frames that this run would not
-            replace, or a map is missing, has another size than its image, or is not finite.
+        DataError: The method's name is a path, the count is wrong, two frames have one name, the folder holds frames
+            that this run would not replace, or a map is missing, has another size than its image, or is not finite.
     """
     if Path(method).name != method or method in {"", ".", ".."}:
         raise DataError("method", f"is '{method}'", "give a name without / or ..")
@@ -118,6 +118,11 @@ def write_submission(
 
     folder = Path(out) / "anomaly_p" / method / dataset
     names = [f"{Path(sample.frame_id).name}.hdf5" for sample in benchmark]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        listed = ", ".join(twice[:10]) + (" ..." if len(twice) > 10 else "")
+        cure = "rename the frames: the benchmark's files lie in one folder"
+        raise DataError(benchmark.name, f"has several frames for one file: {listed}", cure)
     _refuse_other_frames(folder, names)
     rescaling = fit_rescaling(checked(sample) for sample in benchmark)
     part = folder.with_name(f".{folder.name}.part")
@@ -126,13 +131,27 @@ def write_submission(
         for sample, name in zip(benchmark, names, strict=True):
             _write_value(part / name, rescaling.apply(checked(sample)))
         check_submission([part / name for name in names], benchmark.samples)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        _take_place(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     stored = {"scores": rescaling.scores.tolist(), "ranks": rescaling.ranks.tolist()}
     atomic_write_json(Path(out) / f"{method}_{dataset}_{MAP_FILE}", stored, indent=None)
     return [folder / name for name in names]
+
+
+def _take_place(part: Path, folder: Path) -> None:
+    """Put ``part`` in the place of ``folder``, which comes back where that fails."""
+    before = folder.with_name(f".{folder.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
+    try:
+        part.rename(folder)
+    except BaseException:
+        if before.exists():
+            before.rename(folder)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _refuse_other_frames(folder: Path, names: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
-from anomdino.io.npz import write_npz
+from anomdino.io.npz import DAMAGED, open_npz, write_npz
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +118,7 @@ class UncertaintyMaps:
             DataError: The file is missing, damaged or lacks a map.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open_npz(path) as stored:
                 height, width = stored["image_size"].tolist()
                 return UncertaintyMaps(
                     stored["semantic"],
@@ -130,7 +129,7 @@ class UncertaintyMaps:
                 )
         except FileNotFoundError as error:
             raise DataError(path, "does not exist", "run the score stage first: `dvc repro score`") from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        except DAMAGED as error:
             raise DataError(
                 path, f"holds no uncertainty maps or is damaged ({error})", "remove it, run the score stage"
             ) from error

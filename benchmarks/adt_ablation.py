@@ -180,7 +180,8 @@ def measure(name: str, variant: Variant) -> list[float]:
     own, best = result.components["mask"], result.components["output"]
     assert pixel is not None
     values = (pixel.ap, pixel.fpr95, best.f1, best.missed["25"], best.false["25"])
-    return [float(v or 0) for v in (*values, own.f1, own.missed["25"], own.false["25"])]
+    values = (*values, own.f1, own.missed["25"], own.false["25"])
+    return [np.nan if value is None else float(value) for value in values]
 
 
 def truth(label: np.ndarray) -> Boxes:
@@ -191,15 +192,15 @@ def truth(label: np.ndarray) -> Boxes:
 
 
 def table(rows: dict[str, list[list[float]]]) -> str:
-    """Write the rows as Markdown."""
+    """Write the rows as Markdown: means over the seeds, +- the deviation by n - 1; a dash where a run has no value."""
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, runs in rows.items():
         cells = []
         for column, values in zip(COLUMNS, np.array(runs).T, strict=True):
             counts = column.split()[-1] in {"missed", "false"}
             scale, digits = (1, 0 if len(values) == 1 else 1) if counts else (100, 1)
-            spread = f" +- {values.std() * scale:.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean() * scale:.{digits}f}{spread}")
+            spread = f" +- {values.std(ddof=1) * scale:.{digits}f}" if len(values) > 1 else ""
+            cells.append("-" if np.isnan(values).any() else f"{values.mean() * scale:.{digits}f}{spread}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

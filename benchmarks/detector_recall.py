@@ -17,9 +17,10 @@ from pathlib import Path
 
 from anomdino.adt.evidence import weighed
 from anomdino.adt.store import load_adt
-from anomdino.benchmarks import Benchmark, open_set
+from anomdino.benchmarks import Benchmark
 from anomdino.config.params import load_params
 from anomdino.detector.quality import THRESHOLDS, Coverage, threshold_at_budget
+from anomdino.evaluation.opening import find_benchmark
 from anomdino.io.boxes import Boxes, read_box_results
 from anomdino.io.scores import read_score
 
@@ -36,9 +37,8 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=[1, 2, 3, 5, 8])
     parser.add_argument("--weighed", type=Path, metavar="ADT", help="folder of a trained ADT-Net")
     arguments = parser.parse_args()
-    sets = load_params(Path("params.yaml")).benchmark.sets
-    for name in arguments.benchmarks or sets:
-        benchmark = open_set(name, sets[name])
+    for name in arguments.benchmarks or load_params(Path("params.yaml")).benchmark.sets:
+        benchmark = find_benchmark(name)
         boxes = read_box_results(BOXES / f"{name}.json", [sample.key for sample in benchmark.samples])
         if arguments.weighed:
             boxes = weighed_boxes(benchmark, boxes, arguments.weighed)

@@ -68,11 +68,11 @@ def copy_models(folder: Path, target: Path) -> None:
     Raises:
         ConfigError: ``target`` holds something that this function did not copy there.
     """
+    if folder.resolve() == target.resolve():
+        return
     if target.exists() and not (target / COPIED).is_file() and any(target.iterdir()):
         cause = f"{target} holds models that measure did not copy there"
         raise ConfigError("--work", cause, "remove that folder, or name another one with --work")
-    if folder.resolve() == target.resolve():
-        return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(folder, part)

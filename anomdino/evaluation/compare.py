@@ -310,6 +310,8 @@ def _read(folder: Path) -> _Run:
         details = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(path, f"is no JSON ({error})", "remove it and evaluate again") from error
+    if not isinstance(details, dict) or (details and not {"outputs", "protocol"} <= details.keys()):
+        raise DataError(path, "is not what an evaluation writes", "remove it and evaluate again")
     return _Run(folder, read_table(folder / IMAGES_FILE), read_table(folder / HISTOGRAMS_FILE), details)
 
 

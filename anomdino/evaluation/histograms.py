@@ -36,7 +36,7 @@ class ScoreSketch:
         right = np.searchsorted(own, thresholds, side="left")
         inside = np.clip(right, 1, len(own) - 1) if len(own) > 1 else np.zeros_like(right)
         left = np.maximum(inside - 1, 0)
-        gap = np.maximum(own[inside] - own[left], np.finfo(np.float64).tiny)
+        gap = np.where(inside > left, own[inside] - own[left], 1.0)
         share = np.clip((thresholds - own[left]) / gap, 0.0, 1.0)
         at_least, above = self.at_least.astype(np.float64), self.above.astype(np.float64)
         between = above[:, left] + (at_least[:, inside] - above[:, left]) * share

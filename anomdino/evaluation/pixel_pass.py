@@ -16,6 +16,7 @@ from anomdino.evaluation.groups import band_rows
 from anomdino.evaluation.histograms import ScoreSketch, common_histograms, sketch, summed_histogram
 from anomdino.evaluation.result import BenchmarkResult, EvaluationSettings, Save
 from anomdino.evaluation.sources import FloatMap, OutputSource
+from anomdino.io.scores import check_score
 from anomdino.metrics.curve import positive_curve, rank_auroc
 from anomdino.metrics.s2m import S2mState
 from anomdino.metrics.smiyc import SmiycPixels
@@ -36,8 +37,13 @@ class _Output:
     s2m: S2mState | None = field(default_factory=S2mState)
 
     def add(self, frame: LoadedFrame) -> dict[str, Any]:
-        """Add an image and return its row of pixel metrics."""
+        """Add an image and return its row of pixel metrics.
+
+        Raises:
+            DataError: The output is not of the label's size, or not finite; void counts too.
+        """
         prediction = frame.predictions[self.name]
+        check_score(f"{frame.sample.image}, output '{self.name}'", prediction.score, frame.label.shape)
         scores = self._sorted(prediction.score, frame)
         self.smiyc.update_sorted(scores)
         self.sketches.append(sketch(scores))
@@ -51,15 +57,11 @@ class _Output:
     def _sorted(self, score: FloatMap, frame: LoadedFrame) -> SortedScores:
         """Sort the scores band by band, keep a sketch of each band, and merge them."""
         parts = []
-        try:
-            for band, rows in band_rows(len(score)).items():
-                part = sort_scores(score[rows], frame.label[rows])
-                if not part.empty:
-                    parts.append(part)
-                    self.bands.setdefault(band, []).append(sketch(part, coarse=True))
-        except ValueError as error:
-            cause = f"output '{self.name}': {error}"
-            raise DataError(frame.sample.image, cause, "fix the method that made it") from error
+        for band, rows in band_rows(len(score)).items():
+            part = sort_scores(score[rows], frame.label[rows])
+            if not part.empty:
+                parts.append(part)
+                self.bands.setdefault(band, []).append(sketch(part, coarse=True))
         return SortedScores.merged(parts)
 
     def _add_s2m(self, score: FloatMap, label: npt.NDArray[np.uint8], scores: SortedScores) -> None:

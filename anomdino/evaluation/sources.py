@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
 from anomdino.io.images import image_size, read_image, read_label
 from anomdino.io.maps import MAP_SUFFIXES, read_map
+from anomdino.io.npz import DAMAGED, open_npz
 from anomdino.io.scores import read_score
 
 if TYPE_CHECKING:
@@ -195,7 +197,11 @@ def _files_of(samples: Sequence[Sample], what: str, folder: Path, suffixes: Sequ
     """
 
     def of(sample: Sample) -> Path | None:
-        stems = (sample.key, sample.frame_id)
+        names = (sample.key, sample.frame_id)
+        stems = (
+            *names,
+            *(unicodedata.normalize("NFD", name) for name in names),
+        )  # keys are NFC, files need not be
         candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes)
         return next((path for path in candidates if path.is_file()), None)
 
@@ -224,7 +230,11 @@ def _check_mask_size(path: Path, size: tuple[int, ...], sample: Sample) -> None:
 def _closed_set(path: Path) -> npt.NDArray[np.uint8]:
     import cv2
 
-    with np.load(path, allow_pickle=False) as stored:
-        small = stored["semantic"].argmax(axis=0).astype(np.uint8)
-        height, width = (int(side) for side in stored["image_size"])
+    try:
+        with open_npz(path) as stored:
+            small = stored["semantic"].argmax(axis=0).astype(np.uint8)
+            height, width = (int(side) for side in stored["image_size"])
+    except DAMAGED as error:
+        cause = f"holds no uncertainty maps or is damaged ({error})"
+        raise DataError(path, cause, "remove it, run the score stage") from error
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from anomdino.evaluation.tables import (
     write_parts,
     write_table,
 )
-from anomdino.io.atomic import atomic_write_json
+from anomdino.io.atomic import atomic_path, atomic_write_json
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 
@@ -29,11 +30,16 @@ DETAILS_FILE = "details.json"
 
 
 def write_results(folder: Path, result: BenchmarkResult) -> None:
-    """Write the tables and ``details.json`` of a benchmark into a folder."""
-    write_table(folder / IMAGES_FILE, result.image_rows, IMAGES)
-    write_table(folder / COMPONENTS_FILE, result.component_rows, COMPONENTS)
-    write_parts(folder / HISTOGRAMS_FILE, histogram_parts(result.keys, result.histograms), HISTOGRAMS)
-    atomic_write_json(folder / DETAILS_FILE, benchmark_details(result))
+    """Write the tables and ``details.json`` of a benchmark into a folder; those of before stay until all are written."""
+    with ExitStack() as files:
+        images, components, histograms, details = (
+            files.enter_context(atomic_path(folder / name))
+            for name in (IMAGES_FILE, COMPONENTS_FILE, HISTOGRAMS_FILE, DETAILS_FILE)
+        )
+        write_table(images, result.image_rows, IMAGES)
+        write_table(components, result.component_rows, COMPONENTS)
+        write_parts(histograms, histogram_parts(result.keys, result.histograms), HISTOGRAMS)
+        atomic_write_json(details, benchmark_details(result))
 
 
 def write_metrics(

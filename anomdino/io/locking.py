@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from anomdino.errors import DataError
+from anomdino.errors import DataError, DiskError
+from anomdino.io.atomic import make_parent
 
 WAIT = 5.0
 
@@ -30,18 +31,24 @@ def exclusive(lock: Path, wait: float | None = None) -> Iterator[None]:
 
     Raises:
         DataError: Another process holds the lock; the message names it.
+        DiskError: The lock file cannot be made.
     """
     holder = lock.with_name(f"{lock.name}.holder")
     guard = FileLock(lock)
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(lock)
         guard.acquire(timeout=WAIT if wait is None else wait)
     except Timeout as error:
+        if not lock.exists():  # where it may not be made, the lock is tried again until the time is over
+            raise DiskError(lock, "cannot be made", "choose another folder, or make it writable") from error
         raise DataError(
             lock,
             f"is held by {_describe(holder)}",
             "wait until that run has ended, or stop it; then run again",
         ) from error
+    except OSError as error:
+        cause = f"cannot be made: {(error.strerror or str(error)).lower()}"
+        raise DiskError(lock, cause, "choose another folder, or make it writable") from error
     try:
         who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         holder.write_text(json.dumps(who), encoding="utf-8")

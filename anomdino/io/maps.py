@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,12 @@ import numpy.typing as npt
 
 from anomdino.errors import DataError
 from anomdino.io.listing import list_files
+from anomdino.io.npz import DAMAGED, open_npz
 from anomdino.io.scores import KEY, check_score
 
 MAP_SUFFIXES = (".npz", ".npy", ".tif", ".tiff", ".hdf5", ".h5")
 HDF5_DATASET = "value"
+_MOST_PACKED = 2000  # deflate makes zeros 1032 times as small
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF in both byte orders."""
 
@@ -50,9 +51,7 @@ def read_map(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDArr
         raise DataError(path, "does not exist", "check the folder of score maps")
     try:
         values = _READERS[path.suffix.lower()](path)
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise DataError(path, f"is no score map or is damaged ({error})", "export it again") from error
     if values.dtype.kind not in "fiu":
         raise DataError(path, f"holds {values.dtype}, score maps hold numbers", "export real numbers")
@@ -68,7 +67,7 @@ def read_map(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDArr
 
 
 def _read_npz(path: Path) -> npt.NDArray[np.generic]:
-    with np.load(path, allow_pickle=False) as stored:
+    with open_npz(path) as stored:
         if KEY not in stored:
             found = ", ".join(stored) or "nothing"
             raise DataError(path, f"has no array '{KEY}' but {found}", "save it with np.savez(path, score)")
@@ -77,7 +76,9 @@ def _read_npz(path: Path) -> npt.NDArray[np.generic]:
 
 
 def _read_npy(path: Path) -> npt.NDArray[np.generic]:
-    array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
+    array: object = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("an .npz archive, and no .npy")
     return array
 
 
@@ -126,9 +127,13 @@ def _read_hdf5(path: Path) -> npt.NDArray[np.generic]:
         if not isinstance(dataset, h5py.Dataset):
             raise DataError(
                 path,
-                f"has no dataset '{HDF5_DATASET}' but {', '.join(stored) or 'nothing'}",
+                f"has no dataset '{HDF5_DATASET}' but {', '.join(map(str, stored)) or 'nothing'}",
                 "save it as SegmentMeIfYouCan's tools do",
             )
+        if (
+            dataset.nbytes > _MOST_PACKED * path.stat().st_size
+        ):  # what is not there would be filled in, in memory
+            raise ValueError(f"it claims {dataset.shape} values")
         return np.asarray(dataset[()])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
-from anomdino.io.npz import write_npz
+from anomdino.io.npz import DAMAGED, open_npz, write_npz
 
 KEY = "arr_0"  # what numpy calls the first unnamed array
 
@@ -45,7 +44,7 @@ def read_score(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDA
         DataError: The file is missing or damaged, lacks the key, or the map has another size, NaN or infinity.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_npz(path) as stored:
             if KEY not in stored:
                 raise DataError(
                     path, f"has no array '{KEY}' but {sorted(stored)}", "save it with np.savez(path, score)"
@@ -53,7 +52,7 @@ def read_score(path: Path | str, size: tuple[int, int] | None = None) -> npt.NDA
             score = stored[KEY]
     except FileNotFoundError as error:
         raise DataError(path, "does not exist", "run the score stage first: `dvc repro score`") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED as error:
         raise DataError(
             path, f"is no score file or is damaged ({error})", "remove it and run the score stage"
         ) from error

@@ -9,7 +9,7 @@
 ===============  ====================================================================================
 
 Void pixels never count. ``pooled``, ``rpl`` and ``fishyscapes`` here sort all pixels at once;
-:class:`anomdino.metrics.StreamingPixels` gives the same numbers in bounded memory.
+:class:`anomdino.metrics.StreamingPixels` gives the same numbers in bounded memory, for scores in float32.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ def per_image_metrics(frames: Iterable[Frame]) -> PerImageMetrics:
 
     Args:
         frames: See :func:`pixel_metrics`.
+
+    Raises:
+        ValueError: Shapes differ, or a score is not finite.
     """
     kept: list[PixelMetrics] = []
     left_out: dict[str, int] = {}

@@ -25,13 +25,14 @@ class S2mState:
         """Add an image.
 
         Args:
-            confidence: (H, W) in [0, 1]; a pixel is predicted at tau where confidence > tau.
+            confidence: (H, W) in [0, 1]; a pixel is predicted at tau where confidence > tau. A mask counts as 0 and 1.
             label: (H, W), 1 = anomaly; every other value, void too, is background.
+
+        Raises:
+            ValueError: Shapes differ, or a confidence is NaN or infinite, on void too.
         """
-        if confidence.shape != label.shape:
-            raise ValueError(f"confidence has shape {confidence.shape}, label {label.shape}")
-        known = (label == 0) | (label == 1)
-        self.update_sorted(sort_scores(confidence, label), np.sort(confidence[~known]))
+        scores = sort_scores(confidence, (label == 1).astype(np.uint8))
+        self.update_sorted(scores, scores.negatives[:0])
 
     def update_sorted(self, scores: SortedScores, void: FloatArray) -> None:
         """Add an image whose confidences are sorted already.

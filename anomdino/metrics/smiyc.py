@@ -19,8 +19,8 @@ class FrameBins:
     """One frame's histogram.
 
     Attributes:
-        thresholds: (K,) lower edges of the bins, descending, in the precision of the scores, or float64 where this is
-            too coarse for a constant frame's edges.
+        thresholds: (K,) lower edges of the bins, descending, finite, in the precision of the scores, or float64 where
+            this has no room for the edges: a constant frame, or scores at the ends of its range.
         tp: int32 (K,) anomalous pixels in each bin; a frame has fewer than 2^31 pixels.
         fp: int32 (K,) in-distribution pixels in each bin.
     """
@@ -38,7 +38,7 @@ def frame_bins(scores: SortedScores, num_bins: int = NUM_BINS) -> FrameBins:
         num_bins: Quantile edges altogether, half from anomalous pixels and half from the others.
 
     Raises:
-        ValueError: The region of interest is empty.
+        ValueError: The region of interest is empty, or float64 scores are too far apart.
     """
     if scores.empty:
         raise ValueError("the region of interest is empty: SMIYC's pixel metric is not defined on this frame")
@@ -104,9 +104,16 @@ class SmiycPixels:
 def _edges(scores: SortedScores, num_bins: int) -> npt.NDArray[np.floating]:
     parts = [values for values in (scores.positives, scores.negatives) if values.size]
     low, high = np.min([part[0] for part in parts]), np.max([part[-1] for part in parts])
-    margin = np.maximum((high - low) * 1e-2, 1e-2)
-    edges = [np.array([low - margin, high + margin])]
-    edges += [np.quantile(part, np.linspace(0, 1, min(num_bins // 2, part.size))) for part in parts]
+    with np.errstate(over="ignore"):
+        margin = np.maximum((high - low) * 1e-2, 1e-2)
+        ends = np.array([low - margin, high + margin])
+    if not np.isfinite(ends).all():  # such as a smallest float where a method has no score
+        if ends.dtype == np.float64:
+            raise ValueError(f"scores from {low:.3g} to {high:.3g} are too far apart for float64")
+        return _edges(
+            SortedScores(scores.positives.astype(np.float64), scores.negatives.astype(np.float64)), num_bins
+        )
+    edges = [ends, *(np.quantile(part, np.linspace(0, 1, min(num_bins // 2, part.size))) for part in parts)]
     distinct = np.unique(np.concatenate(edges))
     return distinct if len(distinct) > 1 else _around(float(distinct[0]))
 
@@ -125,7 +132,8 @@ def _histogram(values: FloatArray, edges: npt.NDArray[np.floating]) -> npt.NDArr
 
 def _at_least(edges: npt.NDArray[np.floating], dtype: np.dtype[np.floating]) -> FloatArray:
     """Give the smallest value of ``dtype`` not below each edge, which spares a cast of the scores."""
-    rounded = edges.astype(dtype)
+    with np.errstate(over="ignore"):
+        rounded = edges.astype(dtype)
     below = rounded < edges
     rounded[below] = np.nextafter(rounded[below], np.array(np.inf, dtype))
     return rounded

@@ -42,7 +42,7 @@ def sort_scores(score: FloatArray, label: npt.NDArray[np.integer]) -> SortedScor
     """Split scores by label and sort them.
 
     Args:
-        score: Float array of any shape, higher = more anomalous.
+        score: Float array of any shape, higher = more anomalous; integers and booleans are taken as float64.
         label: Integers of the same shape: 0 in-distribution, 1 anomaly; any other value is left out.
 
     Raises:
@@ -50,6 +50,8 @@ def sort_scores(score: FloatArray, label: npt.NDArray[np.integer]) -> SortedScor
     """
     if score.shape != label.shape:
         raise ValueError(f"score has shape {score.shape}, label {label.shape}")
+    if score.dtype.kind != "f":
+        score = score.astype(np.float64)
     positives, negatives = score[label == 1], score[label == 0]
     for values in (positives, negatives):
         values.sort()

@@ -236,7 +236,7 @@ def _false_positive_table(result: BenchmarkResult) -> Table:
         rows[output] = {klass: count / total for klass, count in counts.items()} if total else {}
     classes = sorted(
         {klass for row in rows.values() for klass in row},
-        key=lambda k: -max(r.get(k, 0) or 0 for r in rows.values()),
+        key=lambda k: (-max(r.get(k, 0) or 0 for r in rows.values()), k),
     )
     columns = [Column(klass, klass, "none", digits=1) for klass in classes[:8]]
     subtitle = (

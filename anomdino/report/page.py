@@ -270,7 +270,7 @@ def _data_uri(suffix: str, pixels: npt.NDArray[Any], options: list[int]) -> str:
 
 
 def _rendered(table: Table) -> dict[str, Any]:
-    best = {column.key: _best(column, table.rows) for column in table.columns}
+    best = {column.key: _printed(_best(column, table.rows), column) for column in table.columns}
     arrows = {"high": " ↑", "low": " ↓", "none": ""}
     rows = []
     for name, values in table.rows.items():
@@ -281,7 +281,7 @@ def _rendered(table: Table) -> dict[str, Any]:
             cells.append(
                 {
                     "text": _printed(value, column),
-                    "best": value is not None and value == best[column.key],
+                    "best": value is not None and _printed(value, column) == best[column.key],
                     "interval": ""
                     if interval is None
                     else " .. ".join(_printed(v, column) for v in interval),
@@ -302,7 +302,7 @@ def _rendered(table: Table) -> dict[str, Any]:
 
 
 def _best(column: Column, rows: Mapping[str, Mapping[str, float | None]]) -> float | None:
-    """Give the value that is set in bold: the best one, where there is a worse one as printed."""
+    """Give the value that is set in bold with all that are printed as it is, where there is a worse one as printed."""
     values = [value for row in rows.values() if (value := row.get(column.key)) is not None]
     if column.better == "none" or len({_printed(value, column) for value in values}) < 2:
         return None

@@ -13,6 +13,7 @@ from anomdino.evaluation.bootstrap import (
     component_values,
     intervals,
     pixel_values,
+    reach,
     resamplings,
     student,
     without_each,
@@ -64,12 +65,25 @@ def test_counts_at_the_images_own_scores_are_exact_and_ties_are_steps():
     np.testing.assert_array_equal(one.cumulative(np.array([3.0, 0.5, -1.0])), [[0, 1, 2], [0, 1, 3]])
 
 
+def test_an_image_of_one_score_is_a_step():
+    one = sketch(sort_scores(np.full(3, 2, np.float32), np.array([0, 1, 0], np.uint8)))
+    with np.errstate(all="raise"):
+        counted = one.cumulative(np.array([1e30, 2.0, 1.0, -1e30]))
+    np.testing.assert_array_equal(counted, [[0, 1, 1, 1], [0, 2, 2, 2]])
+
+
 def test_every_pixel_is_counted_once():
     data = list(images("smooth"))
     histograms = common(data, bins=64)
     for index, (_, label) in enumerate(data):
         assert histograms.tp[index].sum() == pytest.approx((label == 1).sum())
         assert histograms.fp[index].sum() == pytest.approx((label == 0).sum())
+
+
+def test_the_last_bin_takes_what_lies_below_it_too():
+    score, label = np.arange(6, dtype=np.float32), np.array([0, 1, 0, 0, 1, 0], np.uint8)
+    histograms = common_histograms([sketch(sort_scores(score, label))], np.array([5.0, 4.0, 3.0]))
+    assert (histograms.tp.tolist(), histograms.fp.tolist()) == ([[0, 1, 1]], [[1, 0, 3]])
 
 
 def test_component_values_equal_a_loop_over_drawn_images():
@@ -135,6 +149,31 @@ def test_students_quantile():
 
 def test_without_each_leaves_one_image_out():
     np.testing.assert_array_equal(np.concatenate(list(without_each(70))), 1 - np.eye(70))
+
+
+def test_an_interval_of_a_mean_is_students():
+    values = np.random.default_rng(0).normal(size=12)
+    without = np.array([np.delete(values, index).mean() for index in range(12)])
+    wanted = t.ppf(0.975, 11) * values.std(ddof=1) / np.sqrt(12)
+    assert reach(without, np.array([np.nan])) == pytest.approx(wanted, rel=2e-3)
+    weights = np.concatenate(list(resamplings(12, 20_000, np.random.default_rng(1))))
+    assert reach(np.zeros(12), weights @ values / 12) == pytest.approx(wanted, rel=0.03)
+
+
+@pytest.mark.parametrize("share", [0, 1, 2, 4])
+def test_images_that_are_all_alike_have_an_interval_of_one_point(share):
+    found = np.full((6, 11), share)
+    counts = ImageCounts(found, 4 - found, 0 * found, np.full(6, share), np.full(6, 1.0), np.full(6, 4))
+    measured = {name: float(value[0]) for name, value in component_values(counts, np.ones((1, 6))).items()}
+    spans = intervals(None, counts, 20, np.random.default_rng(0), measured)
+    assert spans.keys() == measured.keys()
+    for name, value in measured.items():
+        assert spans[name] == pytest.approx((value, value), abs=1e-9)
+
+
+def test_fpr95_is_taken_at_a_recall_of_exactly_95_percent():
+    histograms = ImageHistograms(np.array([2.0, 1.0, 0.0]), np.array([[19.0, 1, 0]]), np.array([[3.0, 4, 3]]))
+    assert pixel_values(histograms, np.ones((1, 1)))["FPR95"].tolist() == [0.3]
 
 
 def test_a_metric_that_hangs_on_one_image_or_is_of_one_image_has_no_interval():

@@ -13,6 +13,7 @@ from anomdino.adt.fusion import AdtModel, fuse
 from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics
 from anomdino.adt.thresholds import Threshold
 from anomdino.benchmarks import ComponentLimits, open_benchmark
+from anomdino.errors import DataError
 from anomdino.evaluation import CascadeOutputs, EvaluationSettings, evaluate_benchmark, write_metrics
 from anomdino.evaluation.summary import curve_points
 from anomdino.io.boxes import Boxes
@@ -137,3 +138,16 @@ def test_false_positives_are_counted_by_closed_set_class(cascade):
     rows = [row for row in curve_points([result])["false_positives"] if row["output"] == "raw"]
     assert {row["class"] for row in rows} <= {"road", "car"}
     assert sum(row["share"] for row in rows) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", "one array"])
+def test_a_damaged_map_of_classes_is_named(cascade, content):
+    benchmark, source = cascade
+    sample = next(iter(benchmark))
+    path = source.maps / f"{sample.key}.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        write_score(path, np.zeros((3, 4), np.float32))
+    with pytest.raises(DataError, match=rf"{path.name}: holds no uncertainty maps"):
+        source.classes(sample)

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from anomdino import submission
-from anomdino.benchmarks import Sample
+from anomdino.benchmarks import Sample, open_benchmark
 from anomdino.cli.evaluate import compare, evaluate, submit_app
 from anomdino.errors import AnomdinoError, ConfigError, DataError
 from anomdino.evaluation import ScoreFolder
@@ -272,6 +272,34 @@ def test_a_submission_is_of_one_run(track):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [
+        (np.full(SIZE, 1.5, np.float16), r"outside \[0, 1\]"),
+        (np.full(SIZE, -0.1, np.float16), r"outside \[0, 1\]"),
+        (np.full(SIZE, np.nan, np.float16), r"outside \[0, 1\]"),
+        (np.zeros(SIZE, np.float32), "holds float32"),
+        (np.zeros(SIZE[::-1], np.float16), r"holds float16 \(80, 60\)"),
+    ],
+)
+def test_a_submission_that_the_benchmark_would_misread_is_refused(tmp_path, value, cause):
+    write_png(tmp_path / "images/x.png", np.zeros((*SIZE, 3), np.uint8))
+    samples = open_benchmark("folder", tmp_path, name="mine").samples
+    submission._write_value(tmp_path / "x.hdf5", value)
+    with pytest.raises(DataError, match=cause):
+        submission.check_submission([tmp_path / "x.hdf5"], samples)
+    with pytest.raises(DataError, match="1 files for 2 frames"):
+        submission.check_submission([tmp_path / "x.hdf5"] * 2, samples * 2)
+
+
+def test_frames_of_one_name_are_refused_before_any_score_is_read(tmp_path):
+    for folder in ("a", "b"):
+        write_png(tmp_path / f"images/{folder}/x.png", np.zeros((*SIZE, 3), np.uint8))
+    benchmark = open_benchmark("folder", tmp_path, name="mine")
+    with pytest.raises(DataError, match=r"mine: has several frames for one file: x\.hdf5"):
+        submission.write_submission(benchmark, lambda sample: pytest.fail(sample.key), tmp_path / "out", "m")
+
+
 def test_a_failing_submission_leaves_the_one_of_before(track, monkeypatch):
     folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
     submit(track, "--split", "validation")
@@ -289,6 +317,29 @@ def test_a_failing_submission_leaves_the_one_of_before(track, monkeypatch):
     monkeypatch.setattr(submission, "_write_value", disk_full_after_five)
     with pytest.raises(OSError, match="disk full"):
         submit(track, "--split", "validation")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_submission_that_cannot_take_its_place_leaves_the_one_of_before(track, monkeypatch):
+    folder = track / "sub/anomaly_p/mine/AnomalyTrack-all"
+    submit(track, "--split", "validation")
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def stopped(path, target):
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        submission.write_submission(
+            open_benchmark("smiyc_anomaly_track", track / "track", "validation"),
+            lambda sample: np.random.default_rng(len(sample.key)).normal(size=SIZE).astype(np.float32),
+            track / "sub",
+            "mine",
+        )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 

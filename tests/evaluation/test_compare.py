@@ -15,7 +15,7 @@ from anomdino.benchmarks import ComponentLimits, open_benchmark
 from anomdino.errors import DataError
 from anomdino.evaluation import EvaluationSettings, ScoreFolder, evaluate_benchmark, write_results
 from anomdino.evaluation.bootstrap import ImageCounts, ImageHistograms, pixel_values
-from anomdino.evaluation.compare import compare_runs
+from anomdino.evaluation.compare import _difference, compare_runs
 from anomdino.evaluation.swaps import RunImages, on_common_rates, swap_test
 from anomdino.io.scores import write_score
 
@@ -92,6 +92,30 @@ def test_random_swaps_come_close_to_all_swaps():
     assert some == swap_test(one, two, 1000, np.random.default_rng(0))
     for name, p in every.items():
         assert some[name] == pytest.approx(p, abs=0.06)
+
+
+def test_all_swaps_are_tried_up_to_the_number_asked_for():
+    """Ten images have 512 different swaps: with 512 asked for, or more, chance has no part in p."""
+    runs = pair(np.random.default_rng(5), 10, better=0.4)
+    found = [swap_test(*runs, 512, np.random.default_rng(seed)) for seed in range(2)]
+    assert found[0] == found[1] == swap_test(*runs, 5000, np.random.default_rng(2))
+    assert all(p * 512 == round(p * 512) for p in found[0].values())
+
+
+def test_a_difference_smaller_than_what_bins_change_is_no_difference():
+    """The same tiny gain on every one of ten images would be the surest of all."""
+    rng = np.random.default_rng(0)
+    hard, anomalies = rng.normal(2, 1, 10), PIXELS * 10 ** rng.uniform(-2.5, -0.7, 10)
+    runs = [run_of(hard + gain, anomalies) for gain in (0.0, 2e-4)]
+    differences = [run.values(np.ones((1, 10)))["AP"][0] for run in runs]
+    assert 1e-5 < differences[1] - differences[0] < 4e-4
+    assert swap_test(*runs, 1000, rng) == dict.fromkeys(("AP", "FPR95", "AUROC"), 1.0)
+
+
+def test_random_swaps_never_give_p_of_zero():
+    """The runs as they are count as one of the swaps, so that no difference is surer than the swaps that were tried."""
+    p = swap_test(*pair(np.random.default_rng(0), 40, better=2.0), 99, np.random.default_rng(0))
+    assert p == dict.fromkeys(("AP", "FPR95", "AUROC"), 0.01)
 
 
 def test_a_common_scale_changes_no_metric():
@@ -206,3 +230,25 @@ def test_two_runs_on_one_benchmark_in_a_folder_are_refused(tmp_path):
         measure(tmp_path, f"both/{name}")
     with pytest.raises(DataError, match="holds two runs on 'mine'.*one.*two"):
         compare_runs(base, str(tmp_path / "both"))
+
+
+def test_a_star_needs_the_sign_of_the_histograms_and_p_below_the_level():
+    def star(moved, p):
+        return _difference(0.5, 0.6, moved, 0.2, p)["significant"]
+
+    assert star(0.1, 0.049)
+    assert not star(-0.1, 0.049)
+    assert not star(0.1, 0.05)
+    assert _difference(0.9, 0.1, -0.8, 0.5, 0.01)["low"] == -1.0
+    assert _difference(0.1, 0.9, 0.8, 0.5, 0.01) | {"difference": 0} == {
+        "first": 0.1, "second": 0.9, "difference": 0, "low": pytest.approx(0.3), "high": 1.0, "p": 0.01,
+        "significant": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "1", '{"outputs": {}}', "{"])
+def test_details_of_something_else_are_named(tmp_path, content):
+    base = measure(tmp_path, "base", images=2)
+    (tmp_path / "base/details.json").write_text(content)
+    with pytest.raises(DataError, match=r"details.json: is no.*\n.*evaluate again"):
+        compare_runs(base, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,13 +21,17 @@ from anomdino.evaluation import (
     write_metrics,
     write_plots,
     write_results,
+    writing,
 )
 from anomdino.evaluation.compare import compare_runs
 from anomdino.evaluation.console import print_summary
+from anomdino.evaluation.groups import component_groups, distance_band, size_group
+from anomdino.evaluation.summary import per_image_protocol
 from anomdino.evaluation.tables import COMPONENTS, HISTOGRAMS, IMAGES, read_table
+from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.metrics import ComponentState, SmiycPixels, frame_components
-from anomdino.metrics.results import NO_ANOMALY
+from anomdino.metrics.results import NO_ANOMALY, NO_INLIER
 from tests.io.test_maps import write
 
 LIMITS = ComponentLimits(min_predicted=6, min_gt=4)
@@ -318,6 +323,31 @@ def test_tags_count_images_once_and_may_hold_commas(world):
     assert images == {"night, rain": 1, "wet": 3}
 
 
+def test_files_of_a_run_that_fails_to_write_do_not_mix_with_those_of_before(world, monkeypatch):
+    out = world[0] / "out"
+    write_results(out, evaluated(world))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(writing, "benchmark_details", lambda result: {"threshold": float("nan")})
+    with pytest.raises(ValueError, match="NaN|nan"):
+        write_results(out, evaluated(world, threshold=-9.0))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_maps_are_found_whatever_the_form_of_unicode(tmp_path, forms):
+    image, score = (unicodedata.normalize(form, "Füße/é") for form in forms)
+    for folder, content in (
+        ("images", np.zeros((4, 5, 3), np.uint8)),
+        ("labels", np.eye(4, 5, dtype=np.uint8)),
+    ):
+        write_png(tmp_path / folder / f"{image}.png", content)
+    write_score(tmp_path / f"scores/{score}.npz", np.zeros((4, 5), np.float32))
+    source = ScoreFolder(tmp_path / "scores")
+    benchmark = open_benchmark("folder", tmp_path, name="mine")
+    source.require(benchmark.samples)
+    assert source.predictions(benchmark.samples[0])["score"].score.shape == (4, 5)
+
+
 def test_missing_scores_and_wrong_sizes_are_named(world):
     source = ScoreFolder(world[0] / "scores")
     (world[0] / "scores/frame4.npz").unlink()
@@ -362,6 +392,42 @@ def test_instances_are_scored_where_the_set_has_them(world):
     assert details["instances"]["instances"] == details["components"]["gt_components"]
 
 
+@pytest.mark.parametrize("void", [False, True])
+def test_an_output_that_is_not_finite_is_named_with_image_count_and_range(world, void):
+    """On void too: there it would reach the tables and the pictures."""
+    source = ScoreFolder(world[0] / "scores", "mine")
+    read = source.predictions
+
+    def spoiled(sample):
+        prediction = read(sample)["mine"]
+        if sample.key == "frame3":
+            prediction.score[4:6, 0 if void else 20] = np.nan
+        return {"mine": prediction}
+
+    object.__setattr__(source, "predictions", spoiled)
+    with pytest.raises(
+        DataError, match=r"frame3.png, output 'mine': holds 2 NaN .* of 3072 \(finite values -1"
+    ):
+        evaluate_benchmark(opened(world), source, EvaluationSettings(bootstrap=0))
+
+
+def test_what_a_mask_covers_of_void_counts_nowhere(tmp_path):
+    """A mask that runs on from an object into void twice as large."""
+    label = np.zeros(SIZE, np.uint8)
+    label[10:20, 10:20], label[10:20, 20:40] = 1, 255
+    for folder, content in (("images", label), ("labels", label), ("instances", label % 255)):
+        write_png(tmp_path / f"{folder}/a.png", content)
+    write_png(tmp_path / "masks/a.png", (label > 0).astype(np.uint8) * 255)
+    write_score(tmp_path / "scores/a.npz", (label == 1).astype(np.float32))
+    benchmark = open_benchmark("folder", tmp_path, name="mine", limits=LIMITS)
+    source = ScoreFolder(tmp_path / "scores", masks=tmp_path / "masks")
+    result = evaluate_benchmark(benchmark, source, EvaluationSettings(bootstrap=0))
+    (row,) = result.rows_of("mask")
+    assert (row["true_positive_pixels"], row["false_positive_pixels"], row["iou"]) == (100, 0, 1.0)
+    assert (row["siou"], row["ppv"], row["roi_pixels"]) == (1.0, 1.0, label.size - 200)
+    assert result.instances["mask"].compute().ap == pytest.approx(1.0)
+
+
 def test_s2m_metrics_are_given_for_scores_between_0_and_1(world):
     from anomdino.metrics import S2mState
 
@@ -376,6 +442,9 @@ def test_s2m_metrics_are_given_for_scores_between_0_and_1(world):
     write_results(world[0] / "out", result)
     details = json.loads((world[0] / "out/details.json").read_text())["outputs"]["score"]
     assert details["s2m"]["AuIoU"] == pytest.approx(state.compute()["area"], abs=1e-6)
+    share[0, 0] = 1.5  # of the last image
+    write_score(world[0] / f"scores/{name}.npz", share)
+    assert evaluated(world).s2m == {}
 
 
 def test_constant_scores_are_chance_not_a_crash(world):
@@ -388,6 +457,18 @@ def test_constant_scores_are_chance_not_a_crash(world):
     write_results(world[0] / "out", result)
     write_metrics(world[0] / "m.json", [result], 0)
     write_plots(world[0] / "plots", [result])
+
+
+def test_pixels_filled_with_the_smallest_float_do_not_stop_the_evaluation(world):
+    for key, (_, score) in world[1].items():
+        filled = score.copy()
+        filled[:, 3:9] = np.finfo(np.float32).min
+        write_score(world[0] / f"scores/{key}.npz", filled)
+    source, settings = ScoreFolder(world[0] / "scores"), EvaluationSettings(bootstrap=0)
+    result = evaluate_benchmark(opened(world, protocol="smiyc"), source, settings)
+    write_plots(world[0] / "plots", [result])
+    rows = json.loads((world[0] / "plots/pr.json").read_text())
+    assert min(row["threshold"] for row in rows) < -1e38
 
 
 def test_one_image_is_enough_but_has_no_interval(world):
@@ -423,3 +504,32 @@ def test_other_bins_of_the_same_scores_are_no_difference(world):
     metrics = compare_runs(str(world[0] / "one"), str(world[0] / "two"))["mine"]["score"]["metrics"]
     assert abs(metrics["AP"]["difference"]) < 5e-3
     assert not any(metrics[name]["significant"] for name in metrics)
+
+
+def test_groups_begin_at_their_limits():
+    sizes = [size_group(pixels, 10_000) for pixels in (4, 5, 49, 50, 499, 500, 10_000)]
+    assert sizes == ["tiny", "small", "small", "medium", "medium", "large", "large"]
+    bands = [distance_band(bottom, 100) for bottom in (44, 45, 59, 60, 79, 80, 100)]
+    assert bands == ["far", "middle", "middle", "near", "near", "close", "close"]
+
+
+def test_images_without_a_mean_are_counted_by_the_class_they_lack():
+    rows = [{"ap": None, "anomaly_pixels": pixels} for pixels in (0, 0, 5)]
+    assert per_image_protocol(rows)["left_out"] == {NO_ANOMALY: 2, NO_INLIER: 1}
+
+
+def test_an_empty_mask_on_a_clean_image_has_no_iou(world):
+    rows = evaluated(world, threshold=100.0).rows_of("score")
+    assert [row["iou"] for row in rows] == [None if row["clean"] else 0.0 for row in rows]
+
+
+def test_a_component_at_a_quarter_is_neither_missed_nor_false():
+    rows = [
+        {"kind": kind, "siou": value, "covered": value, "size_group": "tiny"}
+        for kind in ("gt", "predicted")
+        for value in (0.25, 0.2)
+    ]
+    assert component_groups(rows, "size_group", ["tiny", "small"]) == {
+        "tiny": {"gt": 2, "missed": 1, "sIoU": pytest.approx(0.225), "predicted": 2, "false": 1},
+        "small": {"gt": 0, "missed": 0, "sIoU": None, "predicted": 0, "false": 0},
+    }

@@ -5,6 +5,7 @@ import json
 import os
 import unicodedata
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from anomdino.errors import DataError, DiskError
 from anomdino.io.atomic import atomic_path, atomic_write_json, atomic_write_text
 from anomdino.io.boxes import Boxes, image_id, read_box_results, write_box_results
 from anomdino.io.listing import list_images, pair_by_key
+from anomdino.io.locking import exclusive
 from anomdino.io.scores import read_score, write_score
 
 
@@ -299,3 +301,20 @@ def test_an_error_of_the_block_itself_is_passed_on(tmp_path):
         temporary.write_text("half")
         raise NotADirectoryError("theirs")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_writes_nothing_leaves_things_as_they_are(tmp_path):
+    with atomic_path(tmp_path / "a.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_made_is_no_lock_that_is_held(tmp_path):
+    (tmp_path / "file").write_text("")
+    for lock, cause in (
+        (tmp_path / "file/a.lock", "is a file and no folder"),
+        (tmp_path, "is a directory"),
+        (Path("/proc/a.lock"), "cannot be made"),
+    ):
+        with pytest.raises(DiskError, match=cause), exclusive(lock, wait=0.05):
+            pass

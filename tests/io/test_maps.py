@@ -1,5 +1,6 @@
 """Score maps of any method: every format, and what is refused."""
 
+import contextlib
 import struct
 
 import h5py
@@ -9,6 +10,7 @@ from PIL import Image
 
 from anomdino.errors import DataError
 from anomdino.io.maps import list_maps, read_map
+from anomdino.io.scores import read_score
 
 SCORE = np.random.default_rng(0).normal(-8, 3, (6, 9)).astype(np.float32)
 
@@ -64,6 +66,8 @@ def test_not_finite_is_refused_with_count_and_range(tmp_path, pixel):
         ("a.npz", SCORE, {"key": "score"}, "no array 'arr_0' but score"),
         ("a.hdf5", SCORE, {"dataset": "scores"}, "no dataset 'value' but scores"),
         ("a.npy", SCORE[:3], {}, "3 x 9, the image is 6 x 9"),
+        ("a.npy", SCORE[:, :4], {}, "6 x 4, the image is 6 x 9"),
+        ("a.npy", SCORE.T, {}, "9 x 6, the image is 6 x 9"),
         ("a.npy", np.stack([SCORE] * 3), {}, "shape"),
         ("a.npy", SCORE.astype(np.uint8), {}, "8-bit"),
         ("a.npy", SCORE > 0, {}, "bool"),
@@ -86,6 +90,52 @@ def test_damaged_files_are_refused(tmp_path, suffix, damage):
     )
     with pytest.raises(DataError, match=path.name):
         read_map(path)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "packed.npz", "a.npy"])
+def test_a_few_wrong_bytes_are_refused_or_read_but_never_a_crash(tmp_path, name):
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    if name == "packed.npz":
+        np.savez_compressed(path, SCORE)
+    else:
+        write(path, SCORE)
+    whole = np.fromfile(path, np.uint8)
+    for read in (read_map, read_score) if path.suffix == ".npz" else (read_map,):
+        for _ in range(100):
+            wrong, where = whole.copy(), rng.integers(len(whole), size=3)
+            wrong[where] = rng.integers(256, size=3)
+            wrong.tofile(path)
+            with contextlib.suppress(DataError):
+                assert read(path, SCORE.shape).shape == SCORE.shape
+
+
+@pytest.mark.parametrize("read", [read_map, read_score])
+def test_a_packed_map_whose_content_is_damaged_is_refused(tmp_path, read):
+    np.savez_compressed(tmp_path / "a.npz", SCORE)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[60:90] = b"\xff" * 30
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        read(tmp_path / "a.npz")
+
+
+def test_arrays_and_archives_with_the_name_of_the_other_are_refused(tmp_path):
+    write(tmp_path / "a.npy", SCORE).rename(tmp_path / "array.npz")
+    write(tmp_path / "a.npz", SCORE).rename(tmp_path / "archive.npy")
+    for read in (read_map, read_score):
+        with pytest.raises(DataError, match=r"array.npz: .*no .npz archive"):
+            read(tmp_path / "array.npz")
+    with pytest.raises(DataError, match=r"archive.npy: .*no .npy"):
+        read_map(tmp_path / "archive.npy")
+
+
+def test_an_hdf5_that_claims_more_than_it_holds_is_refused(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as stored:
+        stored.create_dataset("value", shape=(1 << 20, 1 << 20), dtype=np.float16, chunks=(64, 64))
+    with pytest.raises(DataError, match=r"a.hdf5: .*claims \(1048576, 1048576\)"):
+        read_map(tmp_path / "a.hdf5")
+    path = write(tmp_path / "zeros.hdf5", np.zeros((2000, 3000), np.float16))
+    assert read_map(path, (2000, 3000)).max() == 0
 
 
 def test_sizes_that_no_memory_holds_are_refused(tmp_path, monkeypatch):

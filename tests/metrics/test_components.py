@@ -198,6 +198,8 @@ def test_siou_at_the_threshold_counts_as_found():
 def test_boxes_are_half_open():
     label = grid("0000", "0110", "0010")
     assert frame_components(label == 1, label, 0, 0).gt.boxes.tolist() == [[1, 1, 3, 3]]
+    label = grid("00000", "00111")
+    assert frame_components(label == 1, label, 0, 0).predicted.boxes.tolist() == [[2, 1, 5, 2]]
 
 
 def test_nothing_at_all_is_null_with_a_reason():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from anomdino.metrics.curve import exact_curve, positive_curve, rank_auroc
+from anomdino.metrics.curve import Curve, exact_curve, positive_curve, rank_auroc
 from anomdino.metrics.sorting import SortedScores, sort_scores
 
 
@@ -111,6 +111,20 @@ def test_nan_is_refused_inside_the_roi_and_ignored_outside():
         sort_scores(score, np.array([0, 1, 1], np.uint8))
     with pytest.raises(ValueError, match="shape"):
         sort_scores(score, np.zeros(4, np.uint8))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("label", [0, 1])
+def test_infinity_of_either_sign_is_refused_in_either_class(value, label):
+    score = np.array([0, value, 1], np.float32)
+    with pytest.raises(ValueError, match="infinity"):
+        sort_scores(score, np.full(3, label, np.uint8))
+
+
+def test_precision_is_one_where_nothing_is_predicted():
+    curve = Curve(np.array([2.0, 1.0]), np.array([0, 3]), np.array([0, 1]), 4, 5)
+    assert curve.precision.tolist() == [1.0, 0.75]
+    assert curve.fpr_at_recall() == 1.0  # recall stays at 0.75
 
 
 def test_thinned_curve_keeps_ends_and_best_f1():

@@ -48,6 +48,11 @@ def test_prediction_on_void_is_ignored():
     assert ap(ids("1100000"), ids("1100220"), [0.5, 0.9], void).ap50 == pytest.approx(1.0)
 
 
+def test_what_of_an_instance_lies_on_void_does_not_count():
+    void = ids("0011000") == 1
+    assert ap(ids("1111000"), ids("1100000"), [0.5], void).ap == pytest.approx(1.0)
+
+
 def test_small_instances_are_ignored_and_not_missed():
     instances, predicted = ids("1100200"), ids("1100200")
     result = ap(instances, predicted, [0.5, 0.9], min_gt=2)

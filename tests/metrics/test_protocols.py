@@ -55,6 +55,17 @@ def test_smiyc_is_its_own_approximation():
     assert pixel_metrics(frames(), "smiyc").ap == pytest.approx(pixel_metrics(frames()).ap, abs=0.02)
 
 
+@pytest.mark.parametrize("protocol", ["pooled", "rpl", "smiyc"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_integers_are_scores_like_any_other(protocol, dtype):
+    rng = np.random.default_rng(0)
+    label = rng.choice(np.array([0, 1, 255], np.uint8), 500, p=[0.7, 0.2, 0.1])
+    score = np.clip(rng.normal(3, 2, 500) + 2 * (label == 1), 0, 9).astype(dtype)
+    assert pixel_metrics([(score, label)], protocol) == pixel_metrics(
+        [(score.astype(float), label)], protocol
+    )
+
+
 def test_unknown_protocol_is_refused():
     with pytest.raises(ValueError, match="known: pooled"):
         pixel_metrics([], "invented")

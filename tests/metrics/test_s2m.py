@@ -52,6 +52,20 @@ def test_void_pixels_count_as_background():
     assert state.compute()["Best_miou"] == 0.5
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16])
+def test_a_mask_counts_as_zero_and_one(dtype):
+    rng = np.random.default_rng(0)
+    mask, label = rng.random((9, 9)) < 0.3, rng.choice(np.array([0, 1, 255], np.uint8), (9, 9))
+    state = S2mState()
+    state.update(mask.astype(dtype), label)
+    assert state.compute()["area"] == pytest.approx(specified([(mask.astype(float), label)])[2], abs=1e-12)
+
+
+def test_nan_is_refused_on_void_too_for_it_counts_there():
+    with pytest.raises(ValueError, match="NaN"):
+        S2mState().update(np.array([[0.9, np.nan]]), np.array([[1, 255]], np.uint8))
+
+
 def test_nothing_predicted_and_nothing_there_is_zero():
     state = S2mState()
     state.update(np.zeros((2, 2)), np.zeros((2, 2), np.uint8))

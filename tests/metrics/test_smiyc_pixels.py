@@ -149,3 +149,35 @@ def test_a_constant_frame_counts_however_large_its_score(value, dtype):
     expected = exact_curve(sort_scores(np.concatenate([constant, other]), np.tile(label, 2))).metrics()
     assert both.compute().positives == expected.positives
     assert both.compute().auroc == pytest.approx(expected.auroc, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("ends", ["lowest", "highest", "both", "span"])
+def test_scores_at_the_ends_of_their_precision_have_finite_edges(dtype, ends):
+    """A method may fill pixels without a score with the smallest float; the margin below it is none of this precision."""
+    rng, limits = np.random.default_rng(0), np.finfo(dtype)
+    label = (rng.random(400) < 0.2).astype(np.uint8)
+    score = rng.normal(size=400) + label
+    if ends == "span":
+        score *= 0.99 * float(limits.max) / np.abs(score).max()
+    score = score.astype(dtype)
+    if ends in {"lowest", "both"}:
+        score[:40] = limits.min
+    if ends in {"highest", "both"}:
+        score[40:45] = limits.max
+    state = SmiycPixels()
+    with np.errstate(all="raise", under="ignore"):
+        state.update(score, label)
+        curve = state.curve()
+    assert np.isfinite(curve.thresholds).all()
+    exact = exact_curve(sort_scores(score, label)).metrics()
+    measured = curve.metrics()
+    assert measured.ap == pytest.approx(exact.ap, abs=0.02)
+    assert measured.best_f1 == pytest.approx(exact.best_f1, abs=0.01)
+    assert (measured.positives, measured.negatives) == (exact.positives, exact.negatives)
+
+
+def test_scores_beyond_the_reach_of_float64_are_refused():
+    score = np.array([-1.7e308, 1.7e308, 0, 1])
+    with pytest.raises(ValueError, match=r"-1.7e\+308 to 1.7e\+308"):
+        SmiycPixels().update(score, np.array([0, 1, 0, 1], np.uint8))

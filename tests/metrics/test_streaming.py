@@ -133,6 +133,26 @@ def test_every_operating_point_is_exact_even_when_merged():
         assert (curve.tp[index], curve.fp[index]) == (tp, fp)
 
 
+@pytest.mark.parametrize("capacity", [1, 2, 5])
+@pytest.mark.parametrize("order", ["worst", "best", "mixed"])
+@pytest.mark.parametrize(("anomalies", "others"), [(180, 20), (20, 180), (1, 50), (50, 1), (97, 3)])
+def test_bounds_hold_for_the_least_lucky_orders(capacity, order, anomalies, others):
+    """Everything in few intervals, in which all anomalies lie below, or above, all other pixels."""
+    label = np.repeat([1, 0], [anomalies, others]).astype(np.uint8)
+    if order == "worst":
+        score = np.arange(len(label), dtype=np.float32)
+    elif order == "best":
+        score = -np.arange(len(label), dtype=np.float32)
+    else:
+        score = np.random.default_rng(anomalies).permutation(len(label)).astype(np.float32)
+    state = StreamingPixels(capacity)
+    state.update(score, label)
+    for rule in ("first", "closest"):
+        got, exact = state.compute(rule), exact_curve(sort_scores(score, label)).metrics(rule)
+        for name in ("ap", "auroc", "fpr95"):
+            assert abs(getattr(got, name) - getattr(exact, name)) <= getattr(got, f"{name}_error") + 1e-12
+
+
 def test_negative_zero_ties_with_zero():
     state = StreamingPixels()
     state.update(np.array([0.0, -0.0], np.float32), np.array([1, 0], np.uint8))

@@ -83,6 +83,7 @@ def test_models_that_measure_did_not_copy_stay(tmp_path):
     (mine / "trained").write_text("weeks")
     with pytest.raises(ConfigError, match="--work.*did not copy"):
         copy_models(tmp_path / "other", mine)
+    copy_models(mine, mine)
     assert contents(mine) == {"trained": "weeks"}
 
 

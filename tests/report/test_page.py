@@ -7,12 +7,15 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from anomdino.evaluation.summary import CITYSCAPES
 from anomdino.io.boxes import Boxes
+from anomdino.report.build import _false_positive_table
 from anomdino.report.curves import Curve, curve_svg
 from anomdino.report.page import EMBEDDED_LIMIT, Column, ImageEntry, ReportWriter, Table
 from anomdino.report.published import published_for
@@ -81,6 +84,23 @@ def test_the_best_of_equal_values_is_not_set_in_bold(tmp_path):
     rows = {"raw": {"x": 1.0, "y": 0}, "fused": {"x": 0.999999, "y": 0}, "mask": {"x": None, "y": 0}}
     page = ReportWriter(tmp_path, 0).finish("Demo", {}, [Table("a", columns, rows)], [])
     assert 'class="best"' not in page.read_text()
+
+
+def test_all_that_are_printed_as_the_best_are_set_in_bold(tmp_path):
+    rows = {"raw": {"x": 0.91234}, "hard": {"x": 0.91229}, "fused": {"x": 0.9}}
+    page = (
+        ReportWriter(tmp_path, 0).finish("Demo", {}, [Table("a", [Column("x", "x")], rows)], []).read_text()
+    )
+    assert (page.count('class="best">91.23'), page.count('class="best"')) == (2, 2)
+
+
+def test_classes_that_are_equally_frequent_stand_in_the_order_of_their_names():
+    """In the order of a set the page differed from run to run."""
+    counts = np.ones(19, np.int64)
+    counts[CITYSCAPES.index("wall")] = 2
+    result = SimpleNamespace(benchmark=SimpleNamespace(name="x"), false_positive_classes={"raw": counts})
+    shown = [column.name for column in _false_positive_table(result).columns]
+    assert shown == ["wall", *sorted({*CITYSCAPES} - {"wall"})[:7]]
 
 
 def test_curves_have_the_ink_of_the_page_and_say_what_they_are():
