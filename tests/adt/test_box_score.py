@@ -81,7 +81,7 @@ def test_the_plan_takes_the_choice_everywhere(make_set):
     assert plan.rule.box_score == plan.crops.box_score == expected
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [4, 5, 10, 11])  # F1.4 would choose otherwise
 def test_recall_counts_twice_where_confidences_tell_little(seed):
     rng = np.random.default_rng(seed)
     images = []

@@ -114,8 +114,9 @@ def test_crops_hold_swapped_regions_and_no_object_in_the_padding(tmp_path: Path)
 
 def test_jitter_is_saturation_then_contrast_then_brightness_and_gains_step_by_step():
     image = np.random.default_rng(0).integers(60, 150, (20, 30, 3)).astype(np.uint8)
-    changed = change_colours(image, np.random.default_rng(5), AugmentConfig(jitter=0.3))
-    source = np.random.default_rng(5)
+    image[:10, :, 2] //= 4  # warm colours: red and blue weigh differently
+    changed = change_colours(image, np.random.default_rng(16), AugmentConfig(jitter=0.3))
+    source = np.random.default_rng(16)  # takes a quarter of the colour
     brightness, contrast, saturation = 1 + 0.3 * source.uniform(-1, 1, 3)
     gains = 1 + 0.1 * source.uniform(-1, 1, 3)
     wanted = image.astype(float)
