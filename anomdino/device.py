@@ -28,6 +28,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     """
     import torch
 
+    settle_vector_maths()
     kind, _, index = name.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
         raise ConfigError("device", f"unknown device '{name}'", "use auto, cpu, cuda, cuda:<number> or mps")
@@ -43,6 +44,20 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise BackendMissing(name, "is not available here", "use device: auto or cpu")
     return torch.device(name)
+
+
+@cache
+def settle_vector_maths() -> None:
+    """Let one thread alone call MKL's vector functions first: results of a process then never depend on timing.
+
+    The first call of exp or log of float tensors on the CPU finds out the kind of processor, without a lock: of two
+    threads that make it at the same time one may read a number that is not yet final, and takes kernels of half the
+    digits, once (MKL 2024.2, `mkl_vml_serv_cpu_detect`; a few processes of a hundred). One number is computed by one
+    thread; builds without MKL lose nothing.
+    """
+    import torch
+
+    torch.zeros(1).exp()
 
 
 @cache

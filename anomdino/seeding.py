@@ -24,7 +24,7 @@ def rng(seed: int, *stream: object) -> np.random.Generator:
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seed Python, numpy and torch.
+    """Seed Python, numpy and torch, whose vector functions are settled too (:func:`anomdino.device.settle_vector_maths`).
 
     Args:
         seed: Any non-negative integer.
@@ -32,6 +32,9 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
     """
     import torch
 
+    from anomdino.device import settle_vector_maths
+
+    settle_vector_maths()
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - seeds what libraries draw from the legacy generator
     torch.manual_seed(seed)

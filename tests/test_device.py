@@ -88,3 +88,25 @@ def test_mps_has_to_be_there(monkeypatch):
 def test_names_of_no_device_are_refused(name):
     with pytest.raises(ConfigError, match="unknown device"):
         resolve_device(name)
+
+
+STARTS = {
+    "a device": "from anomdino.device import resolve_device; resolve_device('cpu')",
+    "a training": "from anomdino.seeding import seed_everything; seed_everything(0, deterministic=False)",
+    "an engine": """
+from anomdino.scorer.base import ScorerSpec, build_scorer
+from anomdino.scorer.inference import ScoringEngine
+ScoringEngine(build_scorer(ScorerSpec()))
+""",
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_one_thread_calls_the_vector_functions_before_several_do(start, monkeypatch):
+    """MKL finds out the processor in its first exp, which two threads must not make at once."""
+    sizes, exp = [], torch.Tensor.exp
+    monkeypatch.setattr(torch.Tensor, "exp", lambda values: sizes.append(values.numel()) or exp(values))
+    device.settle_vector_maths.cache_clear()
+    exec(start, {})
+    assert sizes[:1] == [1]
+    assert device.settle_vector_maths.cache_info().currsize == 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomdino.device import cpu_has_bfloat16
+from anomdino.device import cpu_has_bfloat16, settle_vector_maths
 from anomdino.errors import BackendMissing, ConfigError, DataError
 from anomdino.io.images import MAX_PIXELS
 from anomdino.scorer.base import (
@@ -96,6 +96,7 @@ class ScoringEngine:
         refinement: Refinement | None = None,
         portable: bool = False,
     ) -> None:
+        settle_vector_maths()
         self.options = options or ScoringOptions()
         self.device = torch.device(device)
         self.fusion = _fusion(self.options, fusion, self.device)

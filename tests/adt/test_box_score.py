@@ -79,3 +79,18 @@ def test_the_plan_takes_the_choice_everywhere(make_set):
     plan = with_box_score(TrainingPlan(), items)
     expected = choose_box_score((item.boxes, read_item(item)[1]) for item in items)
     assert plan.rule.box_score == plan.crops.box_score == expected
+
+
+@pytest.mark.parametrize("seed", [4, 5, 10, 11])  # F1.4 would choose otherwise
+def test_recall_counts_twice_where_confidences_tell_little(seed):
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(6):
+        label = np.zeros((50, 70), np.uint8)
+        label[15:25, 20:40] = 1
+        corners = np.concatenate([rng.normal([20, 15], 8, (4, 2)), rng.uniform(0, [60, 40], (4, 2))]).clip(0)
+        images.append(
+            (Boxes(np.hstack([corners, corners + np.array([20, 10])]), rng.uniform(0.02, 0.98, 8)), label)
+        )
+    every = {step / 100: f2(images, step / 100) for step in range(1, 100)}
+    assert every[choose_box_score(images)] == pytest.approx(max(every.values()))

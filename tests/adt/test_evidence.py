@@ -167,3 +167,36 @@ def test_the_same_seed_gives_the_same_weights(make_set, tmp_path):
         train_adt(files, plan, tmp_path / name, seed=4)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
     assert first == second
+
+
+def test_the_frame_reaches_the_last_column_of_a_wide_image():
+    score = np.zeros((20, 60), np.float32)
+    score[:, 50:] = 7.0
+    net = net_with([0, 1, 0, 0], ScoreStatistics(0.0, 1.0))
+    around = features(Boxes(np.array([[40, 4, 50, 16]]), np.array([0.5])), score, net)[0, 2]
+    frame = np.zeros(score.shape, bool)
+    frame[:, 35:55] = (
+        True  # a quarter and three pixels: 5 at the sides, 6 above and below, cut off at the border
+    )
+    frame[4:16, 40:50] = False
+    assert around == pytest.approx(score[frame].mean(), rel=1e-6)
+
+
+def test_a_box_teaches_unless_more_than_half_of_it_is_void():
+    net = net_with([0, 1, 0, 0])
+    found = {}
+    for void in (0, 4, 6):  # tenths of the box at the left
+        given = []
+        for score, label, boxes in examples(8):
+            label[40:60, 40 : 40 + 4 * void] = 255
+            label[40:60, 40 + 4 * void : 80] = 0
+            extra = Boxes(np.array([[40, 40, 80, 60]]), np.array([0.9]))
+            both = Boxes(
+                np.concatenate([boxes.xyxy, extra.xyxy]), np.concatenate([boxes.scores, extra.scores])
+            )
+            given.append((score, label, boxes, both))
+        alone, more = (fit([(s, y, g[k]) for g in given for s, y in [g[:2]]], net) for k in (2, 3))
+        found[void] = np.abs(alone - more).max()
+    assert found[0] > 1e-3
+    assert found[4] > 1e-3
+    assert found[6] == 0

@@ -336,3 +336,19 @@ def test_no_outline_without_the_rule_or_the_photo_or_a_box(model, scene, photo):
     assert same_order(score, alone.score)
     with pytest.raises(DataError, match="image: has the shape"):
         fuse(score, boxes, model, outlined, image=photo[:-1])
+
+
+def test_a_box_covers_the_pixels_whose_centres_it_holds_the_surest_box_on_top(model):
+    score = np.random.default_rng(0).normal(-6, 2, (9, 12)).astype(np.float32)
+    corners = np.array(
+        [[1.5, 2.4, 5.5, 6.6], [3.2, 0.0, 9.51, 4.5], [11.6, 8.4, 12.0, 9.0], [4.0, 3.0, 8.0, 6.0]]
+    )
+    boxes = Boxes(corners, np.array([0.9, 0.5, 0.8, 0.7]))
+    expected = np.zeros(score.shape)
+    for (x0, y0, x1, y1), confidence in zip(corners, boxes.scores, strict=True):
+        for y, x in np.ndindex(*score.shape):
+            if x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1:
+                expected[y, x] = max(expected[y, x], confidence)
+    surfaces = compute_surfaces(score, boxes, model.net, 0.3)
+    np.testing.assert_array_equal(surfaces.coverage, expected)
+    np.testing.assert_array_equal(surfaces.inside, expected > 0)

@@ -81,3 +81,10 @@ def test_one_class_is_refused(value):
     histogram.add(np.arange(5, dtype=np.float32), np.full(5, value, np.uint8))
     with pytest.raises(DataError, match="there is no"):
         histogram.average_precision()
+
+
+def test_a_rate_that_is_met_exactly_is_met():
+    histogram = ScoreHistogram(16)
+    histogram.add(np.array([4, 3, 2, 1, 5], np.float32), np.array([0, 0, 0, 0, 1], np.uint8))
+    threshold = histogram.threshold_at_fpr(0.5)
+    assert 2 < threshold <= 3

@@ -127,20 +127,24 @@ def test_gradient_reaches_every_parameter_through_the_objective():
 
 
 def test_regularisers_by_hand():
-    fg, bg = torch.tensor([[[[0.4, 0.6, 0.5]]]]), torch.tensor([[[[0.5, 0.5, 0.3]]]])
+    fg, bg = torch.tensor([[[[0.4, 0.7, 0.5]]]]), torch.tensor([[[[0.5, 0.5, 0.3]]]])
     valid = torch.tensor([[[[True, True, False]]]])
 
     def cost(**changes):
         return threshold_regulariser(fg, bg, valid, LossWeights(**changes)).item()
 
-    assert cost(regulariser="gap") == pytest.approx((0.01 + 0.01) / 2, rel=1e-5)
-    assert cost(regulariser="ordering", margin=0.05) == pytest.approx((0 + 0.15) / 2, rel=1e-5)
+    assert cost(regulariser="gap") == pytest.approx((0.01 + 0.04) / 2, rel=1e-5)
+    assert cost(regulariser="ordering", margin=0.05) == pytest.approx((0 + 0.25) / 2, rel=1e-5)
     assert cost(regulariser="none") == 0
 
 
 def test_weights_of_the_parts():
     labels, inside = scene()
     output = output_of(torch.rand(SIZE) > 0.5)
+    output = output._replace(
+        threshold_fg=output.threshold_fg - 0.2
+    )  # without a gap its weight would not matter
     parts = adt_loss(output, labels, inside, RAMP, LossWeights(inside=2, outside=3, regulariser_weight=5))
     expected = 2 * parts.inside + 3 * parts.outside + parts.overall + 5 * parts.regulariser
+    assert parts.regulariser.item() == pytest.approx(0.04, rel=1e-5)
     assert parts.total.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from anomdino.adt.model import (
     AdtNet,
@@ -10,6 +11,7 @@ from anomdino.adt.model import (
     ScoreStatistics,
     masked_mean,
     ramp_probability,
+    soft_probability,
     surrogate_logits,
 )
 from anomdino.errors import ConfigError
@@ -192,3 +194,59 @@ def test_impossible_architectures_are_refused(changes):
 def test_impossible_statistics_are_refused(mean, std):
     with pytest.raises(ConfigError, match="statistics"):
         ScoreStatistics(mean, std)
+
+
+def slow_threshold(part, weights, decision, region, context):
+    """A predictor by the layers that docs/method.md lists, from its weights by name."""
+
+    def convolved(maps, name, **where):
+        return F.conv2d(maps, weights[f"{part}.{name}.weight"], weights[f"{part}.{name}.bias"], **where)
+
+    def layer(maps, name):
+        maps = convolved(maps, f"{name}.0", padding=1)
+        maps = F.group_norm(maps, 8, weights[f"{part}.{name}.1.weight"], weights[f"{part}.{name}.1.bias"])
+        return maps.clamp(min=0)
+
+    maps = layer(torch.cat([decision, region], 1), "stem")
+    if context == "local":
+        maps = maps + convolved(maps, "local", padding=2, dilation=2)
+    else:
+        mean = (maps * region).sum((2, 3)) / region.sum((2, 3))
+        gate = mean @ weights[f"{part}.gate.weight"].T + weights[f"{part}.gate.bias"]
+        maps = maps / (1 + torch.exp(-gate))[:, :, None, None]
+    last = convolved(layer(layer(maps, "head.0"), "head.1"), "head.2")
+    return 0.3 + 0.5 / (1 + torch.exp(-last))
+
+
+@pytest.mark.parametrize("thresholds", ["dense", "scalar"])
+@pytest.mark.parametrize("boxes", [True, False])
+def test_thresholds_are_those_of_the_published_layers(thresholds, boxes):
+    net = make_net(thresholds=thresholds)
+    for parameter in net.parameters():  # normalisations and biases that matter, thresholds that vary
+        parameter.data.add_(
+            torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)), alpha=0.1
+        )
+    scores, inside = random_batch(1)
+    inside = inside & boxes
+    weights, output = dict(net.state_dict()), net(scores, inside)
+    small = F.avg_pool2d(output.decision.detach(), 8)
+    share = F.avg_pool2d(inside.float(), 8)
+    fg = slow_threshold("foreground", weights, small, share, "local")
+    bg = slow_threshold("background", weights, small, 1 - share, "global")
+    if thresholds == "scalar":
+        over = share if boxes else torch.ones_like(share)
+        fg = ((fg * over).sum() / over.sum()).expand_as(fg)
+        bg = ((bg * (1 - share)).sum() / (1 - share).sum()).expand_as(bg)
+    if not boxes:
+        bg = bg.mean().expand_as(bg)
+    whole = (F.interpolate(maps, (40, 56), mode="bilinear", align_corners=False) for maps in (fg, bg))
+    for found, expected in zip((output.threshold_fg, output.threshold_bg), whole, strict=True):
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-5)
+    assert fg.std() > 1e-4 or thresholds == "scalar"
+
+
+def test_both_smooth_probabilities_have_the_slopes_of_the_formulas():
+    decision, threshold = torch.tensor([0.52, 0.47]), torch.tensor([0.5, 0.5])
+    soft, training = soft_probability(decision, threshold, 0.1), surrogate_logits(decision, threshold, 0.1)
+    np.testing.assert_allclose(soft, 1 / (1 + np.exp([-0.02 / 0.05, 0.03 / 0.05])), rtol=1e-5)
+    np.testing.assert_allclose(training, [0.02 / 0.025, -0.03 / 0.025], rtol=1e-5)

@@ -181,3 +181,10 @@ def test_a_threshold_belongs_to_the_rule_that_it_was_calibrated_for(model, scene
         stored.require(asdict(rule), boxes=False)
     alone = replace(stored, boxes=False)
     alone.require(asdict(rule) | {"b": 3.0, "outline": True}, boxes=False)
+
+
+def test_a_score_at_the_threshold_is_predicted_and_one_step_below_is_not():
+    value = np.float32(0.3)
+    score = np.array([[np.nextafter(value, np.float32(0)), value, np.nextafter(value, np.float32(1))]])
+    threshold = Threshold(float(value), "fixed:0.3", "fused", {})
+    assert threshold.mask(score, 0).tolist() == [[False, True, True]]

@@ -372,3 +372,67 @@ def test_an_object_in_a_large_photo_has_the_extent_of_its_mask(shape, truncation
             assert whole or truncation
             seen += 1
     assert seen > 20
+
+
+def test_what_stands_nearer_hides_what_stands_farther():
+    """Whole objects on the ground, in any order given: where two overlap the one that stands lower is seen."""
+    rules = replace(EXACT, scale="ground_row", ground_height=(1.0, 1.0), min_visible=0.05, tries=1)
+    overlaps = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        image, label = road(rng, 90, 60)
+        objects = [
+            (np.full((30, 20, 3), level, np.uint8), np.ones((30, 20), bool)) for level in (50, 100, 150, 200)
+        ]
+        pasted = paste_objects(image, label, objects, rng, rules)
+        whole = [np.argwhere(pasted.instances == number + 1) for number in range(len(pasted.sources))]
+        feet = [places[:, 0].max() for places in whole]
+        assert feet[-1] == max(feet)  # the last one painted, which nothing hides
+        box = pasted.boxes
+        overlaps += any(
+            box[i, 0] < box[j, 2] and box[j, 0] < box[i, 2] and box[j, 1] < box[i, 3]
+            for j in range(len(box))
+            for i in range(j)
+        )
+    assert overlaps > 2
+
+
+def test_the_light_of_an_object_moves_to_that_of_its_place():
+    """Rec. 601 luma of a pasted object of one colour: fully matched it is its surroundings', in the object's hue."""
+    rules = replace(EXACT, match=(1.0, 1.0))
+    colour = np.array([120, 60, 140], np.uint8)
+    for level in ((90, 130, 60), (140, 90, 150)):
+        image = np.full((80, 120, 3), level, np.uint8)
+        cutout = np.full((20, 30, 3), colour, np.uint8), np.ones((20, 30), bool)
+        pasted = paste_objects(
+            image, np.zeros((80, 120), np.uint8), [cutout], np.random.default_rng(1), rules
+        )
+        found = pasted.image[pasted.instances == 1].astype(float).mean(0)
+        shift = np.array([0.299, 0.587, 0.114]) @ (np.array(level) - colour.astype(float))
+        np.testing.assert_allclose(found, colour + shift, atol=1)
+
+
+def test_only_objects_that_stand_on_the_ground_cast_a_shadow():
+    image, label = np.full((90, 120, 3), 128, np.uint8), np.zeros((90, 120), np.uint8)
+    cutout = np.full((20, 20, 3), 200, np.uint8), np.ones((20, 20), bool)
+    for scale, darkens in (("log_uniform", False), ("ground_row", True)):
+        rules = replace(EXACT, scale=scale, shadow=1.0, max_extent=0.4)
+        pasted = paste_objects(image, label, [cutout], np.random.default_rng(3), rules)
+        assert (pasted.instances > 0).any()
+        assert (pasted.image[pasted.instances == 0] < 128).any() == darkens
+
+
+def test_a_soft_edge_does_not_lift_an_object_off_its_row():
+    """The row that an object stands on is the last of its solid pixels, not the end of its canvas of empty ones."""
+    image = np.full((120, 90, 3), 128, np.uint8)
+    label = np.full((120, 90), 10, np.uint8)
+    label[30:34] = 0  # the horizon
+    label[100] = 0  # the one row that can hold a foot below it
+    cutout = np.full((30, 30, 3), 200, np.uint8), np.ones((30, 30), bool)
+    feet = set()
+    for seed in range(12):
+        rules = replace(EXACT, scale="ground_row", edges="soft", softness=(1.5, 1.5))
+        pasted = paste_objects(image, label, [cutout], np.random.default_rng(seed), rules)
+        feet |= {int(y1) - 1 for *_, y1 in pasted.boxes}
+    assert 100 in feet
+    assert feet <= {100, *range(30, 34)}

@@ -60,3 +60,23 @@ def test_void_lies_at_the_seam_alone(seed: int) -> None:
     top, left = inside.min(axis=0) - 7
     bottom, right = inside.max(axis=0) + 7
     assert np.all((rows >= top) & (rows <= bottom) & (columns >= left) & (columns <= right))
+
+
+def test_a_soft_seam_runs_from_one_scene_to_the_other_without_a_step():
+    """Weights of a blurred edge: between the scene's level and that of the region there are levels in between."""
+    soft = 0
+    for seed in range(12):
+        own, other = scene(100, 3), scene(200, 7)
+        image, label = swap_region(own, other, np.ones((10, 10), bool), np.random.default_rng(seed))
+        if not (label == 255).any():
+            continue
+        soft += 1
+        region = image[label == 7].astype(float)
+        inner = np.where(region.mean(0) > 100, region.max(0), region.min(0))
+        seam = image[label == 255].astype(float)
+        share = (seam - 100) / np.where(inner == 100, 1, inner - 100)
+        told = np.abs(inner - 100) > 20
+        assert (share[:, told] < 0.9).all()
+        assert (share[:, told] > -0.05).all()
+        assert share[:, told].min() < 0.2
+    assert soft >= 3

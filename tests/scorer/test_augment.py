@@ -110,3 +110,26 @@ def test_crops_hold_swapped_regions_and_no_object_in_the_padding(tmp_path: Path)
         assert columns.max() < 88
         seen |= set(np.unique(label).tolist())
     assert {3, 5, 254, 255} <= seen
+
+
+def test_jitter_is_saturation_then_contrast_then_brightness_and_gains_step_by_step():
+    image = np.random.default_rng(0).integers(60, 150, (20, 30, 3)).astype(np.uint8)
+    image[:10, :, 2] //= 4  # warm colours: red and blue weigh differently
+    changed = change_colours(image, np.random.default_rng(16), AugmentConfig(jitter=0.3))
+    source = np.random.default_rng(16)  # takes a quarter of the colour
+    brightness, contrast, saturation = 1 + 0.3 * source.uniform(-1, 1, 3)
+    gains = 1 + 0.1 * source.uniform(-1, 1, 3)
+    wanted = image.astype(float)
+    grey = 0.299 * wanted[..., :1] + 0.587 * wanted[..., 1:2] + 0.114 * wanted[..., 2:]
+    wanted = grey + saturation * (wanted - grey)
+    wanted = image.mean() + contrast * (wanted - image.mean())
+    wanted = (wanted * brightness * gains).clip(0, 255)
+    np.testing.assert_allclose(changed, wanted, rtol=0, atol=1)  # OpenCV computes in fixed point
+
+
+def test_noise_never_wraps_round_at_black_and_white():
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[:, 20:] = 255
+    noisy = change_colours(image, np.random.default_rng(1), AugmentConfig(jitter=0, noise=30))
+    assert noisy[:, :20].max() < 128 < noisy[:, 20:].min()
+    assert noisy[:, :20].max() > 0

@@ -252,3 +252,8 @@ def test_aspp_concatenates_image_pooling_first(scorer):
     assert torch.allclose(out[:, :6], pooled.expand(-1, -1, 4, 5))
     assert torch.allclose(out[:, 6:12], scorer.aspp.features[0](maps))
     assert out.shape[1] == scorer.aspp.out_channels == 24
+
+
+def test_colours_beyond_black_and_white_are_cut_off_on_the_way_back_to_bytes():
+    images = torch.tensor([-30.0, 30.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    np.testing.assert_array_equal(to_bytes(images), [[[[0] * 3, [255] * 3]]])

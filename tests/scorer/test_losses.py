@@ -244,3 +244,23 @@ def test_nearest_labels_keep_254_and_255():
     target = torch.tensor([[[254, 255], [3, 18]]])
     assert nearest_labels(target, (1, 2)).tolist() == [[[254, 255]]]
     assert set(nearest_labels(target, (4, 4)).unique().tolist()) == {3, 18, 254, 255}
+
+
+def test_probabilities_that_float32_cannot_hold_give_a_finite_loss():
+    """Logits far apart: p is 0 in float32, where 0 log 0 would be NaN; the published code floors it at 1e-7."""
+    residual, closed = torch.zeros(1, CLASSES, 1, 2), torch.zeros(1, CLASSES, 1, 2)
+    residual[:, 0] = 300.0
+    residual.requires_grad_()
+    losses = rpl_losses(residual, closed, torch.tensor([[[0, 1]]]))
+    floored = -(CLASSES - 1) * 1e-7 * math.log(1e-7)
+    assert float(losses.regularisation) == pytest.approx((floored - math.log(CLASSES)) ** 2, rel=1e-5)
+    losses.total().backward()
+    assert torch.isfinite(residual.grad).all()
+
+
+def test_the_first_number_beyond_the_classes_is_no_class():
+    logits = torch.randn(1, CLASSES, 1, 3, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([[[0, CLASSES, CLASSES - 1]]])
+    log_p = logits[0, :, 0].log_softmax(0)
+    expected = -(log_p[0, 0] + log_p[CLASSES - 1, 2]) / 2
+    assert float(closed_set_loss(logits, target)) == pytest.approx(float(expected), rel=1e-6)

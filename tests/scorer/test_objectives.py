@@ -172,3 +172,20 @@ def test_closed_set_loss_of_a_step_is_torchs_cross_entropy(scorer, loss_at, weig
         if parameter.grad is not None:
             found = dict(scorer.named_parameters())[name].grad
             assert torch.allclose(found.double(), parameter.grad, rtol=1e-2, atol=1e-4), name
+
+
+def test_every_training_puts_the_modules_it_changes_in_training_mode_and_no_other(scorer):
+    block = set(scorer.residual_block.modules())
+    rest = [module for module in scorer.modules() if module not in block]
+    scorer.train_residual()
+    assert all(module.training for module in block)
+    assert rest
+    assert not any(module.training for module in rest)
+    assert all(p.requires_grad for p in scorer.residual_block.parameters())
+    assert sum(p.requires_grad for p in scorer.parameters()) == len(list(scorer.residual_block.parameters()))
+    scorer.train_closed_set()
+    assert not any(module.training for module in block)
+    assert all(module.training for module in rest)
+    assert not any(p.requires_grad for p in scorer.residual_block.parameters())
+    scorer.eval().train_residual()
+    assert not any(module.training for module in rest)

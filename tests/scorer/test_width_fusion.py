@@ -387,3 +387,30 @@ def test_one_image_of_a_kind_is_too_few(tmp_path):
             seed=0,
             world=ALONE,
         )
+
+
+def test_scores_are_mapped_by_a_broken_line_that_goes_on_at_both_ends():
+    fusion = WidthFusion(WIDTHS)
+    old = np.cumsum(np.random.default_rng(0).uniform(0.1, 1, 32))
+    new = np.cumsum(np.random.default_rng(1).uniform(0.1, 1, 32))
+    fusion.levels.copy_(torch.from_numpy(np.stack([old, new])))
+    values = np.concatenate([np.linspace(old[0] - 2, old[-1] + 2, 301), old])
+    ends = [(new[1] - new[0]) / (old[1] - old[0]), (new[-1] - new[-2]) / (old[-1] - old[-2])]
+    expected = np.interp(values, old, new)
+    expected += ends[0] * np.minimum(values - old[0], 0) + ends[1] * np.maximum(values - old[-1], 0)
+    mapped = fusion.mapped(torch.from_numpy(values.astype(np.float32))[None, None])[0, 0]
+    np.testing.assert_allclose(mapped, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_place_gets_depends_on_the_whole_image():
+    """The coarsest features have the mean over the image added: more than any receptive field sees."""
+    fusion, grid = (
+        random_fusion(),
+        torch.randn(1, 2, 64, 1024, generator=torch.Generator().manual_seed(1)) * 2 - 7,
+    )
+    changed = grid.clone()
+    changed[..., 768:] += 4000
+    near, far = fusion.gates(grid), fusion.gates(changed)
+    assert (near - far)[..., :64].abs().max() > 1e-4
+    fusion.whole.weight.zero_()
+    assert (fusion.gates(grid) - fusion.gates(changed))[..., :64].abs().max() < 1e-6
