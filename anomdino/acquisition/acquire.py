@@ -282,22 +282,31 @@ def _tree(registry: Registry, wanted: Plan, store: Store, keep: bool) -> Iterato
                 unpacked_once(path, registry.files[file], folder)
                 roots.append(folder)
                 if not keep:
-                    cleanup.callback(remove_tree, folder)
+                    cleanup.callback(_remove_unpacked, folder)
         yield Tree(tuple(roots), files=paths)
 
 
 def unpacked_once(path: Path, file: RegisteredFile, folder: Path) -> None:
     """Unpack an archive to ``folder`` unless that was done before with an archive of the same size and time."""
-    note = folder.with_name(f"{folder.name}.json")
+    note = _note_of(folder)
     stat = path.stat()
     made_of = json.dumps({"size": stat.st_size, "modified": stat.st_mtime_ns})
     if folder.is_dir() and note.is_file() and note.read_text(encoding="utf-8") == made_of:
         return
-    if folder.is_dir():
-        remove_tree(folder)
+    _remove_unpacked(folder)
     with staged_folder(folder) as staging:
         unpack(path, staging, ArchiveLimits(file.members, file.unpacked))
     atomic_write_text(note, made_of)
+
+
+def _note_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _remove_unpacked(folder: Path) -> None:
+    """Remove an unpacked archive, its note first: a run that is killed here must not leave a part that passes for all."""
+    _note_of(folder).unlink(missing_ok=True)
+    remove_tree(folder)
 
 
 def _plan_item(registry: Registry, name: str, item: RegisteredItem, store: Store, dead: set[str]) -> Plan:

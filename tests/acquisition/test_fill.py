@@ -496,6 +496,22 @@ class TestRegistry:
         assert one.bundle == 1
         assert set(one.files.values()) == {"by hand"}
 
+    def test_a_run_killed_while_it_removes_what_it_unpacked_leaves_no_half_that_passes_for_all(
+        self, published, mini, tmp_path, monkeypatch
+    ):
+        def killed(folder: Path) -> None:
+            for path in sorted(folder.rglob("0016E5*")):
+                path.unlink()
+            if folder.is_dir():
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(acquire_module, "remove_tree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                fill(self.config(items=["camvid"]), tmp_path / "data")
+        assert list((tmp_path / "data/downloads").glob("*.unpacked"))
+        assert fill(self.config(items=["camvid"]), tmp_path / "data") == {"inlier/train": 3, "inlier/val": 2}
+
     def test_two_items_that_give_the_same_set_are_refused(self, published, mini, tmp_path):
         with pytest.raises(DataError, match="given by two items"):
             fill(self.config(items=["s2m_val", "road_anomaly"]), tmp_path / "data")
