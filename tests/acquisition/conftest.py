@@ -27,6 +27,7 @@ class Page:
     statuses: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = "application/octet-stream"
+    coding: str = ""
     length: bool = True
     drip: tuple[int, float] | None = None
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -58,7 +59,8 @@ class Handler(BaseHTTPRequestHandler):
         partial = bool(start)
         self.send_response(206 if partial else 200)
         self.send_header("Content-Type", page.content_type)
-        for name, value in (("ETag", page.etag), ("Last-Modified", page.last_modified)):
+        facts = {"ETag": page.etag, "Last-Modified": page.last_modified, "Content-Encoding": page.coding}
+        for name, value in facts.items():
             if value:
                 self.send_header(name, value)
         if partial:

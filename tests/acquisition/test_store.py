@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,52 @@ def test_a_file_that_was_changed_after_its_verification_is_noticed(shelf, store)
     assert not store.has(file)
     assert "expected" in store.verify(file)
     assert store.get(file).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "facts", [{"md5": "0" * 32}, {"size": 7}, {"sha256_prefix": "000000"}, {"sha256": "0" * 64}]
+)
+def test_a_stored_file_is_checked_again_when_more_is_expected_of_it(shelf, store, facts):
+    """The registry learns a digest that the file, accepted before, does not have."""
+    shelf.put("/w", CONTENT)
+    file = from_url(shelf.url("/w"))
+    store.get(file)
+    assert store.has(file)
+    assert not store.has(file.model_copy(update=facts))
+    assert store.has(file.model_copy(update={"md5": hashlib.md5(CONTENT).hexdigest()}))
+
+
+@pytest.mark.parametrize("by", ["hand", "path"])
+def test_a_copy_that_was_broken_off_is_not_continued_by_a_server(shelf, store, tmp_path, monkeypatch, by):
+    """Two halves of different files, of the right size, would pass where no digest is known."""
+    page = shelf.put("/w", CONTENT, cuts=[1000])
+    file = from_url(shelf.url("/w"))
+    store.patience = Patience(attempts=1, total=1)
+    with pytest.raises(DataError):
+        store.get(file)
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"\x80" + bytes(len(CONTENT) - 1))
+
+    def killed(origin: Path, target: Path) -> None:
+        target.write_bytes(origin.read_bytes()[:5000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        if by == "hand":
+            store.take(file, other)
+        else:
+            store.get(registered(Source(path=str(other))))
+    assert store.get(file).read_bytes() == CONTENT
+    assert "range" not in page.requests[-1]
+
+
+@pytest.mark.parametrize("text", ['{"weights.pth": 5}', '{"weights.pth": {"size": "x", "sha256": ""}}', "[]"])
+def test_a_damaged_file_of_records_is_named(shelf, store, text):
+    shelf.put("/w", CONTENT)
+    store.recorded.path.write_text(text)
+    with pytest.raises(DataError, match=r"lock\.json: is damaged"):
+        store.get(from_url(shelf.url("/w")))
 
 
 def test_a_mirror_of_ones_own_is_asked_first(shelf, store, tmp_path):
@@ -311,6 +358,9 @@ class TestDrive:
         assert store.get(registered(Source(drive_folder="FOLDER"), sha256=SHA)).is_file()
         with pytest.raises(SourceError, match=r"no other.pth \(it lists readme.md, weights.pth\)"):
             sources.find_in_drive_folder("FOLDER", "other.pth")
+        monkeypatch.setattr(gdown, "download_folder", lambda **_: None)
+        with pytest.raises(SourceError, match=r"no other.pth \(it lists nothing\)"):
+            sources.find_in_drive_folder("FOLDER", "other.pth")
 
 
 @pytest.mark.parametrize(
@@ -326,6 +376,11 @@ class TestDrive:
 def test_pages_are_described_by_their_first_bytes(head, words):
     assert words in describe_page(head)
     assert bool(describe_page(head)) == bool(words)
+
+
+def test_a_proxy_for_everything_is_asked_in_place_of_the_server(shelf, monkeypatch):
+    monkeypatch.setenv("all_proxy", shelf.address)
+    assert unreachable(["http://no-such-host.invalid/x"], wait=1) == set()
 
 
 def test_servers_that_take_no_connection_are_found_at_once(shelf):
