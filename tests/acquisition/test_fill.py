@@ -23,6 +23,7 @@ from anomdino.acquisition.fill import fill
 from anomdino.acquisition.folder import OwnFolders, listing_digest
 from anomdino.acquisition.registry import load_registry
 from anomdino.acquisition.space import RESERVE
+from anomdino.acquisition.staging import staged_parts
 from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
 from anomdino.config.data import DataConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
@@ -523,6 +524,20 @@ class TestRegistry:
         with pytest.raises(DataError):
             fill(self.config(items=["cityscapes"]), tmp_path / "data")
         assert snapshot(tmp_path / "data/inlier") == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_output_that_is_a_link_is_replaced_and_what_it_led_to_stays(tmp_path, there):
+    elsewhere, root = tmp_path / "disk", tmp_path / "data"
+    root.mkdir()
+    if there:
+        elsewhere.mkdir()
+        (elsewhere / "old").write_text("old")
+    (root / "inlier").symlink_to(elsewhere, target_is_directory=True)
+    with staged_parts(root, ["inlier"]) as staging:
+        (staging / "inlier/new").write_text("new")
+    assert [path.name for path in root.rglob("*")] == ["inlier", "new"]
+    assert not there or (elsewhere / "old").read_text() == "old"
 
 
 class TestLock:

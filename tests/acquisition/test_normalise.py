@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from anomdino.acquisition.acquire import acquire, fetch_items
+from anomdino.acquisition.archives import unpack
 from anomdino.acquisition.normalise import inlier, outliers, s2m
 from anomdino.adt.dataset import TrainingFiles, list_items
 from anomdino.benchmarks import open_benchmark
@@ -288,6 +289,35 @@ def test_a_data_set_that_was_unpacked_by_hand(tmp_path, monkeypatch, outer):
     original = next(root.rglob("train/town/*_leftImg8bit.png"))
     copy = next((tmp_path / "out/inlier/train/images").rglob("*.png"))
     assert original.stat().st_nlink == copy.stat().st_nlink == 1
+
+
+def linked(folder: Path, elsewhere: Path) -> None:
+    """Move a folder away and leave a link to it, as where a data set is spread over disks."""
+    elsewhere.parent.mkdir(exist_ok=True)
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+
+
+def test_linked_folders_of_an_unpacked_set_are_read_like_others(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    towns = tmp_path / "hand/cityscapes"
+    miniature.write_unpacked(towns, miniature.cityscapes_images())
+    miniature.write_unpacked(towns, miniature.cityscapes_labels())
+    for number, kind in enumerate(("leftImg8bit", "gtFine")):
+        linked(towns / kind / "train/town", tmp_path / f"disk/{number}")
+    registry = miniature.miniature_registry()
+    name = registry.files["smiyc_anomaly_track"].name
+    (tmp_path / "hand/smiyc_anomaly_track").mkdir()
+    unpack(published / name, tmp_path / "hand/smiyc_anomaly_track")
+    linked(next((tmp_path / "hand/smiyc_anomaly_track").rglob("images")), tmp_path / "disk/images")
+    items = ["cityscapes", "smiyc_anomaly_track"]
+    config = RegistryConfig(items=items, from_dir="hand", downloads="store", offline=True)
+    assert acquire(config, tmp_path / "out", registry) == {
+        "inlier/train": miniature.TRAIN,
+        "inlier/val": miniature.VAL,
+        "val/AnomalyTrack": 4,
+    }
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
 
 
 def test_an_archive_that_lacks_files_is_refused(published, tmp_path, monkeypatch):

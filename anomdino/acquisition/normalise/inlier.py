@@ -12,7 +12,7 @@ from anomdino.acquisition.pairs import LabelReader, Pair, copy_closed_set
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
 from anomdino.io.images import read_image, read_label
-from anomdino.io.listing import pair_by_key
+from anomdino.io.listing import pair_by_key, walk_files
 
 VOID = 255
 
@@ -161,7 +161,7 @@ def camvid_split(stem: str) -> str:
 
 
 def _by_key(root: Path, ending: str) -> dict[str, Path]:
-    found = sorted(root.rglob(f"*{ending}"))
+    found = (path for path in walk_files(root) if path.name.endswith(ending))
     return {path.relative_to(root).as_posix().removesuffix(ending): path for path in found}
 
 
