@@ -23,7 +23,7 @@ from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.tree import Tree, layout_faults, unpacked_by_hand
 from anomdino.config.acquisition import RegistryConfig
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.locking import exclusive
 
@@ -64,7 +64,7 @@ def store_of(config: RegistryConfig, given: dict[str, Path] | None = None) -> St
     if by_hand and not by_hand[0].is_dir():
         raise DataError("data.registry.from_dir", f"{by_hand[0]} is not a folder", "correct the path")
     return Store(
-        Path(config.downloads),
+        Path(config.downloads).expanduser(),
         by_hand=by_hand,
         given=given or {},
         mirror=config.mirror,
@@ -186,8 +186,17 @@ def plan(registry: Registry, names: Iterable[str], store: Store, offline: bool =
         names: Items.
         store: The downloaded files, and where files put in place by hand may be.
         offline: Whether the network is not to be used.
+
+    Raises:
+        ConfigError: An item is not registered, or names no known way to normalise it.
     """
     items = {name: registry.item(name) for name in names}
+    for name, item in items.items():
+        if item.normalise not in NORMALISERS:
+            known = ", ".join(NORMALISERS)
+            raise ConfigError(
+                f"items.{name}.normalise", f"'{item.normalise}' is unknown", f"choose from {known}"
+            )
     wanted = {file for item in items.values() for bundle in item.bundles for file in bundle}
     dead = _dead_addresses(registry, wanted, store, offline)
     return [_plan_item(registry, name, item, store, dead) for name, item in items.items()]

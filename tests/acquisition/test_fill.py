@@ -16,16 +16,18 @@ import acquisition_miniature as miniature
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from anomdino.acquisition import acquire as acquire_module
+from anomdino.acquisition import folder as folder_module
 from anomdino.acquisition.acquire import acquire, plan, store_of
 from anomdino.acquisition.fill import fill
-from anomdino.acquisition.folder import OwnFolders, listing_digest
-from anomdino.acquisition.registry import load_registry
+from anomdino.acquisition.folder import OwnFolders, import_folders, listing_digest
+from anomdino.acquisition.registry import Registry, load_registry
 from anomdino.acquisition.space import RESERVE
 from anomdino.acquisition.staging import staged_parts
 from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
-from anomdino.config.data import DataConfig
+from anomdino.config.data import DataConfig, FolderConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
 from anomdino.io import locking
 from anomdino.io.images import read_label
@@ -90,6 +92,34 @@ class TestFolder:
         write_pair(own / "inlier/val", "v", np.zeros(SIZE, np.uint8))
         counts = fill(folder_config(own), tmp_path / "data")
         assert (counts["inlier/train"], counts["inlier/val"]) == (12, 1)
+
+    @pytest.mark.parametrize("count", [2, 3, 9])
+    def test_neither_part_of_the_training_pairs_stays_empty(self, tmp_path, count, monkeypatch):
+        for fraction in (0.0, 1.0):  # every key would be held out, or none
+            monkeypatch.setattr(folder_module, "_fraction", lambda key, all_of=fraction: all_of)
+            root = tmp_path / f"own{fraction}"
+            for number in range(count):
+                write_pair(root / "train", f"{number}", np.zeros(SIZE, np.uint8))
+            counts = import_folders(OwnFolders(train=root / "train"), tmp_path / f"out{fraction}")
+            assert counts["inlier/train"] == (1 if fraction == 0.0 else count - 1)
+            assert counts["inlier/val"] == count - counts["inlier/train"]
+
+    def test_one_training_pair_alone_cannot_be_split(self, tmp_path):
+        write_pair(tmp_path / "train", "a", np.zeros(SIZE, np.uint8))
+        with pytest.raises(DataError, match=r"holds one pair.*\n.*give the held-out ones in val/"):
+            import_folders(OwnFolders(train=tmp_path / "train"), tmp_path / "out")
+
+    def test_a_benchmark_without_a_folder_is_absent_and_home_is_expanded(self, own, monkeypatch):
+        """An empty path would be the folder that the program runs in."""
+        monkeypatch.setenv("HOME", str(own))
+        named = {"mine": "~/bench", "later": ""}
+        found = OwnFolders.of(inlier="~/inlier", outliers="", benchmarks=named, weights="")
+        assert found == OwnFolders(train=own / "inlier/train", benchmarks={"mine": own / "bench"})
+
+    @pytest.mark.parametrize("name", ["", "..", "../weights", "a/b", "/etc", ".hidden"])
+    def test_a_benchmark_stays_in_the_folder_of_benchmarks(self, name):
+        with pytest.raises(ValidationError, match="cannot be used"):
+            FolderConfig(benchmarks={name: "somewhere"})
 
     def test_a_second_run_touches_nothing(self, own, tmp_path):
         first = fill(folder_config(own), tmp_path / "data")
@@ -591,14 +621,46 @@ def test_the_schema_names_the_registered_items():
     )
 
 
+@pytest.mark.parametrize("mirror", ["example.org/x", "ftp://example.org/x", "http://host:port", "http://"])
+def test_a_mirror_that_is_no_address_is_refused(mirror):
+    with pytest.raises(ValidationError, match="mirror"):
+        RegistryConfig(mirror=mirror)
+    assert RegistryConfig(mirror="https://example.org:8080/x").mirror
+
+
+def test_the_folder_of_downloads_may_be_in_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store_of(RegistryConfig(downloads="~/kept")).folder == tmp_path / "kept"
+    (tmp_path / "r.yaml").write_text("files: {}\nitems: {}\n")
+    assert load_registry("~/r.yaml").items == {}
+
+
+@pytest.mark.parametrize("change", [{"bundles": [[]]}, {"bundles": []}, {"pick": ["nothing"]}])
+def test_a_registry_whose_item_has_no_file_is_refused(change):
+    registry = miniature.miniature_registry().model_dump()
+    registry["items"]["camvid"] |= change
+    with pytest.raises(ValidationError):
+        Registry.model_validate(registry)
+
+
+def test_an_unknown_way_to_normalise_is_refused_before_anything_is_had(tmp_path):
+    registry = miniature.miniature_registry()
+    item = registry.item("camvid").model_copy(update={"normalise": "camvit"})
+    registry = registry.model_copy(update={"items": {"camvid": item}})
+    config = RegistryConfig(items=["camvid"], downloads=str(tmp_path / "store"), offline=True)
+    with pytest.raises(ConfigError, match=r"items\.camvid\.normalise: 'camvit' is unknown"):
+        acquire(config, tmp_path / "out", registry)
+
+
 def test_unknown_items_are_refused():
     with pytest.raises(ConfigError, match="'nothing' is unknown"):
         load_registry().item("nothing")
 
 
 def test_a_damaged_registry_file_is_refused(tmp_path):
-    (tmp_path / "r.yaml").write_text("files: {}\nitems: {a: 1}\n")
-    with pytest.raises(ConfigError, match="is no registry"):
-        load_registry(tmp_path / "r.yaml")
+    for number, text in enumerate((b"files: {}\nitems: {a: 1}\n", b"files: [", b"a: 1\na: 1\n", b"\xff\xfe")):
+        (tmp_path / f"{number}.yaml").write_bytes(text)
+        with pytest.raises(ConfigError, match=f"{number}.yaml: is no registry"):
+            load_registry(tmp_path / f"{number}.yaml")
     with pytest.raises(ConfigError):
         load_registry(tmp_path / "absent.yaml")
