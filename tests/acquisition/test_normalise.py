@@ -13,6 +13,7 @@ from PIL import Image
 from anomdino.acquisition.acquire import acquire, fetch_items
 from anomdino.acquisition.archives import unpack
 from anomdino.acquisition.normalise import inlier, outliers, s2m
+from anomdino.acquisition.tree import Tree
 from anomdino.adt.dataset import TrainingFiles, list_items
 from anomdino.benchmarks import open_benchmark
 from anomdino.config.acquisition import RegistryConfig
@@ -65,6 +66,27 @@ def test_cityscapes_ids_are_those_of_the_published_table():
     )
     expected = {int(one.split(":")[1]): train_id for train_id, one in enumerate(names.split())}
     assert expected == inlier.CITYSCAPES_TRAIN_IDS
+
+
+@pytest.mark.parametrize("strange", [34, 200, 254])
+def test_label_ids_that_cityscapes_does_not_have_are_no_void(tmp_path, strange):
+    values = np.array([[0, 7, 33, 255, strange]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"a\.png.*Cityscapes label ids.*{{{strange}: 1}}"):
+        inlier.read_cityscapes_label(tmp_path / "a.png")
+    Image.fromarray(values[:, :4]).save(tmp_path / "a.png")
+    assert inlier.read_cityscapes_label(tmp_path / "a.png").tolist() == [[255, 0, 18, 255]]
+
+
+def test_an_index_that_camvids_codes_do_not_name_is_no_void(tmp_path):
+    (tmp_path / "codes.txt").write_text("Road\nSky\n")
+    for folder, values in (("images/a.png", np.zeros((2, 2, 3))), ("labels/a_P.png", [[0, 1], [1, 2]])):
+        (tmp_path / folder).parent.mkdir()
+        Image.fromarray(np.asarray(values, np.uint8)).save(tmp_path / folder)
+    with pytest.raises(
+        DataError, match=r"a_P\.png: has label values that are not lines of codes\.txt: {2: 1}"
+    ):
+        inlier.camvid(Tree((tmp_path,)), tmp_path / "out")
 
 
 @pytest.mark.parametrize("form", ["indexed", "colours"])

@@ -234,6 +234,46 @@ def test_folder_with_declared_values_tags_and_instances(tmp_path):
     assert first_pixels(benchmark) == [0, 1, 255]
 
 
+def test_instances_that_fit_no_image_or_are_missing_are_listed(tmp_path):
+    """A frame without its file would be left out of the instance metrics, false positives included."""
+    for name in ("one", "two"):
+        image(tmp_path / f"images/{name}.png")
+    label(tmp_path / "instances/one.png", [0, 1])
+    label(tmp_path / "instances/tow.png", [0, 1])
+    match = "1 image without instances: two; 1 instances without image: tow"
+    with pytest.raises(DataError, match=match):
+        open_benchmark("folder", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["palette", "16 bits", "1 bit", "grey in three channels"])
+def test_instances_are_read_as_they_are_stored(tmp_path, kind):
+    image(tmp_path / "images/one.png")
+    ids = np.zeros((6, 8), np.uint16)
+    ids[0, :3], ids[3, 3] = 300 if kind == "16 bits" else 1, 1
+    picture = Image.fromarray(ids if kind == "16 bits" else ids.astype(np.uint8))
+    if kind == "palette":
+        picture = Image.fromarray(ids.astype(np.uint8), mode="P")
+        picture.putpalette([0, 0, 0, 200, 10, 99] + [7] * 762)
+    elif kind == "1 bit":
+        picture = Image.fromarray(ids > 0)
+    elif kind == "grey in three channels":
+        picture = picture.convert("RGB")
+    (tmp_path / "instances").mkdir()
+    picture.save(tmp_path / "instances/one.png")
+    benchmark = open_benchmark("folder", tmp_path)
+    read = benchmark.read_instances(benchmark.samples[0])
+    assert read.dtype == np.int32
+    expected = np.where(ids > 0, 255, 0) if kind == "1 bit" else ids
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_fishyscapes_lost_and_found_without_labels_is_refused(tmp_path):
+    lost_and_found(tmp_path / "dataset_LostAndFound", ["02_A_000000_000010"])
+    image(tmp_path / "dataset_FishyLAF/labels/val/02_A_000000_000010.png")
+    with pytest.raises(DataError, match=r"holds no <frame>_fishy-labels\.png"):
+        open_benchmark("fishyscapes_laf", tmp_path)
+
+
 def test_set_named_after_an_entry_takes_its_layout_split_and_count(tmp_path):
     image(tmp_path / "images/validation0000.jpg")
     with pytest.raises(DataError, match="has 10"):
