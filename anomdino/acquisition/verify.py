@@ -126,7 +126,8 @@ def quick_fault(path: Path, file: RegisteredFile) -> str:
 def describe_page(head: bytes) -> str:
     """Say which web page the first bytes of a file are; an empty string when they are none."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+    commented = start.startswith((b"<!--", b"<script", b"<meta")) and b"<html" in start
+    if not commented and not start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return ""
     text = start.decode("utf-8", "replace")
     if "too many users" in text or "quota exceeded" in text or "download quota" in text:

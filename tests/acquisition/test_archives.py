@@ -235,6 +235,18 @@ def test_a_zip_member_larger_than_declared_is_not_unpacked(tmp_path):
     assert sum(p.stat().st_size for p in target.rglob("*") if p.is_file()) <= 10
 
 
+def test_a_zip_member_smaller_than_declared_is_refused(tmp_path):
+    """Its checksum is right: the size that the list of members declares is not."""
+    path = make_zip(tmp_path / "a.zip", {"a": b"y" * 5000})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02") + 24
+    content[place : place + 4] = struct.pack("<I", 6000)
+    path.write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="has 5,000 bytes, declares 6,000"):
+        unpack(path, tmp_path / "out")
+
+
 def test_damaged_content_is_found_by_the_archives_own_checksum(tmp_path):
     payload = os.urandom(50_000)
     path = make_zip(tmp_path / "a.zip", {"a": payload})

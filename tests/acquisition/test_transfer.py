@@ -80,6 +80,23 @@ def test_a_server_that_answers_206_for_another_file_is_caught_by_its_total(shelf
     assert part_of(target).read_bytes() == longer
 
 
+def test_a_server_that_continues_another_file_in_spite_of_if_range_is_caught_by_its_etag(shelf, target):
+    shelf.put("/f", CONTENT, cuts=[100_000])
+    with pytest.raises(SourceError):
+        transfer(shelf.url("/f"), target, patience=Patience(attempts=3, first_wait=9, total=1))
+    changed = CONTENT[::-1]
+    shelf.put("/f", changed, etag='"two"', heeds_if_range=False)
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == changed
+
+
+def test_a_piece_from_another_place_is_not_glued_on(shelf, target):
+    page = shelf.put("/f", CONTENT, cuts=[100_000], shift=10)
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == CONTENT
+    assert [request.get("range") for request in page.requests] == [None, "bytes=100000-", None]
+
+
 def test_without_validators_nothing_is_continued(shelf, target):
     page = shelf.put("/f", CONTENT, etag="", cuts=[100_000])
     transfer(shelf.url("/f"), target, patience=QUICK)
@@ -251,6 +268,13 @@ def test_a_body_without_length_that_ends_is_taken(shelf, target):
     shelf.put("/f", CONTENT, length=False)
     transfer(shelf.url("/f"), target, patience=QUICK)
     assert part_of(target).read_bytes() == CONTENT
+
+
+def test_a_body_longer_than_the_file_is_dropped(shelf, target):
+    shelf.put("/f", CONTENT, length=False)
+    with pytest.raises(SourceError, match="more than the announced 1,000 bytes"):
+        transfer(shelf.url("/f"), target, size=1000, patience=QUICK)
+    assert not part_of(target).exists()
 
 
 def test_too_little_space_is_found_before_the_transfer(shelf, target, monkeypatch):
