@@ -223,8 +223,20 @@ class TestFolder:
         with pytest.raises(DataError, match="no object mask"):
             fill(folder_config(own), tmp_path / "data")
 
-    def test_evaluation_data_is_refused_for_training(self, own, tmp_path):
-        mark_evaluation_only(own / "inlier")
+    def test_a_mask_of_another_size_and_one_of_three_values(self, own, tmp_path):
+        for name, values in (("small", np.ones((5, 5))), ("three", np.arange(SIZE[0] * SIZE[1]) % 3)):
+            write_pair(own / "outliers", name, np.zeros(SIZE, np.uint8), "masks")
+            mask = np.asarray(values, np.uint8).reshape((5, 5) if name == "small" else SIZE)
+            Image.fromarray(mask).save(own / f"outliers/masks/{name}.png")
+        with pytest.raises(
+            DataError, match=r"(?s)2 files cannot.*small.png: is \(5, 5\).*three.png: is no obj"
+        ):
+            fill(folder_config(own), tmp_path / "data")
+
+    @pytest.mark.parametrize("part", ["inlier", "inlier/train", "inlier/val", "outliers"])
+    def test_evaluation_data_is_refused_for_training(self, own, tmp_path, part):
+        write_pair(own / "inlier/val", "v", np.zeros(SIZE, np.uint8))
+        mark_evaluation_only(own / part)
         with pytest.raises(ProtocolError):
             fill(folder_config(own), tmp_path / "data")
 

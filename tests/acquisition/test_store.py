@@ -20,7 +20,7 @@ from anomdino.acquisition.registry import RegisteredFile, Source
 from anomdino.acquisition.sources import SourceError, unreachable
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
-from anomdino.acquisition.verify import Recorded, describe_page
+from anomdino.acquisition.verify import Recorded, describe_page, quick_fault
 from anomdino.errors import DataError
 
 CONTENT = b"\x80\x02" + bytes(range(256)) * 400
@@ -362,6 +362,30 @@ class TestDrive:
         monkeypatch.setattr(gdown, "download_folder", lambda **_: None)
         with pytest.raises(SourceError, match=r"no other.pth \(it lists nothing\)"):
             sources.find_in_drive_folder("FOLDER", "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("w.pth", miniature.checkpoint(), ""),
+        ("w.pth", b"\x80\x02old", ""),
+        ("w.pth", b"PK\x03\x04" + bytes(500), "a PyTorch checkpoint that is cut off"),
+        ("w.pt", b"GIF89a", "no PyTorch checkpoint"),
+        ("c.json", b' {"a": 1}', ""),
+        ("c.json", b"a: 1", "no JSON file"),
+        ("a.zip", miniature.packed("a.zip", {"a": b"1"}), ""),
+        ("a.zip", miniature.packed("a.zip", {"a": b"1"})[:-30], "no zip or tar archive, or is cut off"),
+        ("a.zip", b"7z\xbc\xaf\x27\x1c" + bytes(500), "a 7z archive"),
+        ("a.zip", b"Rar!" + bytes(500), "a rar archive"),
+    ],
+)
+def test_the_content_is_looked_at_where_no_digest_is_known(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    sources = [Source(by_hand="https://example.org/")]
+    file = RegisteredFile(name=name, sources=sources, archive=name.endswith(".zip"))
+    fault = quick_fault(tmp_path / name, file)
+    assert words in fault
+    assert bool(words) == bool(fault)
 
 
 @pytest.mark.parametrize(
