@@ -225,8 +225,8 @@ def require_possible(registry: Registry, plans: list[Plan], store: Store, offlin
 def require_room(registry: Registry, plans: list[Plan], store: Store) -> None:
     """Check before the first byte that there is room for all downloads and for their unpacked content.
 
-    An archive of pictures unpacks to about its own size. Files of unknown size are not counted; each transfer and each
-    unpacking checks again with what is known then.
+    An archive of pictures unpacks to about its own size; one that is kept unpacked needs no room. Files of unknown size
+    are not counted; each transfer and each unpacking checks again with what is known then.
 
     Raises:
         DiskError: There is too little space.
@@ -238,8 +238,11 @@ def require_room(registry: Registry, plans: list[Plan], store: Store) -> None:
         for file, state in files.items()
         if state == "online"
     )
-    archives = [registry.files[file] for file in files if file not in picked]
-    unpacked = sum(file.expected_size or 0 for file in archives if file.archive)
+    unpacked = sum(
+        registry.files[file].expected_size or 0
+        for file in files
+        if registry.files[file].archive and file not in picked and not _unpacked(store, file).is_dir()
+    )
     what = f"getting {in_words(downloads)} and unpacking {in_words(unpacked)}"
     require_space(store.folder, downloads + unpacked, what)
 
@@ -287,7 +290,7 @@ def _tree(registry: Registry, wanted: Plan, store: Store, keep: bool) -> Iterato
         roots = []
         for file, path in paths.items():
             if registry.files[file].archive and file not in item.pick:
-                folder = store.folder / f"{file}.unpacked"
+                folder = _unpacked(store, file)
                 unpacked_once(path, registry.files[file], folder)
                 roots.append(folder)
                 if not keep:
@@ -306,6 +309,10 @@ def unpacked_once(path: Path, file: RegisteredFile, folder: Path) -> None:
     with staged_folder(folder) as staging:
         unpack(path, staging, ArchiveLimits(file.members, file.unpacked))
     atomic_write_text(note, made_of)
+
+
+def _unpacked(store: Store, file: str) -> Path:
+    return store.folder / f"{file}.unpacked"
 
 
 def _note_of(folder: Path) -> Path:

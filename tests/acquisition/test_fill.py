@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from anomdino.acquisition import acquire as acquire_module
 from anomdino.acquisition import folder as folder_module
-from anomdino.acquisition.acquire import acquire, plan, store_of
+from anomdino.acquisition.acquire import acquire, plan, require_room, store_of
 from anomdino.acquisition.fill import fill
 from anomdino.acquisition.folder import OwnFolders, import_folders, listing_digest
 from anomdino.acquisition.registry import Registry, load_registry
@@ -285,10 +285,10 @@ class TestFolder:
             fill(folder_config(own), tmp_path / "data")
 
     def test_leftovers_of_a_killed_run_are_removed(self, own, tmp_path):
-        leftover = tmp_path / "data/.parts.0123456789ab.staging"
-        (leftover / "inlier").mkdir(parents=True)
+        for name in ("parts", "inlier"):  # killed while it filled, and between the two renames
+            (tmp_path / f"data/.{name}.0123456789ab.staging/inlier").mkdir(parents=True)
         fill(folder_config(own), tmp_path / "data")
-        assert not leftover.exists()
+        assert not list((tmp_path / "data").glob(".*.staging"))
 
 
 class TestSynthetic:
@@ -523,6 +523,15 @@ class TestRegistry:
                 acquire(config, tmp_path / "out", registry)
             assert any(page.requests for page in pages) == enough
 
+    def test_what_is_kept_unpacked_needs_no_room(self, published, tmp_path):
+        registry = miniature.miniature_registry(about=10**18)
+        store = store_of(RegistryConfig(from_dir="hand", downloads="store"))
+        plans = plan(registry, ["camvid"], store, offline=True)
+        with pytest.raises(DiskError):
+            require_room(registry, plans, store)
+        (tmp_path / "store/camvid_indexed.unpacked").mkdir(parents=True)
+        require_room(registry, plans, store)
+
     def test_everything_over_http(self, shelf, tmp_path):
         registry = miniature.miniature_registry(shelf.address)
         for file, content in miniature.published_files().items():
@@ -532,10 +541,11 @@ class TestRegistry:
         assert counts["inlier/train"] == miniature.TRAIN
         assert counts["weights/bert-base-uncased"] == 5
 
-    def test_a_set_with_two_forms_is_taken_in_the_form_that_is_here(self, tmp_path):
+    @pytest.mark.parametrize("offline", [True, False])
+    def test_a_set_with_two_forms_is_taken_in_the_form_that_is_here(self, shelf, tmp_path, offline):
         miniature.write_published(tmp_path / "hand", {"camvid_images", "camvid_labels"})
-        config = RegistryConfig(items=["camvid"], from_dir="hand", offline=True)
-        (one,) = plan(miniature.miniature_registry(), ["camvid"], store_of(config), offline=True)
+        config = RegistryConfig(items=["camvid"], from_dir="hand")
+        (one,) = plan(miniature.miniature_registry(shelf.address), ["camvid"], store_of(config), offline)
         assert one.bundle == 1
         assert set(one.files.values()) == {"by hand"}
 
@@ -566,6 +576,22 @@ class TestRegistry:
         with pytest.raises(DataError):
             fill(self.config(items=["cityscapes"]), tmp_path / "data")
         assert snapshot(tmp_path / "data/inlier") == before
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "inlier").mkdir()
+    (tmp_path / "inlier/old").write_text("old")
+    original = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if ".parts." in str(self):
+            raise OSError(errno.EBUSY, "busy")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="busy"), staged_parts(tmp_path, ["inlier"]) as staging:
+        (staging / "inlier/new").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["inlier", "old"]
 
 
 @pytest.mark.parametrize("there", [True, False])
