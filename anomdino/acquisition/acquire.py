@@ -23,7 +23,7 @@ from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.tree import Tree, layout_faults, unpacked_by_hand
 from anomdino.config.acquisition import RegistryConfig
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.locking import exclusive
 
@@ -64,7 +64,7 @@ def store_of(config: RegistryConfig, given: dict[str, Path] | None = None) -> St
     if by_hand and not by_hand[0].is_dir():
         raise DataError("data.registry.from_dir", f"{by_hand[0]} is not a folder", "correct the path")
     return Store(
-        Path(config.downloads),
+        Path(config.downloads).expanduser(),
         by_hand=by_hand,
         given=given or {},
         mirror=config.mirror,
@@ -186,8 +186,17 @@ def plan(registry: Registry, names: Iterable[str], store: Store, offline: bool =
         names: Items.
         store: The downloaded files, and where files put in place by hand may be.
         offline: Whether the network is not to be used.
+
+    Raises:
+        ConfigError: An item is not registered, or names no known way to normalise it.
     """
     items = {name: registry.item(name) for name in names}
+    for name, item in items.items():
+        if item.normalise not in NORMALISERS:
+            known = ", ".join(NORMALISERS)
+            raise ConfigError(
+                f"items.{name}.normalise", f"'{item.normalise}' is unknown", f"choose from {known}"
+            )
     wanted = {file for item in items.values() for bundle in item.bundles for file in bundle}
     dead = _dead_addresses(registry, wanted, store, offline)
     return [_plan_item(registry, name, item, store, dead) for name, item in items.items()]
@@ -216,8 +225,8 @@ def require_possible(registry: Registry, plans: list[Plan], store: Store, offlin
 def require_room(registry: Registry, plans: list[Plan], store: Store) -> None:
     """Check before the first byte that there is room for all downloads and for their unpacked content.
 
-    An archive of pictures unpacks to about its own size. Files of unknown size are not counted; each transfer and each
-    unpacking checks again with what is known then.
+    An archive of pictures unpacks to about its own size; one that is kept unpacked needs no room. Files of unknown size
+    are not counted; each transfer and each unpacking checks again with what is known then.
 
     Raises:
         DiskError: There is too little space.
@@ -229,8 +238,11 @@ def require_room(registry: Registry, plans: list[Plan], store: Store) -> None:
         for file, state in files.items()
         if state == "online"
     )
-    archives = [registry.files[file] for file in files if file not in picked]
-    unpacked = sum(file.expected_size or 0 for file in archives if file.archive)
+    unpacked = sum(
+        registry.files[file].expected_size or 0
+        for file in files
+        if registry.files[file].archive and file not in picked and not _unpacked(store, file).is_dir()
+    )
     what = f"getting {in_words(downloads)} and unpacking {in_words(unpacked)}"
     require_space(store.folder, downloads + unpacked, what)
 
@@ -278,26 +290,39 @@ def _tree(registry: Registry, wanted: Plan, store: Store, keep: bool) -> Iterato
         roots = []
         for file, path in paths.items():
             if registry.files[file].archive and file not in item.pick:
-                folder = store.folder / f"{file}.unpacked"
+                folder = _unpacked(store, file)
                 unpacked_once(path, registry.files[file], folder)
                 roots.append(folder)
                 if not keep:
-                    cleanup.callback(remove_tree, folder)
+                    cleanup.callback(_remove_unpacked, folder)
         yield Tree(tuple(roots), files=paths)
 
 
 def unpacked_once(path: Path, file: RegisteredFile, folder: Path) -> None:
     """Unpack an archive to ``folder`` unless that was done before with an archive of the same size and time."""
-    note = folder.with_name(f"{folder.name}.json")
+    note = _note_of(folder)
     stat = path.stat()
     made_of = json.dumps({"size": stat.st_size, "modified": stat.st_mtime_ns})
     if folder.is_dir() and note.is_file() and note.read_text(encoding="utf-8") == made_of:
         return
-    if folder.is_dir():
-        remove_tree(folder)
+    _remove_unpacked(folder)
     with staged_folder(folder) as staging:
         unpack(path, staging, ArchiveLimits(file.members, file.unpacked))
     atomic_write_text(note, made_of)
+
+
+def _unpacked(store: Store, file: str) -> Path:
+    return store.folder / f"{file}.unpacked"
+
+
+def _note_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _remove_unpacked(folder: Path) -> None:
+    """Remove an unpacked archive, its note first: a run that is killed here must not leave a part that passes for all."""
+    _note_of(folder).unlink(missing_ok=True)
+    remove_tree(folder)
 
 
 def _plan_item(registry: Registry, name: str, item: RegisteredItem, store: Store, dead: set[str]) -> Plan:

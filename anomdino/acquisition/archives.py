@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -70,7 +72,7 @@ def is_archive(path: Path) -> bool:
         tarfile.open(path, tarinfo=_BoundedHeader).close()
     except _HeaderTooLong:
         return True
-    except tarfile.TarError:
+    except _DAMAGED:
         return False
     return True
 
@@ -126,14 +128,19 @@ def unpack(
 
 
 Archive = zipfile.ZipFile | tarfile.TarFile
+# zipfile and tarfile let all of these out where headers are damaged, or made to harm
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
     lzma.LZMAError,
+    struct.error,
     EOFError,
     NotImplementedError,
-    UnicodeError,
+    RecursionError,
+    LookupError,
+    OverflowError,
+    ValueError,
 )
 
 
@@ -151,7 +158,7 @@ def _opened(path: Path) -> Iterator[Archive]:
     except _DAMAGED as error:
         raise _damaged(path, error) from error
     except OSError as error:
-        if error.errno is None:
+        if error.errno in {None, errno.EINVAL}:  # EINVAL: a header points to before the file
             raise _damaged(path, error) from error
         raise
 
@@ -250,7 +257,9 @@ def _name_fault(name: str) -> str:
 
 def _note_path(path: Path, name: str, folder: bool, kinds: dict[str, bool]) -> None:
     """Remember the path and its parents, and refuse one that collides with an earlier one."""
-    parts = [part for part in PurePosixPath(name).parts if part != "."]
+    parts = PurePosixPath(name).parts
+    if not parts and not folder:
+        raise _refused(path, f"member {name!r} is a file with the name of the folder itself")
     for depth in range(1, len(parts) + 1):
         whole = "/".join(parts[:depth])
         key = unicodedata.normalize("NFC", whole).casefold()

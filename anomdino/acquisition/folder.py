@@ -37,7 +37,7 @@ class OwnFolders:
 
     @classmethod
     def of(cls, inlier: str, outliers: str, benchmarks: Mapping[str, str], weights: str) -> OwnFolders:
-        """Take the folders as the parameters name them; an empty name is an absent part.
+        """Take the folders as the parameters name them, with ``~`` expanded; an empty name is an absent part.
 
         Args:
             inlier: Folder with ``train/`` and, if there is one, ``val/``.
@@ -48,28 +48,25 @@ class OwnFolders:
         Raises:
             DataError: Nothing is named, or a folder is missing.
         """
-        named = {
-            "data.folder.inlier": inlier,
-            "data.folder.outliers": outliers,
-            "data.folder.weights": weights,
-        }
-        named |= {f"data.folder.benchmarks.{name}": folder for name, folder in benchmarks.items()}
-        if not any(named.values()):
+        named = {"inlier": inlier, "outliers": outliers, "weights": weights}
+        named |= {f"benchmarks.{name}": folder for name, folder in benchmarks.items()}
+        there = {parameter: Path(folder).expanduser() for parameter, folder in named.items() if folder}
+        if not there:
             raise DataError(
                 "data.folder",
                 "names no folder",
                 "set data.folder.inlier, data.folder.outliers or data.folder.benchmarks",
             )
-        for parameter, folder in named.items():
-            if folder and not Path(folder).is_dir():
-                raise DataError(parameter, f"{folder} is not a folder", "correct the path")
-        val = Path(inlier) / "val"
+        for parameter, folder in there.items():
+            if not folder.is_dir():
+                raise DataError(f"data.folder.{parameter}", f"{folder} is not a folder", "correct the path")
+        root = there.get("inlier")
         return cls(
-            train=Path(inlier) / "train" if inlier else None,
-            val=val if inlier and val.is_dir() else None,
-            outliers=Path(outliers) if outliers else None,
-            benchmarks={name: Path(folder) for name, folder in benchmarks.items()},
-            weights=Path(weights) if weights else None,
+            train=root / "train" if root else None,
+            val=root / "val" if root and (root / "val").is_dir() else None,
+            outliers=there.get("outliers"),
+            benchmarks={name: there[f"benchmarks.{name}"] for name in benchmarks if benchmarks[name]},
+            weights=there.get("weights"),
         )
 
 
@@ -139,9 +136,12 @@ def _closed_set_parts(own: OwnFolders) -> tuple[list[Pair], list[Pair]]:
     train = _pairs(own.train, "labels") if own.train is not None else []
     if own.val is not None:
         return train, _pairs(own.val, "labels")
-    held_out = {key for key, _, _ in train if _fraction(key) < HELD_OUT}
-    if train and not held_out:
-        held_out = {min((key for key, _, _ in train), key=_fraction)}
+    if len(train) == 1:
+        cure = "add pairs, or give the held-out ones in val/ beside train/"
+        raise DataError(own.train, "holds one pair, and one has to be held out", cure)
+    drawn = sorted((key for key, _, _ in train), key=_fraction)
+    count = sum(_fraction(key) < HELD_OUT for key in drawn)
+    held_out = set(drawn[: min(max(count, 1), len(drawn) - 1)])  # neither part stays empty
     return [pair for pair in train if pair[0] not in held_out], [
         pair for pair in train if pair[0] in held_out
     ]

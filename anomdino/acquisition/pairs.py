@@ -46,7 +46,7 @@ def copy_closed_set(
     def copy(pair: Pair) -> None:
         key, image, label = pair
         values = read(label)
-        _check_values(label, values, TRAIN_IDS, "Cityscapes train ids 0..18 and 255 (void)")
+        check_values(label, values, TRAIN_IDS, "Cityscapes train ids 0..18 and 255 (void)")
         _check_size(image, label, values)
         place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
         write_png(target / "labels" / f"{key}.png", values)
@@ -111,7 +111,18 @@ def _object_mask(path: Path) -> npt.NDArray[np.uint8]:
     return np.where(values > 0, np.uint8(255), np.uint8(0))
 
 
-def _check_values(path: Path, values: npt.NDArray[np.uint8], allowed: frozenset[int], name: str) -> None:
+def check_values(path: Path, values: npt.NDArray[np.uint8], allowed: frozenset[int], name: str) -> None:
+    """Refuse a label, uint8 (H, W), that holds other values than allowed.
+
+    Args:
+        path: The label file, for the message.
+        values: Its values.
+        allowed: Values that it may hold.
+        name: What these are, for the message.
+
+    Raises:
+        DataError: It does; the message has the first eight with their numbers of pixels.
+    """
     counts = np.bincount(values.ravel(), minlength=256)
     strange = {
         int(value): int(counts[value]) for value in np.flatnonzero(counts) if int(value) not in allowed

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from anomdino.errors import ConfigError
 
@@ -124,7 +125,7 @@ class RegisteredItem(_Entry):
     """Where the item is described."""
     cite: str = ""
     """The publication to cite."""
-    bundles: list[list[str]]
+    bundles: list[Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
     """Sets of file ids, each of which is enough; the first that can be had is taken."""
     pick: list[str] = Field(default_factory=list)
     """Archives among the files that are not unpacked as a whole: members are picked from them."""
@@ -153,9 +154,10 @@ class Registry(_Entry):
     @model_validator(mode="after")
     def _complete(self) -> Registry:
         for name, item in self.items.items():
-            missing = [file for bundle in item.bundles for file in bundle if file not in self.files]
-            if missing or not item.bundles:
-                raise ValueError(f"item {name} names unknown files {missing} or has no bundle")
+            wanted = [*item.pick, *(file for bundle in item.bundles for file in bundle)]
+            missing = [file for file in wanted if file not in self.files]
+            if missing:
+                raise ValueError(f"item {name} names unknown files {missing}")
         names = [file.name for file in self.files.values()]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
@@ -183,7 +185,7 @@ def load_registry(path: Path | str = "") -> Registry:
     Raises:
         ConfigError: The file is missing or does not have the form of :class:`Registry`.
     """
-    path = Path(path) if path else REGISTRY_FILE
+    path = Path(path).expanduser() if path else REGISTRY_FILE
     return _load(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
@@ -191,5 +193,6 @@ def load_registry(path: Path | str = "") -> Registry:
 def _load(path: Path, _: int) -> Registry:
     try:
         return Registry.model_validate(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
-    except (OSError, ValidationError) as error:
-        raise ConfigError(path, f"is no registry: {error}", "restore the file") from error
+    except (OSError, ValueError, YAMLError) as error:
+        cure = "correct it, or leave data.registry.file empty for the packaged one"
+        raise ConfigError(path, f"is no registry: {error}", cure) from error

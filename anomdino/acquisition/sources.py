@@ -14,7 +14,7 @@ from pathlib import Path
 
 from anomdino.acquisition.registry import RegisteredFile, Source
 from anomdino.acquisition.space import require_space
-from anomdino.acquisition.transfer import PageError, Patience, SourceError, part_of, transfer
+from anomdino.acquisition.transfer import PageError, Patience, SourceError, drop_part, part_of, transfer
 
 DRIVE_FILE = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
 DRIVE_FOLDER = "https://drive.google.com/drive/folders/{id}"
@@ -78,11 +78,12 @@ def find_in_drive_folder(folder: str, name: str) -> str:
         )
     except (gdown.exceptions.DownloadError, requests.RequestException, OSError) as error:
         raise SourceError(f"the Drive folder cannot be listed ({type(error).__name__})") from error
-    found = [entry.id for entry in listed or [] if Path(entry.path).name == name]
-    if not found:
-        names = ", ".join(sorted(Path(entry.path).name for entry in listed)[:10]) or "nothing"
+    entries = [(Path(entry.path).name, str(entry.id)) for entry in listed or []]
+    found = next((number for held, number in entries if held == name), None)
+    if found is None:
+        names = ", ".join(sorted(held for held, _ in entries)[:10]) or "nothing"
         raise SourceError(f"the Drive folder has no {name} (it lists {names})")
-    return str(found[0])
+    return found
 
 
 def unreachable(addresses: Iterable[str], wait: float = 3.0) -> set[str]:
@@ -130,13 +131,15 @@ def _copy(origin: Path, target: Path) -> bool:
         raise SourceError(f"{origin} is not there")
     target.parent.mkdir(parents=True, exist_ok=True)
     require_space(target.parent, origin.stat().st_size, f"copying {origin.name}")
+    drop_part(target)  # with its notes: a server must not continue what was copied from elsewhere
     shutil.copyfile(origin, part_of(target))
     return False
 
 
 def _host(address: str) -> tuple[str, int]:
     parts = urllib.parse.urlsplit(address)
-    proxy = urllib.request.getproxies().get(parts.scheme)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
         if not re.match(r"\w+://", proxy):
             proxy = f"http://{proxy}"

@@ -101,14 +101,19 @@ def remove_leftovers(target: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with everything in it, read-only files (links into the DVC cache) included."""
+    """Remove a folder with everything in it, read-only files (links into the DVC cache) included.
+
+    Of a linked folder the link alone is removed.
+    """
 
     def make_writable_and_retry(function: object, path: str, _: object) -> None:
         parent = Path(path).parent
         parent.chmod(parent.stat().st_mode | 0o700)
         Path(path).unlink(missing_ok=True) if not Path(path).is_dir() else Path(path).rmdir()
 
-    if folder.is_dir() and not folder.is_symlink():
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.is_dir():
         shutil.rmtree(folder, onerror=make_writable_and_retry)
 
 
@@ -133,7 +138,7 @@ def place(source: Path, target: Path, link: bool = False) -> None:
 
 
 def _swap(staging: Path, target: Path) -> None:
-    if not target.exists():
+    if not (target.exists() or target.is_symlink()):
         staging.rename(target)
         return
     old = target.with_name(f".{target.name}.{secrets.token_hex(6)}.staging")

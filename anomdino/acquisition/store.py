@@ -13,7 +13,7 @@ from pathlib import Path
 from anomdino.acquisition.registry import RegisteredFile, Source
 from anomdino.acquisition.sources import fetch
 from anomdino.acquisition.space import in_words, require_space
-from anomdino.acquisition.transfer import Patience, SourceError, part_of
+from anomdino.acquisition.transfer import Patience, SourceError, drop_part, part_of
 from anomdino.acquisition.verify import Recorded, Verdict, inspect, quick_fault
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
@@ -21,6 +21,7 @@ from anomdino.io.atomic import atomic_write_json
 log = logging.getLogger(__name__)
 
 RECORDED = Path("downloads.lock.json")
+_CHECKED = {"size", "sha256", "sha256_prefix", "md5", "archive"}
 QUOTA_HELP = (
     "; while Google refuses it: log in, make a copy of the file in your own Drive and download that, "
     "or come back in a day (a begun download is continued)"
@@ -57,15 +58,11 @@ class Store:
         return part.stat().st_size if part.is_file() else 0
 
     def has(self, file: RegisteredFile) -> bool:
-        """Whether the file is there, as it was when it was verified."""
+        """Whether the file is there, as it was when it was verified against what is expected now."""
         path = self.path(file)
         if not path.is_file():
             return False
-        stamp = _stamp(path)
-        known = self._verified().get(file.name)
-        if known is not None and {key: known.get(key) for key in stamp} == stamp:
-            return self._still_expected(file, str(known.get("sha256", "")))
-        return self.verify(file) == ""
+        return self._verified().get(file.name) == self._stamp(file) or self.verify(file) == ""
 
     def verify(self, file: RegisteredFile) -> str:
         """Check a stored file in full and say what is wrong with it; an empty string when it is good."""
@@ -114,7 +111,7 @@ class Store:
         target = self.path(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = part_of(target)
-        part.unlink(missing_ok=True)
+        drop_part(target)  # with its notes: a server must not continue what was copied from elsewhere
         if not (file.archive and _linked(origin, part)):
             require_space(self.folder, verdict.size, f"copying {origin.name}")
             shutil.copyfile(origin, part)
@@ -181,7 +178,7 @@ class Store:
             if not verdict.fault:
                 self._finish(file, part, verdict)
                 return target
-            _drop(part)
+            drop_part(target)
             if fresh or not resumed:
                 raise SourceError(f"gave a file that {self._explained(file, verdict.fault)}")
             log.info("%s: the continued download %s; starting anew", file.name, verdict.fault)
@@ -189,7 +186,7 @@ class Store:
 
     def _finish(self, file: RegisteredFile, part: Path, verdict: Verdict) -> None:
         os.replace(part, self.path(file))
-        _drop(part)
+        drop_part(self.path(file))
         self._accept(file, verdict)
         log.info("%s: %s, verified", file.name, in_words(verdict.size))
 
@@ -202,12 +199,14 @@ class Store:
                 self.recorded.path,
             )
         entries = self._verified()
-        entries[file.name] = {**_stamp(self.path(file)), "sha256": verdict.sha256}
+        entries[file.name] = self._stamp(file)
         atomic_write_json(self._stamps, entries)
 
-    def _still_expected(self, file: RegisteredFile, sha256: str) -> bool:
-        expected = self.recorded.completed(file).sha256
-        return expected is None or expected == sha256
+    def _stamp(self, file: RegisteredFile) -> dict[str, object]:
+        """Give the size and time of a stored file, and what it is checked against."""
+        stat = self.path(file).stat()
+        expected = self.recorded.completed(file).model_dump(include=_CHECKED, exclude_none=True)
+        return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "expected": expected}
 
     def _verified(self) -> dict[str, dict[str, object]]:
         try:
@@ -220,22 +219,12 @@ class Store:
         return self.folder / ".verified.json"
 
 
-def _stamp(path: Path) -> dict[str, object]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
 def _linked(origin: Path, target: Path) -> bool:
     try:
         os.link(origin, target)
     except OSError:
         return False
     return True
-
-
-def _drop(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    part.with_name(f"{part.name}.json").unlink(missing_ok=True)
 
 
 def _pages(file: RegisteredFile) -> str:

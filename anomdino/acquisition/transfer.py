@@ -77,6 +77,17 @@ def part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
+def drop_part(target: Path) -> None:
+    """Remove the incomplete ``target``, and what is noted about the server that it came from."""
+    part = part_of(target)
+    part.unlink(missing_ok=True)
+    _notes_of(part).unlink(missing_ok=True)
+
+
+def _notes_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
 def transfer(
     url: str, target: Path, size: int | None = None, patience: Patience | None = None, identity: str = ""
 ) -> bool:
@@ -154,7 +165,7 @@ class _Part:
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
-        self.notes = path.with_name(f"{path.name}.json")
+        self.notes = _notes_of(path)
         if not self.known() and path.exists():
             self.drop()
 
@@ -192,12 +203,12 @@ def _attempt(client: httpx.Client, url: str, part: _Part, size: int | None, dead
             _accept_status(answer)
             total = _prepare(answer, part, size)
             _receive(answer, part, total, deadline)
-    except (httpx.TimeoutException, httpx.TransportError) as error:
-        raise _PassingError(_describe(error)) from error
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise SourceError(f"is no address ({error})") from error
     except httpx.TooManyRedirects as error:
         raise SourceError("redirects without end") from error
+    except httpx.RequestError as error:
+        raise _PassingError(_describe(error)) from error
 
 
 def _accept_status(answer: httpx.Response) -> None:
@@ -233,6 +244,9 @@ def _prepare(answer: httpx.Response, part: _Part, size: int | None) -> int | Non
     total = int(length) if length.isdigit() else None
     if "html" in answer.headers.get("content-type", ""):
         raise _page(answer)
+    coding = answer.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise SourceError(f"sends the file coded as {coding}, though it was asked for plain bytes")
     if size is not None and total is not None and size != total:
         raise SourceError(f"offers {total:,} bytes, expected {size:,}")
     part.begin(_validators(answer, part.identity, length))
@@ -289,9 +303,10 @@ def _validators(answer: httpx.Response, identity: str, total: str) -> dict[str, 
 
 
 def _strong(validators: dict[str, str]) -> str:
-    """Give the validator that If-Range may carry: a strong ETag, else the date, else nothing."""
+    """Give the validator that If-Range may carry: a strong ETag (in ASCII), else the date, else nothing."""
     etag = validators.get("etag", "")
-    return etag if etag and not etag.startswith("W/") else validators.get("last-modified", "")
+    strong = etag.isascii() and not etag.startswith("W/")
+    return etag if etag and strong else validators.get("last-modified", "")
 
 
 def _retry_after(answer: httpx.Response) -> float:

@@ -35,10 +35,14 @@ class Recorded:
             DataError: The file is damaged.
         """
         try:
-            return dict(json.loads(self.path.read_text(encoding="utf-8")))
+            entries = json.loads(self.path.read_text(encoding="utf-8"))
+            return {
+                name: {"size": int(one["size"]), "sha256": str(one["sha256"])}
+                for name, one in entries.items()
+            }
         except FileNotFoundError:
             return {}
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(self.path, f"is damaged ({error})", "restore it from version control") from error
 
     def completed(self, file: RegisteredFile) -> RegisteredFile:
@@ -46,9 +50,7 @@ class Recorded:
         entry = self.read().get(file.name)
         if entry is None:
             return file
-        known = {
-            key: value for key, value in entry.items() if key in {"size", "sha256"} and not getattr(file, key)
-        }
+        known = {key: value for key, value in entry.items() if not getattr(file, key)}
         return file.model_copy(update=known)
 
     def record(self, file: RegisteredFile, size: int, sha256: str) -> bool:
@@ -124,7 +126,8 @@ def quick_fault(path: Path, file: RegisteredFile) -> str:
 def describe_page(head: bytes) -> str:
     """Say which web page the first bytes of a file are; an empty string when they are none."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+    commented = start.startswith((b"<!--", b"<script", b"<meta")) and b"<html" in start
+    if not commented and not start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return ""
     text = start.decode("utf-8", "replace")
     if "too many users" in text or "quota exceeded" in text or "download quota" in text:

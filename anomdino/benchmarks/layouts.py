@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anomdino.benchmarks.model import Sample
 from anomdino.errors import ConfigError, DataError
-from anomdino.io.listing import list_images
+from anomdino.io.listing import list_images, pair_by_key
 
 Files = Mapping[str, Path]
 TAGS_FILE = "tags.json"
@@ -184,6 +184,8 @@ def fishyscapes_laf(root: Path, split: str) -> list[Sample]:
     frames = {
         path.stem.removesuffix("_leftImg8bit"): (key, path) for key, path in list_images(images_root).items()
     }
+    if not labels:
+        raise DataError(label_root, "holds no <frame>_fishy-labels.png", "fetch the labels of FishyLAF")
     lone = sorted(labels.keys() - frames.keys())
     if lone:
         raise DataError(
@@ -201,7 +203,11 @@ def street_hazards(root: Path, split: str) -> list[Sample]:
 
 
 def folder(root: Path, split: str, images: str = "images", labels: str = "labels") -> list[Sample]:
-    """A plain folder: ``images/<key>.*`` + ``labels/<key>.png`` (or ``masks/``), and ``instances/``."""
+    """A plain folder: ``images/<key>.*`` + ``labels/<key>.png`` (or ``masks/``), and ``instances/``.
+
+    Where there is a folder ``instances/``, every image has a file in it, as instances that are not there would not
+    count as missed and what is predicted there not as false.
+    """
     root = _split_of(root, split, images)
     label_root = root / labels
     if not label_root.is_dir() and labels == "labels" and (root / "masks").is_dir():
@@ -209,8 +215,10 @@ def folder(root: Path, split: str, images: str = "images", labels: str = "labels
     samples = _beside(root / images, label_root, _folder_tags)
     if not (root / "instances").is_dir():
         return samples
-    instances = list_images(root / "instances")
-    return [replace(sample, instances=instances.get(sample.key)) for sample in samples]
+    images_by_key = {sample.key: sample.image for sample in samples}
+    pairs = pair_by_key(images_by_key, list_images(root / "instances"), ("image", "instances"))
+    instances = {key: path for key, _, path in pairs}
+    return [replace(sample, instances=instances[sample.key]) for sample in samples]
 
 
 def _split_of(root: Path, split: str, images: str) -> Path:

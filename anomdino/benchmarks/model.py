@@ -175,14 +175,16 @@ class Benchmark:
 
 
 def read_ids(path: Path) -> npt.NDArray[np.int32]:
-    """Read an 8- or 16-bit image of ids, int32 (H, W).
+    """Read an 8- or 16-bit image of ids, int32 (H, W); palette images give their indices.
 
     Raises:
-        DataError: The file is damaged or not single-channel.
+        DataError: The file is damaged, or has colour channels that differ.
     """
     ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if ids is None:
         raise DataError(path, "is missing, truncated or no image", "copy or download it again")
+    if ids.ndim == 3 and ids.dtype == np.uint8:
+        ids = read_label(path)
     if ids.ndim != 2 or ids.dtype.kind != "u":
         raise DataError(
             path, f"has shape {ids.shape} and type {ids.dtype}", "instance ids are one 8- or 16-bit channel"

@@ -78,7 +78,7 @@ def verify(names: Names = None, params: ParamsFile = Path("params.yaml")) -> Non
     registry = load_registry(config.file)
     good, bad = verify_items(registry, _checked_names(registry, names), store_of(config))
     if not good and not bad:
-        print(f"nothing was downloaded yet to {Path(config.downloads).resolve()}")
+        print(f"nothing was downloaded yet to {Path(config.downloads).expanduser().resolve()}")
     for name in good:
         print(f"good     {name}")
     for name, fault in bad.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from anomdino.config.base import Block
 
@@ -59,3 +60,11 @@ class RegistryConfig(Block):
     """Seconds after which the download of one file is given up, all retries included."""
     keep_unpacked: bool = False
     """Keep archives unpacked beside the downloads; faster when items change, at the cost of disk space."""
+
+    @field_validator("mirror")
+    @classmethod
+    def _mirror_is_an_address(cls, mirror: str) -> str:
+        parts = urlsplit(mirror)
+        if mirror and not (parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0):
+            raise ValueError(f"'{mirror}' is no address; write it with http:// or https://")
+        return mirror

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from anomdino.config.acquisition import RegistryConfig
 from anomdino.config.base import Block
@@ -42,6 +42,16 @@ class FolderConfig(Block):
     """Evaluation sets: name of the benchmark to its folder, in its native layout."""
     weights: str = ""
     """Folder with weight files; copied to `data/weights`."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _names_are_folder_names(cls, benchmarks: dict[str, str]) -> dict[str, str]:
+        wrong = [name for name in benchmarks if not name or name[0] == "." or set(name) & {"/", "\\", "\0"}]
+        if wrong:
+            raise ValueError(
+                f"names {wrong} cannot be used: each is a folder below data/val, and no hidden one"
+            )
+        return benchmarks
 
 
 class DataConfig(Block):

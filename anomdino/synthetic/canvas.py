@@ -41,8 +41,7 @@ class Canvas:
     def polygon(self, points: Points, colour: Colour, label: int, depth: float) -> None:
         """Fill a polygon given as (N, 2) pixel coordinates (column, row) with one colour."""
         outline = fixed(points)
-        shade = np.clip(colour, 0, 255)
-        cv2.fillPoly(self.image, outline, [float(c) for c in shade], shift=_SHIFT)
+        cv2.fillPoly(self.image, outline, [min(max(float(c), 0.0), 255.0) for c in colour], shift=_SHIFT)
         cv2.fillPoly(self.label, outline, [label], shift=_SHIFT)
         cv2.fillPoly(self.depth, outline, [depth], shift=_SHIFT)
         cv2.fillPoly(self.foreign, outline, [0], shift=_SHIFT)
@@ -92,7 +91,7 @@ class Canvas:
         )
         inside = np.zeros((size[1], size[0]), dtype=np.uint8)
         cv2.fillPoly(inside, fixed(quad - low), [1], shift=_SHIFT)
-        self.stamp(patch.astype(np.uint8), inside > 0, (int(low[1]), int(low[0])), label, depth)
+        self.stamp(np.asarray(patch, np.uint8), inside > 0, (int(low[1]), int(low[0])), label, depth)
 
     def stamp(
         self, patch: npt.NDArray[np.uint8], inside: npt.NDArray[np.bool_], corner: tuple[int, int], label: int,
@@ -108,10 +107,9 @@ class Canvas:
         part = (slice(top - row, bottom - row), slice(left - column, right - column))
         target = (slice(top, bottom), slice(left, right))
         chosen = inside[part]
-        self.image[target][chosen] = patch[part][chosen]
-        self.label[target][chosen] = label
-        self.depth[target][chosen] = depth
-        self.foreign[target][chosen] = foreign
+        cv2.copyTo(patch[part], chosen.view(np.uint8), self.image[target])
+        for plane, value in ((self.label, label), (self.depth, depth), (self.foreign, foreign)):
+            np.copyto(plane[target], value, where=chosen)
 
 
 def fixed(points: Points) -> list[npt.NDArray[np.int32]]:

@@ -24,6 +24,7 @@ from anomdino.seeding import rng as named_rng
 from anomdino.synthetic.light import draw_light
 from anomdino.synthetic.noise import fractal
 from anomdino.synthetic.objects import EVALUATION, TRAINING, draw_look, render
+from anomdino.synthetic.pixels import put, take
 from anomdino.synthetic.scene import Frame, Style, draw_scene, render_scene
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -96,7 +97,7 @@ def outlier(index: int, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
     image = rng.uniform(60, 190, 3) + 12 * ground + rng.normal(0, 2, (*shape, 3))
     mask = np.zeros(shape, dtype=np.uint8)
     window = (slice(margin, margin + inside.shape[0]), slice(margin, margin + inside.shape[1]))
-    image[window][inside] = rgb[inside]
+    put(image[window], inside, take(rgb, inside))
     mask[window][inside] = 255
     smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 0.7)
     half = (shape[1] // 2, shape[0] // 2)

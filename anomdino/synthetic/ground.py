@@ -10,6 +10,7 @@ import numpy.typing as npt
 from anomdino.synthetic.camera import Camera, FloatArray
 from anomdino.synthetic.light import Light
 from anomdino.synthetic.noise import fractal, pick, sample, tile, wrap
+from anomdino.synthetic.pixels import put, shaded, take
 
 ROAD, SIDEWALK, TERRAIN = 0, 1, 9
 UInt8Array = npt.NDArray[np.uint8]
@@ -189,10 +190,11 @@ def paint_ground(camera: Camera, road: Road, light: Light) -> tuple[int, FloatAr
     beyond = np.abs(x) - np.float32(road.half)
     on_road = beyond < 0
     on_pavement = ~on_road & (beyond < pavement)
-    label = np.where(on_road, ROAD, np.where(on_pavement, SIDEWALK, TERRAIN)).astype(np.uint8)
+    label = np.full(x.shape, TERRAIN, np.uint8)
+    label[on_road], label[on_pavement] = ROAD, SIDEWALK
 
     tone = _asphalt(road, view, mottle, grain)
-    colour = tone[..., None] * np.asarray(road.asphalt, dtype=np.float32)
+    colour = shaded(tone, road.asphalt)
     _paint_bands(colour, road, view, tone)
     _paint_marks(colour, road, view)
     _paint_manholes(colour, road, view)
@@ -205,7 +207,8 @@ def paint_ground(camera: Camera, road: Road, light: Light) -> tuple[int, FloatAr
     kerb = np.clip(0.5 + (0.09 - near_kerb) / view.footprint, 0, 1) * (pavement > 0)
     touched = kerb > 0
     stones = 156 + 20 * (wrap(z[touched] + road.phase, 1.0) > 0.04)
-    colour[touched] += kerb[touched][:, None] * (stones[:, None] - colour[touched])
+    seen = take(colour, touched)
+    put(colour, touched, seen + kerb[touched][:, None] * (stones[:, None] - seen))
     return first, colour, label, z
 
 
@@ -236,9 +239,9 @@ def _asphalt(road: Road, view: _View, mottle: FloatArray, grain: FloatArray) -> 
         region = (
             sample(tile(2, road.variant + 2), (near_x + road.phase) / 50, (near_z + road.phase) / 50) > 0.4
         )
-        width = 0.03 + 0.5 * np.minimum(near_z / 200, 0.2)
-        faded = np.clip(12 / near_z, 0, 1) * (1 - near_z / 40)
-        tone[rows] -= np.float32(0.3 * road.cracks) * region * (np.abs(vein) < width) * faded
+        cracked = region & (np.abs(vein) < 0.03 + 0.5 * np.minimum(near_z / 200, 0.2))
+        away = near_z[cracked]
+        tone[rows][cracked] -= np.float32(0.3 * road.cracks) * (np.clip(12 / away, 0, 1) * (1 - away / 40))
     for patch in road.patches:
         rows = view.rows(patch.z0, patch.z1)
         inside = (x[rows] > patch.x0) & (x[rows] < patch.x1)
@@ -250,7 +253,7 @@ def _paint_bands(colour: FloatArray, road: Road, view: _View, tone: FloatArray) 
     for band in road.bands:
         rows = view.rows(band.z0, band.z1)
         inside = (view.x[rows] > band.x0) & (view.x[rows] < band.x1)
-        colour[rows][inside] = tone[rows][inside][:, None] * np.asarray(road.band_colour, dtype=np.float32)
+        put(colour[rows], inside, shaded(tone[rows][inside], road.band_colour))
 
 
 def _paint_marks(colour: FloatArray, road: Road, view: _View) -> None:
@@ -280,7 +283,8 @@ def _paint_marks(colour: FloatArray, road: Road, view: _View) -> None:
     wear = pick(worn, (x[touched] + road.phase) / 7, (z[touched] - road.phase) / 7)
     paint = np.clip(0.95 - road.worn * np.clip(0.55 + 0.45 * wear, 0, 1), 0.05, 1)
     amount = (cover[touched] * paint).astype(np.float32)[:, None]
-    colour[touched] += amount * (np.asarray(road.marking, dtype=np.float32) - colour[touched])
+    seen = take(colour, touched)
+    put(colour, touched, seen + amount * (np.asarray(road.marking, dtype=np.float32) - seen))
 
 
 def _paint_manholes(colour: FloatArray, road: Road, view: _View) -> None:
@@ -322,11 +326,11 @@ def _paint_off_road(
     x, z = view.x[paved], view.z[paved]
     joint = np.maximum(_lines(x, road.slab, view.footprint[paved]), _lines(z, road.slab, view.along[paved]))
     tone = 1 + 0.05 * mottle[paved] + 0.05 * grain[paved] - 0.25 * joint
-    colour[paved] = tone[:, None] * np.asarray(road.paving, dtype=np.float32)
+    put(colour, paved, shaded(tone, road.paving))
     x, z = view.x[grown], view.z[grown]
     blades = pick(fractal(5, 9, 1), (x + road.phase) * 0.089, (z + road.phase) * 0.056)
     tone = 1 + 0.16 * mottle[grown] + 0.2 * blades * np.clip(fine[grown] + 0.2, 0, 1)
-    colour[grown] = tone[:, None] * np.asarray(road.grass, dtype=np.float32)
+    put(colour, grown, shaded(tone, road.grass))
 
 
 def _lines(position: FloatArray, step: float, pixel: FloatArray) -> FloatArray:

@@ -44,6 +44,10 @@ def fractal(first: int, last: int, variant: int = 0, decay: float = 0.6) -> Floa
 
 def wrap(values: Reals, period: float) -> FloatArray:
     """`values` modulo `period`, float32; several times faster than `numpy.mod`."""
+    if period == 1:
+        turns = np.asarray(values, dtype=np.float32)
+        whole = np.floor(turns)
+        return np.subtract(turns, whole, out=whole)
     turns = np.asarray(values * np.float32(1 / period), dtype=np.float32)
     turns -= np.floor(turns)
     turns *= np.float32(period)

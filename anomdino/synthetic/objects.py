@@ -16,6 +16,7 @@ from anomdino.synthetic.camera import FloatArray, Reals
 from anomdino.synthetic.canvas import fixed
 from anomdino.synthetic.light import Light
 from anomdino.synthetic.noise import fractal, sample, tile
+from anomdino.synthetic.pixels import put, shaded
 
 Points = npt.NDArray[np.float64]
 Colour = tuple[float, float, float]
@@ -580,10 +581,11 @@ def render(look: Look, height: int, light: Light) -> tuple[npt.NDArray[np.uint8]
         if not chosen.any():
             continue
         surface = _surface(look, part, weight[chosen])
-        colour[chosen] = surface * _shading(mask, part, light, look.gloss)[chosen][:, None]
+        put(colour, chosen, surface * _shading(mask, part, light, look.gloss)[:, None])
         inside |= chosen
     occlusion = np.clip(0.75 + 0.25 * (1 - rows / shape[0]) * 3, 0, 1)
-    return np.clip(colour * occlusion[..., None], 0, 255).astype(np.uint8), inside
+    colour *= shaded(occlusion, (1, 1, 1))
+    return np.clip(colour, 0, 255, out=colour).astype(np.uint8), inside
 
 
 def _surface(look: Look, part: Part, weight: Reals) -> FloatArray:
@@ -595,19 +597,19 @@ def _surface(look: Look, part: Part, weight: Reals) -> FloatArray:
 
 
 def _shading(mask: npt.NDArray[np.uint8], part: Part, light: Light, gloss: float) -> FloatArray:
-    """Brightness of every pixel: normals of a pillow inflated over the outline, lit by sun and sky."""
-    base = light.ambient * part.shade
+    """Brightness of a part's pixels, (N,): normals of a pillow inflated over the outline, lit by sun and sky."""
+    base, inside = light.ambient * part.shade, mask > 0
     if part.bulge == 0:
-        return np.full(mask.shape, base + 0.5 * light.direct * part.shade, dtype=np.float32)
+        return np.full(np.count_nonzero(mask), base + 0.5 * light.direct * part.shade, dtype=np.float32)
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     away = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
     radius = max(float(away.max()), 1.0)
-    height = part.bulge * radius * np.sqrt(np.clip(1 - (1 - np.clip(away / radius, 0, 1)) ** 2, 0, 1))
-    height = cv2.GaussianBlur(height.astype(np.float32), (0, 0), max(radius / 8, 0.8))
-    across, down = (
-        cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125),
-        cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125),
-    )
+    height = np.zeros(mask.shape, dtype=np.float32)
+    rise = 1 - (1 - np.clip(away[inside] / radius, 0, 1)) ** 2
+    height[inside] = part.bulge * radius * np.sqrt(np.clip(rise, 0, 1))
+    height = np.asarray(cv2.GaussianBlur(height, (0, 0), max(radius / 8, 0.8)))
+    across = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)[inside]
+    down = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)[inside]
     length = np.sqrt(across**2 + down**2 + 1)
     sun = light.sun
     facing = np.clip((-across * sun[0] + down * sun[1] - sun[2] * 0.6 + 0.25) / length, 0, 1)

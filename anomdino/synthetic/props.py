@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -53,7 +53,19 @@ def facade(rng: np.random.Generator, length: float, height: float) -> UInt8Array
     base = _wall_colour(rng)
     grain = tile(8, int(rng.integers(4)))[:rows, :columns]
     stain = fractal(2, 5, int(rng.integers(4)))[:rows, :columns]
-    wall = base * (1 + 0.03 * grain + 0.05 * stain)[..., None]
+    tone = (1 + 0.03 * grain + 0.05 * stain).astype(np.float64)
+    cornice = max(int(0.4 * density), 1)
+    planes = [tone * part for part in base]
+    for plane in planes:
+        plane[:cornice] *= 0.8
+    wall = np.asarray(cv2.merge([np.clip(plane, 0, 255).astype(np.uint8) for plane in planes]))
+
+    def fill(top: int, bottom: int, left: int, right: int, colour: npt.NDArray[np.float64]) -> None:
+        for low, high, factor in ((top, bottom, 1.0), (top, min(bottom, cornice), 0.8)):
+            if low < high and left < right:
+                shade = [int(min(max(part * factor, 0), 255)) for part in colour.tolist()]
+                cv2.rectangle(wall, (left, low), (right - 1, high - 1), shade, cv2.FILLED)
+
     storey, bay = rng.uniform(2.7, 3.6), rng.uniform(1.6, 3.4)
     window_height, window_width = rng.uniform(0.4, 0.62) * storey, rng.uniform(0.35, 0.7) * bay
     glass = np.array([58, 68, 80]) * rng.uniform(0.6, 1.5)
@@ -66,12 +78,11 @@ def facade(rng: np.random.Generator, length: float, height: float) -> UInt8Array
             left, right = int(column * density), int((column + window_width) * density)
             if level == 0 and shop:
                 bottom, right = rows - int(0.2 * density), int((column + 0.9 * bay) * density)
-            wall[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = frame
-            wall[max(top, 0) : bottom, left:right] = glass * rng.uniform(0.75, 1.45)
+            fill(max(top - 1, 0), bottom + 1, max(left - 1, 0), right + 1, frame)
+            fill(max(top, 0), bottom, left, right, glass * rng.uniform(0.75, 1.45))
             middle = (left + right) // 2
-            wall[max(top, 0) : bottom, middle : middle + 1] = frame
-    wall[: max(int(0.4 * density), 1)] *= 0.8
-    return np.clip(wall, 0, 255).astype(np.uint8)
+            fill(max(top, 0), bottom, middle, middle + 1, frame)
+    return wall
 
 
 def _wall_colour(rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -202,8 +213,9 @@ def foliage(
     relief = 0.35 * noise + 0.45 * (sun[0] * columns - sun[1] * rows) * (0.35 + canvas.light.direct)
     brightness = canvas.light.ambient * 0.85 + canvas.light.direct * 0.5 + 0.3 * relief
     fleck = cv2.resize(tile(8, 1)[:height, :width], (width, height), interpolation=cv2.INTER_NEAREST)
-    leaves = green * (np.clip(brightness, 0.25, 1.5) * (1 + 0.09 * fleck))[..., None]
-    return np.clip(leaves, 0, 255).astype(np.uint8), np.asarray(inside)
+    tone = np.clip(brightness, 0.25, 1.5) * (1 + 0.09 * fleck)
+    leaves = cv2.merge([np.clip(tone * part, 0, 255).astype(np.uint8) for part in green])
+    return np.asarray(leaves, dtype=np.uint8), np.asarray(inside)
 
 
 def _cone(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
@@ -561,7 +573,5 @@ class _Raised(Canvas):
     """A canvas whose ground lies `by` metres higher, sharing the planes of another."""
 
     def __init__(self, canvas: Canvas, by: float) -> None:
-        from dataclasses import replace
-
         self.__dict__.update(canvas.__dict__)
         self.camera = replace(canvas.camera, eye=canvas.camera.eye - by)

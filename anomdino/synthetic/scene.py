@@ -16,6 +16,7 @@ from anomdino.synthetic.ground import Road, draw_road, paint_ground
 from anomdino.synthetic.light import Light, draw_light
 from anomdino.synthetic.noise import fractal, sample
 from anomdino.synthetic.objects import EVALUATION, Look, draw_look, render
+from anomdino.synthetic.pixels import shaded
 from anomdino.synthetic.props import Prop
 
 SKY, VEGETATION, BUILDING = 10, 8, 2
@@ -100,7 +101,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], style: Style) ->
     things: list[Prop] = []
     for side in (-1, 1):
         things += _roadside(rng, side, road)
-    things += _traffic(rng, road, camera, style)
+    things += _traffic(rng, road, style)
     things += _people(rng, road, style)
     foreign = _draw_foreign(rng, road, camera, style)
     things = [thing for thing in things if not _collides(thing, foreign, camera)]
@@ -180,7 +181,7 @@ def _roadside(rng: np.random.Generator, side: int, road: Road) -> list[Prop]:
     return things
 
 
-def _traffic(rng: np.random.Generator, road: Road, camera: Camera, style: Style) -> list[Prop]:
+def _traffic(rng: np.random.Generator, road: Road, style: Style) -> list[Prop]:
     things: list[Prop] = []
     taken: list[tuple[float, float]] = []
     lanes = [*road.lanes, road.half]
@@ -271,8 +272,8 @@ def render_scene(scene: Scene) -> Frame:
     _paint_backdrop(canvas, rng)
     things = [*scene.props, *(_foreign_prop(item, index + 1) for index, item in enumerate(scene.foreign))]
     first, colour, label, depth = paint_ground(scene.camera, scene.road, scene.light)
-    colour *= (_shadows(canvas, things)[first:] * _ground_light(scene.light))[..., None]
-    canvas.image[first:] = np.clip(colour, 0, 255).astype(np.uint8)
+    colour *= shaded(_shadows(canvas, things, first) * _ground_light(scene.light), (1, 1, 1))
+    canvas.image[first:] = np.clip(colour, 0, 255, out=colour).astype(np.uint8)
     canvas.label[first:], canvas.depth[first:] = label, depth
     for thing in sorted(things, key=lambda item: -item.distance):
         thing.paint(canvas)
@@ -292,7 +293,6 @@ def _paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     light = canvas.light
     up = np.linspace(1, 0, rows, dtype=np.float32)[:, None, None] ** 0.8
     sky = np.asarray(light.haze, dtype=np.float32) * (1 - up) + np.asarray(light.sky, dtype=np.float32) * up
-    sky = np.broadcast_to(sky, (rows, canvas.camera.width, 3)).copy()
     elevation = np.linspace(1.0, 0.04, rows, dtype=np.float32)[:, None]
     across = np.linspace(-1, 1, canvas.camera.width, dtype=np.float32)[None, :]
     shift = rng.uniform(0, 1, 2).astype(np.float32)
@@ -303,8 +303,9 @@ def _paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     )
     amount = np.clip((clouds - rng.uniform(-0.3, 1.0)) * 0.8, 0, 1) * np.clip(elevation * 3, 0, 1)
     white = np.asarray(light.haze, dtype=np.float32) * 1.06
-    sky += amount[..., None] * 0.8 * (white - sky)
-    canvas.image[:rows] = np.clip(sky, 0, 255).astype(np.uint8)
+    amount *= np.float32(0.8)
+    painted = cv2.merge([sky[..., c] + amount * (white - sky)[..., c] for c in range(3)])
+    canvas.image[:rows] = np.clip(painted, 0, 255, out=painted).astype(np.uint8)
     canvas.label[:rows] = SKY
 
 
@@ -326,8 +327,8 @@ def _paint_backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.polygon(points, (shade[0], shade[1], shade[2]), label, 130.0)
 
 
-def _shadows(canvas: Canvas, things: Sequence[Prop]) -> npt.NDArray[np.float32]:
-    """Factor (H, W) of the ground's brightness: cast shadows of the sun, and the dark under things."""
+def _shadows(canvas: Canvas, things: Sequence[Prop], first: int) -> npt.NDArray[np.float32]:
+    """Factor (H - first, W) of the ground's brightness: cast shadows of the sun, and the dark under things."""
     light, camera = canvas.light, canvas.camera
     cast = np.zeros(canvas.label.shape, dtype=np.uint8)
     under = np.zeros(canvas.label.shape, dtype=np.uint8)
@@ -346,8 +347,8 @@ def _shadows(canvas: Canvas, things: Sequence[Prop]) -> npt.NDArray[np.float32]:
             grown = foot + np.sign(foot - foot.mean(axis=0)) * np.array([0.12, 0, 0.25])
             _fill_hull(under, camera.project(grown))
     lost = light.direct * light.sun[1] / (light.ambient + light.direct * light.sun[1])
-    soft = cv2.GaussianBlur(cast, (0, 0), 1.2 * SUPERSAMPLING).astype(np.float32) * np.float32(lost)
-    dark = cv2.GaussianBlur(under, (0, 0), 1.6 * SUPERSAMPLING).astype(np.float32) * np.float32(0.5)
+    soft = cv2.GaussianBlur(cast, (0, 0), 1.2 * SUPERSAMPLING)[first:].astype(np.float32) * np.float32(lost)
+    dark = cv2.GaussianBlur(under, (0, 0), 1.6 * SUPERSAMPLING)[first:].astype(np.float32) * np.float32(0.5)
     return np.asarray((1 - soft / 255) * (1 - dark / 255), dtype=np.float32)
 
 
@@ -383,7 +384,7 @@ def _paint_bonnet(canvas: Canvas, share: float) -> None:
     points = np.stack([width / 2 - 0.56 * width * np.cos(t), height - rise * np.sin(t) ** 0.6], axis=1)
     bright = canvas.light.shade((0, 1, 0))
     canvas.polygon(points, (46 * bright, 48 * bright, 52 * bright), VOID, 1.0)
-    gloss = points * np.array([1, 1]) + np.array([0, 0.25 * rise])
+    gloss = points + np.array([0, 0.25 * rise])
     canvas.polygon(gloss, (34 * bright, 36 * bright, 40 * bright), VOID, 1.0)
 
 
@@ -394,16 +395,12 @@ def _develop(canvas: Canvas, rng: np.random.Generator) -> UInt8Array:
     clear[canvas.label == SKY] = 1.0
     height, width = canvas.label.shape
     size = (width // SUPERSAMPLING, height // SUPERSAMPLING)
-    hazed = canvas.image * clear[..., None] + (1 - clear)[..., None] * np.asarray(
-        light.haze, dtype=np.float32
-    )
-    image = cv2.resize(hazed, size, interpolation=cv2.INTER_AREA)
-    image = cv2.GaussianBlur(image, (0, 0), light.blur)
+    hazed = canvas.image * shaded(clear, (1, 1, 1)) + shaded(1 - clear, light.haze)
+    small = cv2.resize(hazed, size, interpolation=cv2.INTER_AREA)
+    image = np.asarray(cv2.GaussianBlur(small, (0, 0), light.blur), dtype=np.float32)
     rows, columns = np.linspace(-1, 1, size[1])[:, None], np.linspace(-1, 1, size[0])[None, :]
     vignette = 1 - 0.1 * (rows**2 + columns**2)
-    image *= (light.exposure * vignette).astype(np.float32)[..., None] * np.asarray(
-        light.tint, dtype=np.float32
-    )
+    image *= shaded((light.exposure * vignette).astype(np.float32), light.tint)
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(light.noise)
     return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 

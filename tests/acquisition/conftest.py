@@ -23,10 +23,13 @@ class Page:
     etag: str = '"one"'
     last_modified: str = ""
     ranges: bool = True
+    heeds_if_range: bool = True
+    shift: int = 0
     cuts: list[int | None] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = "application/octet-stream"
+    coding: str = ""
     length: bool = True
     drip: tuple[int, float] | None = None
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -49,26 +52,29 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, page: Page) -> None:
         wanted = self.headers.get("Range", "")
-        current = self.headers.get("If-Range", "") in {page.etag, page.last_modified, ""}
+        validators = {page.etag, page.last_modified, ""}
+        current = not page.heeds_if_range or self.headers.get("If-Range", "") in validators
         start = int(wanted[6:].rstrip("-")) if wanted and page.ranges and current else 0
         total = len(page.content)
         if wanted and page.ranges and current and start >= total:
             self._answer(416, b"", "text/plain", {"Content-Range": f"bytes */{total}"})
             return
         partial = bool(start)
+        start -= page.shift if partial else 0
         self.send_response(206 if partial else 200)
         self.send_header("Content-Type", page.content_type)
-        for name, value in (("ETag", page.etag), ("Last-Modified", page.last_modified)):
+        facts = {"ETag": page.etag, "Last-Modified": page.last_modified, "Content-Encoding": page.coding}
+        for name, value in facts.items():
             if value:
                 self.send_header(name, value)
         if partial:
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            self.send_header("Content-Range", f"bytes {start}-{total - page.shift - 1}/{total}")
         if page.length:
-            self.send_header("Content-Length", str(total - start))
+            self.send_header("Content-Length", str(total - start - (page.shift if partial else 0)))
         else:
             self.send_header("Connection", "close")
         self.end_headers()
-        body = page.content[start:]
+        body = page.content[start : total - page.shift if partial else None]
         cut = page.cuts.pop(0) if page.cuts else None
         self._write(body if cut is None else body[:cut], page.drip)
         if cut is not None or not page.length:

@@ -10,6 +10,7 @@ import tarfile
 import tracemalloc
 import unicodedata
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,18 @@ def test_a_zip_member_larger_than_declared_is_not_unpacked(tmp_path):
     assert sum(p.stat().st_size for p in target.rglob("*") if p.is_file()) <= 10
 
 
+def test_a_zip_member_smaller_than_declared_is_refused(tmp_path):
+    """Its checksum is right: the size that the list of members declares is not."""
+    path = make_zip(tmp_path / "a.zip", {"a": b"y" * 5000})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02") + 24
+    content[place : place + 4] = struct.pack("<I", 6000)
+    path.write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="has 5,000 bytes, declares 6,000"):
+        unpack(path, tmp_path / "out")
+
+
 def test_damaged_content_is_found_by_the_archives_own_checksum(tmp_path):
     payload = os.urandom(50_000)
     path = make_zip(tmp_path / "a.zip", {"a": payload})
@@ -259,6 +272,67 @@ def test_a_truncated_archive(tmp_path, kind):
     target.mkdir()
     with pytest.raises(DataError, match=r"damaged archive|refused"):
         unpack(path, target)
+
+
+@pytest.mark.parametrize("length", [5, 12, 40])
+def test_a_compressed_tar_that_ends_in_its_first_header_is_no_archive(tmp_path, length):
+    path = make_tar(tmp_path / "a.tgz", GOOD)
+    path.write_bytes(path.read_bytes()[:length])
+    assert not is_archive(path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_chain_of_extended_headers_is_refused(tmp_path, kind):
+    """tarfile calls itself for every further header, until Python's stack is used up."""
+    header = tarfile.TarInfo("././@PaxHeader")
+    body = b"11 path=ab\n"
+    header.type, header.size = kind, len(body)
+    (tmp_path / "a.tar").write_bytes((header.tobuf() + body.ljust(512, b"\0")) * 1500 + bytes(1024))
+    assert not is_archive(tmp_path / "a.tar")
+    refused(tmp_path / "a.tar", tmp_path, "damaged archive")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_file_that_is_called_like_the_folder_itself(tmp_path, kind):
+    members = {"good.txt": b"ok", ".": b"evil"}
+    path = (
+        make_zip(tmp_path / "a.zip", members) if kind == "zip" else make_tar(tmp_path / "a.tar", members, "w")
+    )
+    refused(path, tmp_path, "folder itself")
+
+
+def test_a_zip_member_without_a_name(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"x": b"1"})
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x01\x02", 28), (b"PK\x03\x04", 26)):
+        content[content.index(signature) + offset] = 0
+    path.write_bytes(content)
+    refused(path, tmp_path, "damaged archive")
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    kind=st.sampled_from(["zip", "tar"]),
+    places=st.lists(st.tuples(st.integers(0, 1535), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_whatever_is_damaged_is_said_to_be(tmp_path_factory, kind, places):
+    """Bytes of headers are changed: an archive is unpacked, or refused in words, and nothing else."""
+    root = tmp_path_factory.mktemp("damaged")
+    members = {"d/" + "ü" * 60: b"abc" * 40, "e.txt": b"x"}
+    path = make_zip(root / "a", members) if kind == "zip" else make_tar(root / "a", members, "w")
+    content = bytearray(path.read_bytes())
+    for place, value in places:
+        content[-1 - place % len(content) if kind == "zip" else place] = value
+    path.write_bytes(content)
+    (root / "out").mkdir()
+    is_archive(path)
+    with suppress(DataError):
+        unpack(path, root / "out")
 
 
 def test_no_archive_at_all(tmp_path):

@@ -16,15 +16,18 @@ import acquisition_miniature as miniature
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from anomdino.acquisition import acquire as acquire_module
-from anomdino.acquisition.acquire import acquire, plan, store_of
+from anomdino.acquisition import folder as folder_module
+from anomdino.acquisition.acquire import acquire, plan, require_room, store_of
 from anomdino.acquisition.fill import fill
-from anomdino.acquisition.folder import OwnFolders, listing_digest
-from anomdino.acquisition.registry import load_registry
+from anomdino.acquisition.folder import OwnFolders, import_folders, listing_digest
+from anomdino.acquisition.registry import Registry, load_registry
 from anomdino.acquisition.space import RESERVE
+from anomdino.acquisition.staging import staged_parts
 from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
-from anomdino.config.data import DataConfig
+from anomdino.config.data import DataConfig, FolderConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
 from anomdino.io import locking
 from anomdino.io.images import read_label
@@ -89,6 +92,34 @@ class TestFolder:
         write_pair(own / "inlier/val", "v", np.zeros(SIZE, np.uint8))
         counts = fill(folder_config(own), tmp_path / "data")
         assert (counts["inlier/train"], counts["inlier/val"]) == (12, 1)
+
+    @pytest.mark.parametrize("count", [2, 3, 9])
+    def test_neither_part_of_the_training_pairs_stays_empty(self, tmp_path, count, monkeypatch):
+        for fraction in (0.0, 1.0):  # every key would be held out, or none
+            monkeypatch.setattr(folder_module, "_fraction", lambda key, all_of=fraction: all_of)
+            root = tmp_path / f"own{fraction}"
+            for number in range(count):
+                write_pair(root / "train", f"{number}", np.zeros(SIZE, np.uint8))
+            counts = import_folders(OwnFolders(train=root / "train"), tmp_path / f"out{fraction}")
+            assert counts["inlier/train"] == (1 if fraction == 0.0 else count - 1)
+            assert counts["inlier/val"] == count - counts["inlier/train"]
+
+    def test_one_training_pair_alone_cannot_be_split(self, tmp_path):
+        write_pair(tmp_path / "train", "a", np.zeros(SIZE, np.uint8))
+        with pytest.raises(DataError, match=r"holds one pair.*\n.*give the held-out ones in val/"):
+            import_folders(OwnFolders(train=tmp_path / "train"), tmp_path / "out")
+
+    def test_a_benchmark_without_a_folder_is_absent_and_home_is_expanded(self, own, monkeypatch):
+        """An empty path would be the folder that the program runs in."""
+        monkeypatch.setenv("HOME", str(own))
+        named = {"mine": "~/bench", "later": ""}
+        found = OwnFolders.of(inlier="~/inlier", outliers="", benchmarks=named, weights="")
+        assert found == OwnFolders(train=own / "inlier/train", benchmarks={"mine": own / "bench"})
+
+    @pytest.mark.parametrize("name", ["", "..", "../weights", "a/b", "/etc", ".hidden"])
+    def test_a_benchmark_stays_in_the_folder_of_benchmarks(self, name):
+        with pytest.raises(ValidationError, match="cannot be used"):
+            FolderConfig(benchmarks={name: "somewhere"})
 
     def test_a_second_run_touches_nothing(self, own, tmp_path):
         first = fill(folder_config(own), tmp_path / "data")
@@ -192,8 +223,20 @@ class TestFolder:
         with pytest.raises(DataError, match="no object mask"):
             fill(folder_config(own), tmp_path / "data")
 
-    def test_evaluation_data_is_refused_for_training(self, own, tmp_path):
-        mark_evaluation_only(own / "inlier")
+    def test_a_mask_of_another_size_and_one_of_three_values(self, own, tmp_path):
+        for name, values in (("small", np.ones((5, 5))), ("three", np.arange(SIZE[0] * SIZE[1]) % 3)):
+            write_pair(own / "outliers", name, np.zeros(SIZE, np.uint8), "masks")
+            mask = np.asarray(values, np.uint8).reshape((5, 5) if name == "small" else SIZE)
+            Image.fromarray(mask).save(own / f"outliers/masks/{name}.png")
+        with pytest.raises(
+            DataError, match=r"(?s)2 files cannot.*small.png: is \(5, 5\).*three.png: is no obj"
+        ):
+            fill(folder_config(own), tmp_path / "data")
+
+    @pytest.mark.parametrize("part", ["inlier", "inlier/train", "inlier/val", "outliers"])
+    def test_evaluation_data_is_refused_for_training(self, own, tmp_path, part):
+        write_pair(own / "inlier/val", "v", np.zeros(SIZE, np.uint8))
+        mark_evaluation_only(own / part)
         with pytest.raises(ProtocolError):
             fill(folder_config(own), tmp_path / "data")
 
@@ -242,10 +285,10 @@ class TestFolder:
             fill(folder_config(own), tmp_path / "data")
 
     def test_leftovers_of_a_killed_run_are_removed(self, own, tmp_path):
-        leftover = tmp_path / "data/.parts.0123456789ab.staging"
-        (leftover / "inlier").mkdir(parents=True)
+        for name in ("parts", "inlier"):  # killed while it filled, and between the two renames
+            (tmp_path / f"data/.{name}.0123456789ab.staging/inlier").mkdir(parents=True)
         fill(folder_config(own), tmp_path / "data")
-        assert not leftover.exists()
+        assert not list((tmp_path / "data").glob(".*.staging"))
 
 
 class TestSynthetic:
@@ -480,6 +523,15 @@ class TestRegistry:
                 acquire(config, tmp_path / "out", registry)
             assert any(page.requests for page in pages) == enough
 
+    def test_what_is_kept_unpacked_needs_no_room(self, published, tmp_path):
+        registry = miniature.miniature_registry(about=10**18)
+        store = store_of(RegistryConfig(from_dir="hand", downloads="store"))
+        plans = plan(registry, ["camvid"], store, offline=True)
+        with pytest.raises(DiskError):
+            require_room(registry, plans, store)
+        (tmp_path / "store/camvid_indexed.unpacked").mkdir(parents=True)
+        require_room(registry, plans, store)
+
     def test_everything_over_http(self, shelf, tmp_path):
         registry = miniature.miniature_registry(shelf.address)
         for file, content in miniature.published_files().items():
@@ -489,12 +541,29 @@ class TestRegistry:
         assert counts["inlier/train"] == miniature.TRAIN
         assert counts["weights/bert-base-uncased"] == 5
 
-    def test_a_set_with_two_forms_is_taken_in_the_form_that_is_here(self, tmp_path):
+    @pytest.mark.parametrize("offline", [True, False])
+    def test_a_set_with_two_forms_is_taken_in_the_form_that_is_here(self, shelf, tmp_path, offline):
         miniature.write_published(tmp_path / "hand", {"camvid_images", "camvid_labels"})
-        config = RegistryConfig(items=["camvid"], from_dir="hand", offline=True)
-        (one,) = plan(miniature.miniature_registry(), ["camvid"], store_of(config), offline=True)
+        config = RegistryConfig(items=["camvid"], from_dir="hand")
+        (one,) = plan(miniature.miniature_registry(shelf.address), ["camvid"], store_of(config), offline)
         assert one.bundle == 1
         assert set(one.files.values()) == {"by hand"}
+
+    def test_a_run_killed_while_it_removes_what_it_unpacked_leaves_no_half_that_passes_for_all(
+        self, published, mini, tmp_path, monkeypatch
+    ):
+        def killed(folder: Path) -> None:
+            for path in sorted(folder.rglob("0016E5*")):
+                path.unlink()
+            if folder.is_dir():
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(acquire_module, "remove_tree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                fill(self.config(items=["camvid"]), tmp_path / "data")
+        assert list((tmp_path / "data/downloads").glob("*.unpacked"))
+        assert fill(self.config(items=["camvid"]), tmp_path / "data") == {"inlier/train": 3, "inlier/val": 2}
 
     def test_two_items_that_give_the_same_set_are_refused(self, published, mini, tmp_path):
         with pytest.raises(DataError, match="given by two items"):
@@ -507,6 +576,36 @@ class TestRegistry:
         with pytest.raises(DataError):
             fill(self.config(items=["cityscapes"]), tmp_path / "data")
         assert snapshot(tmp_path / "data/inlier") == before
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "inlier").mkdir()
+    (tmp_path / "inlier/old").write_text("old")
+    original = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if ".parts." in str(self):
+            raise OSError(errno.EBUSY, "busy")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="busy"), staged_parts(tmp_path, ["inlier"]) as staging:
+        (staging / "inlier/new").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["inlier", "old"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_output_that_is_a_link_is_replaced_and_what_it_led_to_stays(tmp_path, there):
+    elsewhere, root = tmp_path / "disk", tmp_path / "data"
+    root.mkdir()
+    if there:
+        elsewhere.mkdir()
+        (elsewhere / "old").write_text("old")
+    (root / "inlier").symlink_to(elsewhere, target_is_directory=True)
+    with staged_parts(root, ["inlier"]) as staging:
+        (staging / "inlier/new").write_text("new")
+    assert [path.name for path in root.rglob("*")] == ["inlier", "new"]
+    assert not there or (elsewhere / "old").read_text() == "old"
 
 
 class TestLock:
@@ -560,14 +659,46 @@ def test_the_schema_names_the_registered_items():
     )
 
 
+@pytest.mark.parametrize("mirror", ["example.org/x", "ftp://example.org/x", "http://host:port", "http://"])
+def test_a_mirror_that_is_no_address_is_refused(mirror):
+    with pytest.raises(ValidationError, match="mirror"):
+        RegistryConfig(mirror=mirror)
+    assert RegistryConfig(mirror="https://example.org:8080/x").mirror
+
+
+def test_the_folder_of_downloads_may_be_in_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store_of(RegistryConfig(downloads="~/kept")).folder == tmp_path / "kept"
+    (tmp_path / "r.yaml").write_text("files: {}\nitems: {}\n")
+    assert load_registry("~/r.yaml").items == {}
+
+
+@pytest.mark.parametrize("change", [{"bundles": [[]]}, {"bundles": []}, {"pick": ["nothing"]}])
+def test_a_registry_whose_item_has_no_file_is_refused(change):
+    registry = miniature.miniature_registry().model_dump()
+    registry["items"]["camvid"] |= change
+    with pytest.raises(ValidationError):
+        Registry.model_validate(registry)
+
+
+def test_an_unknown_way_to_normalise_is_refused_before_anything_is_had(tmp_path):
+    registry = miniature.miniature_registry()
+    item = registry.item("camvid").model_copy(update={"normalise": "camvit"})
+    registry = registry.model_copy(update={"items": {"camvid": item}})
+    config = RegistryConfig(items=["camvid"], downloads=str(tmp_path / "store"), offline=True)
+    with pytest.raises(ConfigError, match=r"items\.camvid\.normalise: 'camvit' is unknown"):
+        acquire(config, tmp_path / "out", registry)
+
+
 def test_unknown_items_are_refused():
     with pytest.raises(ConfigError, match="'nothing' is unknown"):
         load_registry().item("nothing")
 
 
 def test_a_damaged_registry_file_is_refused(tmp_path):
-    (tmp_path / "r.yaml").write_text("files: {}\nitems: {a: 1}\n")
-    with pytest.raises(ConfigError, match="is no registry"):
-        load_registry(tmp_path / "r.yaml")
+    for number, text in enumerate((b"files: {}\nitems: {a: 1}\n", b"files: [", b"a: 1\na: 1\n", b"\xff\xfe")):
+        (tmp_path / f"{number}.yaml").write_bytes(text)
+        with pytest.raises(ConfigError, match=f"{number}.yaml: is no registry"):
+            load_registry(tmp_path / f"{number}.yaml")
     with pytest.raises(ConfigError):
         load_registry(tmp_path / "absent.yaml")

@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from anomdino.acquisition.acquire import acquire, fetch_items
+from anomdino.acquisition.archives import unpack
 from anomdino.acquisition.normalise import inlier, outliers, s2m
+from anomdino.acquisition.registry import Expectation
+from anomdino.acquisition.tree import Tree, layout_faults
 from anomdino.adt.dataset import TrainingFiles, list_items
 from anomdino.benchmarks import open_benchmark
 from anomdino.config.acquisition import RegistryConfig
@@ -66,6 +69,27 @@ def test_cityscapes_ids_are_those_of_the_published_table():
     assert expected == inlier.CITYSCAPES_TRAIN_IDS
 
 
+@pytest.mark.parametrize("strange", [34, 200, 254])
+def test_label_ids_that_cityscapes_does_not_have_are_no_void(tmp_path, strange):
+    values = np.array([[0, 7, 33, 255, strange]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"a\.png.*Cityscapes label ids.*{{{strange}: 1}}"):
+        inlier.read_cityscapes_label(tmp_path / "a.png")
+    Image.fromarray(values[:, :4]).save(tmp_path / "a.png")
+    assert inlier.read_cityscapes_label(tmp_path / "a.png").tolist() == [[255, 0, 18, 255]]
+
+
+def test_an_index_that_camvids_codes_do_not_name_is_no_void(tmp_path):
+    (tmp_path / "codes.txt").write_text("Road\nSky\n")
+    for folder, values in (("images/a.png", np.zeros((2, 2, 3))), ("labels/a_P.png", [[0, 1], [1, 2]])):
+        (tmp_path / folder).parent.mkdir()
+        Image.fromarray(np.asarray(values, np.uint8)).save(tmp_path / folder)
+    with pytest.raises(
+        DataError, match=r"a_P\.png: has label values that are not lines of codes\.txt: {2: 1}"
+    ):
+        inlier.camvid(Tree((tmp_path,)), tmp_path / "out")
+
+
 @pytest.mark.parametrize("form", ["indexed", "colours"])
 def test_camvid_in_both_published_forms(published, tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
@@ -81,6 +105,25 @@ def test_camvid_in_both_published_forms(published, tmp_path, monkeypatch, form):
     label = read_label(tmp_path / "out/inlier/train/labels/0006R0_f00930.png")
     names = sorted(inlier.CAMVID_CLASSES)
     assert [int(value) for value in label.ravel()[:32]] == [inlier.CAMVID_CLASSES[name][1] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("stem", "split"),
+    [
+        ("0001TP_006690", "train"),
+        ("0001TP_008540", "train"),
+        ("0001TP_008550", "test"),
+        ("0001TP_010380", "test"),
+        ("0006R0_f03930", "train"),
+        ("0016E5_07957", "train"),
+        ("0016E5_07959", "val"),
+        ("0016E5_08159", "val"),
+        ("0016E5_08160", "train"),
+        ("Seq05VD_f00000", "test"),
+    ],
+)
+def test_camvids_usual_split(stem, split):
+    assert inlier.camvid_split(stem) == split
 
 
 def test_camvid_classes_are_the_eleven_and_void():
@@ -213,6 +256,26 @@ def test_s2m_training_set_becomes_coco_and_says_that_it_has_no_masks(
     assert "compose" in caplog.text
 
 
+def test_s2ms_first_hundred_entries_are_held_out(tmp_path):
+    for name in "abc":
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    box = (0.0, 0.0, 1.0, 1.0)
+    entries = [("a.png", box)] * 99 + [("b.png", box), ("c.png", box)]
+    content = s2m.to_coco(entries, list_images(tmp_path))
+    assert [one["split"] for one in content["images"]] == ["val", "val", "train"]
+
+
+def test_scores_that_do_not_fit_their_images_are_left_out(tmp_path, caplog):
+    for folder, names in (("original", ("image_0", "image_1", "image_2")), ("score", ("0", "1", "3"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            image = Image.fromarray(np.zeros((2, 2), np.uint8))
+            image.save(tmp_path / folder / f"{name}.{'png' if folder == 'original' else 'npz'}", "png")
+    s2m._copy_scores(tmp_path, "original", tmp_path / "out", link=False)
+    assert not (tmp_path / "out").exists()
+    assert "3 scores for 3 images; they are left out" in caplog.text
+
+
 @pytest.mark.parametrize("folds", [1, 2])
 def test_the_detector_can_train_on_s2ms_set_and_adt_net_says_why_it_cannot(
     published, tmp_path, monkeypatch, folds
@@ -288,6 +351,45 @@ def test_a_data_set_that_was_unpacked_by_hand(tmp_path, monkeypatch, outer):
     original = next(root.rglob("train/town/*_leftImg8bit.png"))
     copy = next((tmp_path / "out/inlier/train/images").rglob("*.png"))
     assert original.stat().st_nlink == copy.stat().st_nlink == 1
+
+
+def linked(folder: Path, elsewhere: Path) -> None:
+    """Move a folder away and leave a link to it, as where a data set is spread over disks."""
+    elsewhere.parent.mkdir(exist_ok=True)
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+
+
+def test_linked_folders_of_an_unpacked_set_are_read_like_others(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    towns = tmp_path / "hand/cityscapes"
+    miniature.write_unpacked(towns, miniature.cityscapes_images())
+    miniature.write_unpacked(towns, miniature.cityscapes_labels())
+    for number, kind in enumerate(("leftImg8bit", "gtFine")):
+        linked(towns / kind / "train/town", tmp_path / f"disk/{number}")
+    registry = miniature.miniature_registry()
+    name = registry.files["smiyc_anomaly_track"].name
+    (tmp_path / "hand/smiyc_anomaly_track").mkdir()
+    unpack(published / name, tmp_path / "hand/smiyc_anomaly_track")
+    linked(next((tmp_path / "hand/smiyc_anomaly_track").rglob("images")), tmp_path / "disk/images")
+    items = ["cityscapes", "smiyc_anomaly_track"]
+    config = RegistryConfig(items=items, from_dir="hand", downloads="store", offline=True)
+    assert acquire(config, tmp_path / "out", registry) == {
+        "inlier/train": miniature.TRAIN,
+        "inlier/val": miniature.VAL,
+        "val/AnomalyTrack": 4,
+    }
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "fault"), [(2, 1, True), (3, 1, False), (4, 1, True), (None, 4, True)]
+)
+def test_more_files_than_expected_are_a_fault_as_fewer_are(tmp_path, count, least, fault):
+    for number in range(3):
+        (tmp_path / f"{number}.png").touch()
+    expected = Expectation(pattern="*.png", count=count, least=least)
+    assert bool(layout_faults(Tree((tmp_path,)), [expected])) == fault
 
 
 def test_an_archive_that_lacks_files_is_refused(published, tmp_path, monkeypatch):

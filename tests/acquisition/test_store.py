@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from anomdino.acquisition.registry import RegisteredFile, Source
 from anomdino.acquisition.sources import SourceError, unreachable
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
-from anomdino.acquisition.verify import Recorded, describe_page
+from anomdino.acquisition.verify import Recorded, describe_page, quick_fault
 from anomdino.errors import DataError
 
 CONTENT = b"\x80\x02" + bytes(range(256)) * 400
@@ -91,10 +92,11 @@ def test_every_kind_of_digest_is_enforced(shelf, store, kind):
 def test_an_existing_good_file_survives_a_failed_replacement(shelf, store):
     shelf.put("/w", CONTENT)
     path = store.get(from_url(shelf.url("/w")))
-    shelf.put("/w", b"\x80 other")
-    with pytest.raises(DataError):
+    shelf.put("/w", CONTENT[:-1] + b"!")
+    with pytest.raises(DataError) as caught:
         store.get(from_url(shelf.url("/w"), sha256="0" * 64))
     assert path.read_bytes() == CONTENT
+    assert "recorded in" not in str(caught.value)  # what is expected was published
 
 
 def test_mirrors_that_fail_in_different_ways_are_all_named(shelf, store):
@@ -143,6 +145,52 @@ def test_a_file_that_was_changed_after_its_verification_is_noticed(shelf, store)
     assert not store.has(file)
     assert "expected" in store.verify(file)
     assert store.get(file).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "facts", [{"md5": "0" * 32}, {"size": 7}, {"sha256_prefix": "000000"}, {"sha256": "0" * 64}]
+)
+def test_a_stored_file_is_checked_again_when_more_is_expected_of_it(shelf, store, facts):
+    """The registry learns a digest that the file, accepted before, does not have."""
+    shelf.put("/w", CONTENT)
+    file = from_url(shelf.url("/w"))
+    store.get(file)
+    assert store.has(file)
+    assert not store.has(file.model_copy(update=facts))
+    assert store.has(file.model_copy(update={"md5": hashlib.md5(CONTENT).hexdigest()}))
+
+
+@pytest.mark.parametrize("by", ["hand", "path"])
+def test_a_copy_that_was_broken_off_is_not_continued_by_a_server(shelf, store, tmp_path, monkeypatch, by):
+    """Two halves of different files, of the right size, would pass where no digest is known."""
+    page = shelf.put("/w", CONTENT, cuts=[1000])
+    file = from_url(shelf.url("/w"))
+    store.patience = Patience(attempts=1, total=1)
+    with pytest.raises(DataError):
+        store.get(file)
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"\x80" + bytes(len(CONTENT) - 1))
+
+    def killed(origin: Path, target: Path) -> None:
+        target.write_bytes(origin.read_bytes()[:5000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        if by == "hand":
+            store.take(file, other)
+        else:
+            store.get(registered(Source(path=str(other))))
+    assert store.get(file).read_bytes() == CONTENT
+    assert "range" not in page.requests[-1]
+
+
+@pytest.mark.parametrize("text", ['{"weights.pth": 5}', '{"weights.pth": {"size": "x", "sha256": ""}}', "[]"])
+def test_a_damaged_file_of_records_is_named(shelf, store, text):
+    shelf.put("/w", CONTENT)
+    store.recorded.path.write_text(text)
+    with pytest.raises(DataError, match=r"lock\.json: is damaged"):
+        store.get(from_url(shelf.url("/w")))
 
 
 def test_a_mirror_of_ones_own_is_asked_first(shelf, store, tmp_path):
@@ -311,6 +359,33 @@ class TestDrive:
         assert store.get(registered(Source(drive_folder="FOLDER"), sha256=SHA)).is_file()
         with pytest.raises(SourceError, match=r"no other.pth \(it lists readme.md, weights.pth\)"):
             sources.find_in_drive_folder("FOLDER", "other.pth")
+        monkeypatch.setattr(gdown, "download_folder", lambda **_: None)
+        with pytest.raises(SourceError, match=r"no other.pth \(it lists nothing\)"):
+            sources.find_in_drive_folder("FOLDER", "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("w.pth", miniature.checkpoint(), ""),
+        ("w.pth", b"\x80\x02old", ""),
+        ("w.pth", b"PK\x03\x04" + bytes(500), "a PyTorch checkpoint that is cut off"),
+        ("w.pt", b"GIF89a", "no PyTorch checkpoint"),
+        ("c.json", b' {"a": 1}', ""),
+        ("c.json", b"a: 1", "no JSON file"),
+        ("a.zip", miniature.packed("a.zip", {"a": b"1"}), ""),
+        ("a.zip", miniature.packed("a.zip", {"a": b"1"})[:-30], "no zip or tar archive, or is cut off"),
+        ("a.zip", b"7z\xbc\xaf\x27\x1c" + bytes(500), "a 7z archive"),
+        ("a.zip", b"Rar!" + bytes(500), "a rar archive"),
+    ],
+)
+def test_the_content_is_looked_at_where_no_digest_is_known(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    sources = [Source(by_hand="https://example.org/")]
+    file = RegisteredFile(name=name, sources=sources, archive=name.endswith(".zip"))
+    fault = quick_fault(tmp_path / name, file)
+    assert words in fault
+    assert bool(words) == bool(fault)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +394,7 @@ class TestDrive:
         (b"<!doctype html><title>Google Drive - Quota exceeded", "quota"),
         (b"\xef\xbb\xbf  <HTML><title>Virus scan warning", "consent"),
         (b"<html>anything", "web page"),
+        (b"<!-- saved --><HTML>anything", "web page"),
         (b"PK\x03\x04", ""),
         (b"", ""),
     ],
@@ -326,6 +402,11 @@ class TestDrive:
 def test_pages_are_described_by_their_first_bytes(head, words):
     assert words in describe_page(head)
     assert bool(describe_page(head)) == bool(words)
+
+
+def test_a_proxy_for_everything_is_asked_in_place_of_the_server(shelf, monkeypatch):
+    monkeypatch.setenv("all_proxy", shelf.address)
+    assert unreachable(["http://no-such-host.invalid/x"], wait=1) == set()
 
 
 def test_servers_that_take_no_connection_are_found_at_once(shelf):

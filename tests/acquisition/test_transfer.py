@@ -80,6 +80,23 @@ def test_a_server_that_answers_206_for_another_file_is_caught_by_its_total(shelf
     assert part_of(target).read_bytes() == longer
 
 
+def test_a_server_that_continues_another_file_in_spite_of_if_range_is_caught_by_its_etag(shelf, target):
+    shelf.put("/f", CONTENT, cuts=[100_000])
+    with pytest.raises(SourceError):
+        transfer(shelf.url("/f"), target, patience=Patience(attempts=3, first_wait=9, total=1))
+    changed = CONTENT[::-1]
+    shelf.put("/f", changed, etag='"two"', heeds_if_range=False)
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == changed
+
+
+def test_a_piece_from_another_place_is_not_glued_on(shelf, target):
+    page = shelf.put("/f", CONTENT, cuts=[100_000], shift=10)
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == CONTENT
+    assert [request.get("range") for request in page.requests] == [None, "bytes=100000-", None]
+
+
 def test_without_validators_nothing_is_continued(shelf, target):
     page = shelf.put("/f", CONTENT, etag="", cuts=[100_000])
     transfer(shelf.url("/f"), target, patience=QUICK)
@@ -223,10 +240,41 @@ def test_a_web_page_is_not_data_whatever_it_is_called(shelf, target, kind):
     assert not part_of(target).exists()
 
 
+@pytest.mark.parametrize("kind", ["text/html", "application/octet-stream"])
+def test_a_body_that_the_server_coded_is_not_taken_for_the_file(shelf, target, kind):
+    """The bytes would be stored as they come, under the name of what they decode to."""
+    shelf.put("/f", b"\x1f\x8b coded", content_type=kind, coding="gzip")
+    with pytest.raises(SourceError, match=r"coded as gzip|DecodingError"):
+        transfer(shelf.url("/f"), target, patience=QUICK)
+    assert not part_of(target).exists()
+
+
+def test_an_etag_that_no_header_can_carry_is_no_validator(shelf, target):
+    page = shelf.put("/f", CONTENT, etag='"\u00fc"', cuts=[9_000])
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == CONTENT
+    assert "range" not in page.requests[1]
+
+
+@pytest.mark.parametrize("address", ["example.org/f", "ftp://127.0.0.1/f", "http://127.0.0.1:port/f"])
+def test_what_is_no_address_is_not_tried_again(target, address):
+    started = time.monotonic()
+    with pytest.raises(SourceError, match="is no address"):
+        transfer(address, target, patience=Patience(attempts=3, first_wait=9, total=60))
+    assert time.monotonic() - started < 5
+
+
 def test_a_body_without_length_that_ends_is_taken(shelf, target):
     shelf.put("/f", CONTENT, length=False)
     transfer(shelf.url("/f"), target, patience=QUICK)
     assert part_of(target).read_bytes() == CONTENT
+
+
+def test_a_body_longer_than_the_file_is_dropped(shelf, target):
+    shelf.put("/f", CONTENT, length=False)
+    with pytest.raises(SourceError, match="more than the announced 1,000 bytes"):
+        transfer(shelf.url("/f"), target, size=1000, patience=QUICK)
+    assert not part_of(target).exists()
 
 
 def test_too_little_space_is_found_before_the_transfer(shelf, target, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from anomdino.benchmarks import LAYOUTS, REGISTRY, LabelMap, open_benchmark, open_registered, open_set
+from anomdino.benchmarks.layouts import _LAF_INVALID
 from anomdino.config.benchmark import BenchmarkSet
 from anomdino.errors import ConfigError, DataError
 
@@ -169,12 +170,19 @@ def test_lost_and_found_train_ids_as_rpl_reads_them(tmp_path):
 
 def test_lost_and_found_drops_invalid_frames_by_rank_and_known_objects_by_prefix(tmp_path):
     frames = [f"02_Hanns_Klemm_Str_44_000000_{index:06d}" for index in range(20)]
-    known = ["15_Rechbergstr_Deckenpfronn_000000_000010", "10_Schlossberg_9_000004_000010"]
+    known = [
+        "15_Rechbergstr_Deckenpfronn_000000_000010",
+        "10_Schlossberg_9_000004_000010",
+        "01_Hanns_Klemm_Str_45_000006_000010",
+        "01_Hanns_Klemm_Str_45_000007_000010",
+    ]
+    frames = ["01_Hanns_Klemm_Str_45_000008_000010", *frames[:-1]]
     lost_and_found(tmp_path, [*frames, *known])
     valid = open_benchmark("lost_and_found", tmp_path, "testValid")
-    assert {sample.frame_id for sample in valid} == {*frames, *known} - {frames[17]}
+    left_out = sorted([*frames, *known])[17]
+    assert {sample.frame_id for sample in valid} == {*frames, *known} - {left_out}
     unknown = open_benchmark("lost_and_found", tmp_path, "testNoKnown")
-    assert {sample.frame_id for sample in unknown} == set(frames) - {frames[17]}
+    assert {sample.frame_id for sample in unknown} == set(frames) - {left_out}
 
 
 def test_lost_and_found_roi_makes_the_whole_street_count(tmp_path):
@@ -232,6 +240,75 @@ def test_folder_with_declared_values_tags_and_instances(tmp_path):
     assert benchmark.samples[0].tags == ("rain", "wet")
     assert benchmark.samples[0].instances == tmp_path / "instances/rain/one.png"
     assert first_pixels(benchmark) == [0, 1, 255]
+
+
+def test_instances_that_fit_no_image_or_are_missing_are_listed(tmp_path):
+    """A frame without its file would be left out of the instance metrics, false positives included."""
+    for name in ("one", "two"):
+        image(tmp_path / f"images/{name}.png")
+    label(tmp_path / "instances/one.png", [0, 1])
+    label(tmp_path / "instances/tow.png", [0, 1])
+    match = "1 image without instances: two; 1 instances without image: tow"
+    with pytest.raises(DataError, match=match):
+        open_benchmark("folder", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["palette", "16 bits", "1 bit", "grey in three channels"])
+def test_instances_are_read_as_they_are_stored(tmp_path, kind):
+    image(tmp_path / "images/one.png")
+    ids = np.zeros((6, 8), np.uint16)
+    ids[0, :3], ids[3, 3] = 300 if kind == "16 bits" else 1, 1
+    picture = Image.fromarray(ids if kind == "16 bits" else ids.astype(np.uint8))
+    if kind == "palette":
+        picture = Image.fromarray(ids.astype(np.uint8), mode="P")
+        picture.putpalette([0, 0, 0, 200, 10, 99] + [7] * 762)
+    elif kind == "1 bit":
+        picture = Image.fromarray(ids > 0)
+    elif kind == "grey in three channels":
+        picture = picture.convert("RGB")
+    (tmp_path / "instances").mkdir()
+    picture.save(tmp_path / "instances/one.png")
+    benchmark = open_benchmark("folder", tmp_path)
+    read = benchmark.read_instances(benchmark.samples[0])
+    assert read.dtype == np.int32
+    expected = np.where(ids > 0, 255, 0) if kind == "1 bit" else ids
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_instances_of_another_size_are_refused(tmp_path):
+    image(tmp_path / "images/one.png")
+    label(tmp_path / "instances/one.png", [0, 1], size=(5, 8))
+    benchmark = open_benchmark("folder", tmp_path)
+    with pytest.raises(DataError, match=r"instances/one\.png: is 5 x 8, its image one\.png is 6 x 8"):
+        benchmark.read_instances(benchmark.samples[0])
+
+
+def test_limits_of_components_are_the_layouts_unless_they_are_set(tmp_path):
+    obstacle_track(tmp_path, [1])
+    settings = {"root": tmp_path, "layout": "smiyc_obstacle_track"}
+    for changes, expected in (({}, (50, 10)), ({"min_predicted": 7}, (7, 10)), ({"min_gt": 0}, (50, 0))):
+        limits = open_set("mine", BenchmarkSet(**settings, **changes)).limits
+        assert (limits.min_predicted, limits.min_gt) == expected
+
+
+@pytest.mark.parametrize("rest", [0, 1, 255])
+def test_values_that_are_not_declared_mean_what_is_said(rest):
+    raw = np.array([[0, 1, 7, 9, 254]], np.uint8)
+    assert LabelMap.of([0], [1], [9], rest=rest).apply(raw).tolist() == [[0, 1, rest, 255, rest]]
+
+
+def test_as_many_frames_of_lost_and_found_are_invalid_as_the_counts_say():
+    counts = REGISTRY["LostAndFound"].counts
+    for split, invalid in _LAF_INVALID.items():
+        assert len(set(invalid)) == counts[split] - counts[f"{split}Valid"]
+        assert max(invalid) < counts[split]
+
+
+def test_fishyscapes_lost_and_found_without_labels_is_refused(tmp_path):
+    lost_and_found(tmp_path / "dataset_LostAndFound", ["02_A_000000_000010"])
+    image(tmp_path / "dataset_FishyLAF/labels/val/02_A_000000_000010.png")
+    with pytest.raises(DataError, match=r"holds no <frame>_fishy-labels\.png"):
+        open_benchmark("fishyscapes_laf", tmp_path)
 
 
 def test_set_named_after_an_entry_takes_its_layout_split_and_count(tmp_path):

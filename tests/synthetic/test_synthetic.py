@@ -29,6 +29,7 @@ from anomdino.synthetic.objects import (
     draw_look,
     render,
 )
+from anomdino.synthetic.pixels import put, shaded, take
 from anomdino.synthetic.scene import draw_scene, render_scene
 
 SIZE = (128, 256)
@@ -89,6 +90,26 @@ def test_noise_is_standardised_and_repeats_without_a_seam(noise):
     np.testing.assert_allclose(sample(noise, grid, down), sample(noise, grid + 4, down - 2), atol=0.05)
     u, v = np.array([3 / 512, 511 / 512]), np.array([5 / 512, 0.0])
     np.testing.assert_array_equal(pick(noise, u + 1e-5, v + 1e-5), noise[[5, 0], [3, 511]])
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), share=st.floats(0, 1), wide=st.booleans())
+def test_colours_of_chosen_pixels_are_those_of_plain_indexing(rows, columns, share, wide):
+    rng = np.random.default_rng(rows * 10 + columns)
+    kind = np.float64 if wide else np.float32
+    image = rng.normal(size=(rows + 2, columns, 3)).astype(kind)
+    window, where = image[1:-1], rng.random((rows, columns)) < share
+    expected = image.copy()
+    np.testing.assert_array_equal(take(window, where), expected[1:-1][where])
+    colour = (0.3, 220.7, 15.1)
+    tone = rng.normal(size=int(where.sum())).astype(kind)
+    np.testing.assert_array_equal(shaded(tone, colour), tone[:, None] * np.array(colour, kind))
+    whole = rng.normal(size=(rows, columns)).astype(kind)
+    np.testing.assert_array_equal(shaded(whole, colour), whole[..., None] * np.array(colour, kind))
+    colours = rng.normal(size=(int(where.sum()), 3))
+    put(window, where, colours)
+    expected[1:-1][where] = colours
+    np.testing.assert_array_equal(image, expected)
 
 
 def test_smooth_noise_has_no_jump_at_the_border():

@@ -13,7 +13,7 @@ from anomdino.acquisition.staging import place, scratch_folder
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
 from anomdino.io.images import read_image, read_label, write_png
-from anomdino.io.listing import pair_by_key
+from anomdino.io.listing import pair_by_key, walk_files
 from anomdino.progress import track
 from anomdino.protocol import mark_evaluation_only
 
@@ -73,13 +73,7 @@ def fishyscapes_laf(tree: Tree, out: Path) -> dict[str, int]:
 def _smiyc(tree: Tree, out: Path, name: str, images: str) -> dict[str, int]:
     base = tree.need(f"dataset_{name}/images/{images}") / f"dataset_{name}"
     target = out / "val" / name
-    files = [
-        path
-        for path in sorted(base.rglob("*"))
-        if path.is_file()
-        and path.name[0] != "."
-        and path.parent.name in {base.name, "images", "labels_masks"}
-    ]
+    files = [path for path in walk_files(base) if path.parent.name in {base.name, "images", "labels_masks"}]
     for path in track(files, name, unit="file"):
         place(path, target / path.relative_to(base), tree.owned)
     return _marked(target, len([path for path in files if path.parent.name == "images"]))

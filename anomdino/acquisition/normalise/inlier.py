@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from anomdino.acquisition.pairs import LabelReader, Pair, copy_closed_set
+from anomdino.acquisition.pairs import LabelReader, Pair, check_values, copy_closed_set
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
 from anomdino.io.images import read_image, read_label
-from anomdino.io.listing import pair_by_key
+from anomdino.io.listing import pair_by_key, walk_files
 
 VOID = 255
 
@@ -38,6 +38,7 @@ CITYSCAPES_TRAIN_IDS = {
     33: 18,
 }
 """Cityscapes label id to train id; every other label id is void."""
+_CITYSCAPES_IDS = frozenset((*range(34), 255))
 
 CAMVID_CLASSES: Mapping[str, tuple[tuple[int, int, int], int]] = {
     "Animal": ((64, 128, 64), VOID),
@@ -112,7 +113,8 @@ def camvid(tree: Tree, out: Path) -> dict[str, int]:
         names = (tree.need("codes.txt") / "codes.txt").read_text("utf-8").split()
         lookup = _camvid_index_table(names, indexed / "codes.txt")
         pairs = _camvid_pairs(indexed / "images", indexed / "labels", "_P.png")
-        return _camvid_write(pairs, out, tree, lambda path: np.take(lookup, read_label(path)))
+        known, what = frozenset(range(len(names))), "lines of codes.txt"
+        return _camvid_write(pairs, out, tree, lambda path: np.take(lookup, _known_values(path, known, what)))
     labels = tree.need("*_L.png")
     images = tree.need("701_StillsRaw_full/*.png") / "701_StillsRaw_full"
     return _camvid_write(_camvid_pairs(images, labels, "_L.png"), out, tree, read_camvid_colours)
@@ -123,11 +125,14 @@ def read_cityscapes_label(path: Path) -> npt.NDArray[np.uint8]:
 
     Returns:
         uint8 (H, W): 0..18, 255 void.
+
+    Raises:
+        DataError: The label holds ids that Cityscapes does not have.
     """
     table = np.full(256, VOID, np.uint8)
     for label, train_id in CITYSCAPES_TRAIN_IDS.items():
         table[label] = train_id
-    return np.take(table, read_label(path))
+    return np.take(table, _known_values(path, _CITYSCAPES_IDS, "Cityscapes label ids 0..33 (255 for -1)"))
 
 
 def read_camvid_colours(path: Path) -> npt.NDArray[np.uint8]:
@@ -161,7 +166,7 @@ def camvid_split(stem: str) -> str:
 
 
 def _by_key(root: Path, ending: str) -> dict[str, Path]:
-    found = sorted(root.rglob(f"*{ending}"))
+    found = (path for path in walk_files(root) if path.name.endswith(ending))
     return {path.relative_to(root).as_posix().removesuffix(ending): path for path in found}
 
 
@@ -182,6 +187,12 @@ def _camvid_write(pairs: list[Pair], out: Path, tree: Tree, read: LabelReader) -
         )
         for split in ("train", "val")
     }
+
+
+def _known_values(path: Path, known: frozenset[int], name: str) -> npt.NDArray[np.uint8]:
+    values = read_label(path)
+    check_values(path, values, known, name)
+    return values
 
 
 def _camvid_index_table(names: list[str], path: Path) -> npt.NDArray[np.uint8]:
