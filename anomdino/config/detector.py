@@ -93,10 +93,7 @@ class DetectorConfig(Block):
     steps: int = Field(default=500, ge=1)
     """Training steps of each detector."""
     batch_size: int = Field(default=4, ge=1)
-    """Images a step, and process of a launcher."""
-    cpu_processes: int = Field(default=1, ge=1)
-    """Processes that share the images of a step, and the threads, in training on a CPU without a launcher; no more than
-    cores."""
+    """Images a step and process."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     backbone_lr_factor: float = Field(default=1.0, ge=0)
@@ -131,7 +128,7 @@ class DetectorConfig(Block):
     """Steps between log lines."""
     resume: bool = True
     """Continue an interrupted training of the same parameters and data; on a CPU it ends as if it had never been
-    interrupted, whatever `workers` is."""
+    interrupted, whatever `workers` is, and with as many processes as before."""
     launcher: Literal["none", "pytorch", "slurm"] = "none"
     """How several processes are started: none, torchrun (pytorch) or slurm."""
 
@@ -152,10 +149,6 @@ class DetectorConfig(Block):
             )
         if self.backbone.startswith("swin") and self.levels == 5 and self.fusion.map_stride != 4:
             raise ValueError("levels = 5 of a Swin backbone start at stride 4: set fusion.map_stride to 4")
-        if self.batch_size % self.cpu_processes:
-            raise ValueError(
-                f"batch_size = {self.batch_size} cannot be shared by cpu_processes = {self.cpu_processes} in equal parts"
-            )
         if min(self.short_sides) < 32:
             raise ValueError(f"short_sides = {self.short_sides}: the smallest allowed is 32")
         return self

@@ -258,7 +258,6 @@ def build_runner(
     device: torch.device,
     score_std: float,
     resume_from: Path | None,
-    processes: int = 1,
 ) -> tuple[SafeRunner, History]:
     """Build the Runner of a fold, and the hook that keeps its history.
 
@@ -271,15 +270,11 @@ def build_runner(
         device: Where to train; several processes each take their own CUDA device, or all the CPU.
         score_std: Standard deviation of the scores, for their jitter.
         resume_from: A checkpoint of an interrupted training.
-        processes: How many share the images of a step; they are joined already. 1: what the launcher says.
 
     Raises:
         ConfigError: ``launcher`` asks for processes that nobody started.
     """
-    launcher = "pytorch" if processes > 1 else config.launcher
-    if processes == 1:
-        _join_processes(config, device)
-    batch_size = config.batch_size // processes
+    _join_processes(config, device)
     chosen = fold.val[: config.val_images]
     train_set = ComposedDataset(
         fold.train, config.prompt, pipeline=[Chain(train_transforms(config, score_std, fold.train))]
@@ -290,9 +285,9 @@ def build_runner(
     if not MMLogger.check_instance_created("mmengine"):
         MMLogger.get_instance("mmengine", log_level="ERROR")
     runner = SafeRunner(
-        model=detector.to(device) if launcher == "none" else detector,
+        model=detector.to(device) if config.launcher == "none" else detector,
         work_dir=str(work),
-        train_dataloader=_loader(train_set, batch_size, config.workers, True),
+        train_dataloader=_loader(train_set, config.batch_size, config.workers, True),
         val_dataloader=_loader(val_set, 1, min(config.workers, 2), False),
         val_evaluator=Evaluator(BoxRecall(chosen)),
         train_cfg={
@@ -304,7 +299,7 @@ def build_runner(
         optim_wrapper=_optimiser(detector, config, device),
         param_scheduler=_schedule(config),
         default_hooks=_hooks(config),
-        launcher=launcher,
+        launcher=config.launcher,
         env_cfg={"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
         log_level="ERROR",
         log_processor={"type": "LogProcessor", "by_epoch": False, "window_size": config.log_interval},
@@ -314,7 +309,7 @@ def build_runner(
         default_scope="mmdet",
         experiment_name=fold.name,
     )
-    runner.history = history = History(config, batch_size * get_world_size(), work)
+    runner.history = history = History(config, config.batch_size * get_world_size(), work)
     runner.register_hook(history)
     if get_rank():
         seed_everything(derive_seed(seed, "process", get_rank()) % 2**31)

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from anomdino.config.detector import DetectorConfig
-from anomdino.detector.processes import run_in_processes
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import WEIGHTS_FILE, load_pretrained, read_checkpoint, save_detector
 from anomdino.errors import DataError, TrainingError
@@ -74,27 +73,8 @@ def train_detector(
 
     Raises:
         DataError: Maps are missing, or differ in their number of classes.
-        TrainingError: The loss is not finite, or one of ``cpu_processes`` ended.
+        TrainingError: The loss is not finite.
     """
-    arguments = config, fold, Path(folder), Path(work), seed, device, scorer_folder
-    if config.cpu_processes == 1 or config.launcher != "none" or device.type != "cpu":
-        return _train(*arguments, processes=1)
-    trained: Trained = run_in_processes(
-        config.cpu_processes, _train, *arguments, config.cpu_processes, imports="anomdino.detector.runner"
-    )
-    return trained
-
-
-def _train(
-    config: DetectorConfig,
-    fold: Fold,
-    folder: Path,
-    work: Path,
-    seed: int,
-    device: torch.device,
-    scorer_folder: Path | str | None,
-    processes: int,
-) -> Trained:
     from mmengine.dist import barrier
 
     from anomdino.detector.runner import BEST_WEIGHTS, build_runner, resumable
@@ -104,11 +84,9 @@ def _train(
     number = derive_seed(seed, "detector", fold.name) % 2**31
     seed_everything(number)
     detector = new_detector(config, classes, mean, std, scorer_folder)
-    work = work / _fingerprint(config, fold, seed, (classes, mean, std), scorer_folder)
+    work = Path(work) / _fingerprint(config, fold, seed, (classes, mean, std), scorer_folder)
     started = time.perf_counter()
-    runner, history = build_runner(
-        detector, config, fold, work, number, device, std, resumable(work, config), processes
-    )
+    runner, history = build_runner(detector, config, fold, work, number, device, std, resumable(work, config))
     _run(runner)
     best = max(float(row["ar100"]) for row in history.evaluations)
     barrier()
@@ -122,9 +100,9 @@ def _train(
             "selected": {"ar100": best, "images": min(len(fold.val), config.val_images)},
         }
         save_detector(detector, config, classes, folder, extra)
-        atomic_write_json(folder / "split.json", split_of(fold))
+        atomic_write_json(Path(folder) / "split.json", split_of(fold))
         atomic_write_json(
-            folder / "history.json", {"losses": history.losses, "evaluations": history.evaluations}
+            Path(folder) / "history.json", {"losses": history.losses, "evaluations": history.evaluations}
         )
         shutil.rmtree(work)
     log.info(
@@ -136,7 +114,7 @@ def _train(
         best,
         min(len(fold.val), config.val_images),
     )
-    return Trained(folder, config.steps, best, history.images_per_second)
+    return Trained(Path(folder), config.steps, best, history.images_per_second)
 
 
 def _run(runner: Any) -> None:

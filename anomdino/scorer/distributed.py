@@ -124,6 +124,51 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather_from_processes(tensor: Tensor) -> Tensor:
+    """Give the tensors of all processes, which have the same shape, stacked by rank; no gradient flows back."""
+    every = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, tensor)
+    return torch.stack(every)
+
+
+class _NormOfAllProcesses(torch.autograd.Function):
+    """Batch normalisation by the statistics of all processes, by torch's own kernels for one.
+
+    They are told the statistics in place of their own; what that leaves out of the gradient is a multiple of the maps
+    and an offset in every channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
+        mean, variance = torch.batch_norm_update_stats(
+            maps, None, None, 0.0
+        )  # a quarter of the time of var_mean
+        own = maps.new_tensor([maps.numel() // maps.shape[1]])
+        every = gather_from_processes(torch.cat([own, mean, variance]))
+        channels = len(mean)
+        counts, means, variances = every[:, :1], every[:, 1 : 1 + channels], every[:, 1 + channels :]
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        variance = (counts * (variances + (means - mean).square())).sum(0) / total
+        ctx.save_for_backward(maps, weight, mean, torch.rsqrt(variance + eps), own, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        normalised = nn.functional.batch_norm(maps, mean, variance, weight, bias, False, 0.0, eps)
+        return normalised, mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        maps, weight, mean, scale, own, total = ctx.saved_tensors
+        of_maps, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], maps, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
+        )
+        local = torch.stack([of_weight, of_bias])
+        slope, offset = weight * scale * (local / own - sum_over_processes(local) / total)
+        of_maps += (offset - slope * scale * mean)[:, None, None]
+        of_maps.addcmul_(maps, (slope * scale)[:, None, None])
+        return of_maps, of_weight, of_bias, None
+
+
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation by the statistics of all processes; torch's own version is for GPUs alone."""
 
@@ -131,17 +176,12 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         """Normalise (B, C, H, W)."""
         if not self.training:
             return super().forward(maps)
-        count = maps.new_tensor(float(maps.numel() // maps.shape[1]), dtype=torch.float32)
-        values = maps.float()
-        sums = torch.cat([values.sum((0, 2, 3)), count[None]])
-        sums = sum_over_processes(sums)
-        total = sums[-1].detach()
-        mean = sums[:-1] / total
-        centred = values - mean[None, :, None, None]
-        variance = sum_over_processes(centred.square().sum((0, 2, 3))) / total
-        self._update(mean.detach(), variance.detach() * total / (total - 1).clamp(min=1))
-        scaled = centred * torch.rsqrt(variance + self.eps)[None, :, None, None]
-        return (scaled * self.weight[:, None, None] + self.bias[:, None, None]).to(maps.dtype)
+        normalised, mean, variance, total = _NormOfAllProcesses.apply(
+            maps.float(), self.weight, self.bias, self.eps
+        )  # type: ignore[no-untyped-call]
+        self._update(mean, variance * total / (total - 1).clamp(min=1))
+        result: Tensor = normalised.to(maps.dtype)
+        return result
 
     def _update(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is not None and self.running_var is not None and self.momentum is not None:

@@ -1,4 +1,3 @@
-import gc
 import json
 from pathlib import Path
 
@@ -19,20 +18,6 @@ def one_thread():
     pytest.importorskip("mmdet")
     torch.manual_seed(0)
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def forks(monkeypatch):
-    """Fork the processes that a training starts: they import nothing again, and know what a test has changed."""
-    from anomdino.detector import processes
-
-    start = processes.start_processes
-
-    def fork(*arguments, **keywords):
-        gc.collect()  # a group that was left would be ended in the fork too, which has none of its threads
-        return start(*arguments, **{**keywords, "start_method": "fork"})
-
-    monkeypatch.setattr(processes, "start_processes", fork)
 
 
 def small_config(**changes):

@@ -13,15 +13,20 @@ from anomdino.detector.weights import read_checkpoint
 from anomdino.errors import TrainingError
 from anomdino.uncertainty import UncertaintyMaps
 from tests.detector.conftest import read_set, small_config
+from tests.forked import launch
 
 # Steps, evaluations and log lines share no factor: sums of losses are half full when the checkpoint is written.
 UNEVEN = {"steps": 7, "val_interval": 3, "log_interval": 2, "mosaic": 0.5, "map_noise": 0.3}
 
 
-def train(composed, tmp_path, name, **changes):
+def start(composed, tmp_path, name, **changes):
     (fold,) = split_folds(read_set(composed), 1, 0.4, 0)
     config = small_config(**{**UNEVEN, **changes})
     train_detector(config, fold, tmp_path / name, tmp_path / f"work_{name}", 5, torch.device("cpu"))
+
+
+def train(composed, tmp_path, name, **changes):
+    start(composed, tmp_path, name, **changes)
     return {file: (tmp_path / name / file).read_bytes() for file in ("model.safetensors", "history.json")}
 
 
@@ -71,12 +76,23 @@ def test_so_it_is_where_processes_load_the_images(composed, tmp_path, monkeypatc
     assert interrupted(composed, tmp_path, monkeypatch, "cut", kills, **short) == unbroken
 
 
+def share(composed, tmp_path, name, hook="", step=0):
+    """Train in one of two processes, to the end or to where a hook is killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_module.History, "best", lambda self: -1.0)
+        if hook:
+            kill(patch, hook, step)
+        start(composed, tmp_path, name, launcher="pytorch", batch_size=1, steps=5)
+
+
 @pytest.mark.slow
-def test_so_it_is_where_processes_share_the_steps(composed, tmp_path, monkeypatch, last_weights, forks):
-    shared = {"cpu_processes": 2, "steps": 5}
-    unbroken = train(composed, tmp_path, "unbroken", **shared)
-    kills = [("after_train_iter", 4), ("after_val_epoch", 5)]
-    assert interrupted(composed, tmp_path, monkeypatch, "cut", kills, **shared) == unbroken
+def test_so_it_is_where_two_processes_share_the_steps(composed, tmp_path):
+    for kills in (("after_train_iter", 4), ("after_val_epoch", 5)):
+        assert 0 not in launch(share, [(composed, tmp_path, "cut", *kills)] * 2)
+    for name in ("cut", "unbroken"):
+        assert launch(share, [(composed, tmp_path, name)] * 2) == [0, 0]
+    for file in ("model.safetensors", "history.json"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "unbroken" / file).read_bytes()
 
 
 @pytest.mark.slow

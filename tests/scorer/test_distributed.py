@@ -142,6 +142,7 @@ def test_alone_everything_is_local():
 
 def test_synchronised_norm_of_one_process_is_torchs(monkeypatch):
     monkeypatch.setattr("anomdino.scorer.distributed.sum_over_processes", lambda tensor: tensor)
+    monkeypatch.setattr("anomdino.scorer.distributed.gather_from_processes", lambda tensor: tensor[None])
     torch.manual_seed(0)
     plain, ours = nn.BatchNorm2d(5), nn.Sequential(nn.BatchNorm2d(5))
     synchronise_batch_norm(ours)
@@ -163,3 +164,53 @@ def test_synchronised_norm_of_one_process_is_torchs(monkeypatch):
     assert torch.allclose(plain.running_mean, ours[0].running_mean, rtol=1e-5)
     assert plain.num_batches_tracked == ours[0].num_batches_tracked
     assert torch.allclose(plain.eval()(maps), ours.eval()(maps), atol=1e-5)
+
+
+def normalise_a_share(rank, size, out, form):
+    """Normalise images of very different statistics in two processes: one image in the first, three in the second."""
+    torch.distributed.init_process_group("gloo")
+    maps, weights, norm = share_of_norm()
+    if form == "channels_last":
+        maps, weights = (tensor.to(memory_format=torch.channels_last) for tensor in (maps, weights))
+    norm = nn.Sequential(norm)
+    synchronise_batch_norm(norm)
+    own = slice(0, 1) if rank == 0 else slice(1, 4)
+    mine = maps[own].requires_grad_()
+    normalised = norm(mine)
+    (normalised * weights[own]).sum().backward()
+    content = {
+        "out": normalised.detach(),
+        "maps": mine.grad,
+        **{f"of_{k}": p.grad for k, p in norm[0].named_parameters()},
+    }
+    torch.save(content | norm[0].state_dict(), out / f"{form}{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def share_of_norm():
+    torch.manual_seed(0)
+    maps = torch.randn(4, 5, 3, 6) * torch.tensor([1.0, 5.0, 0.1, 2.0])[:, None, None, None]
+    maps += torch.tensor([0.0, 40.0, -3.0, 7.0])[:, None, None, None]
+    norm = nn.BatchNorm2d(5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-0.5, 2, 5))
+        norm.bias.copy_(torch.linspace(-1, 1, 5))
+    return maps, torch.randn(4, 5, 3, 6), norm
+
+
+@pytest.mark.parametrize("form", ["contiguous", "channels_last"])
+def test_synchronised_norm_of_two_processes_is_torchs_of_all_images(tmp_path, form):
+    assert launch(normalise_a_share, [(rank, 2, tmp_path, form) for rank in range(2)]) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{form}{rank}.pt", weights_only=True) for rank in range(2))
+    maps, weights, norm = share_of_norm()
+    maps.requires_grad_()
+    out = norm(maps)
+    (out * weights).sum().backward()
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    assert torch.allclose(torch.cat([first["out"], second["out"]]), out, **close)
+    assert torch.allclose(torch.cat([first["maps"], second["maps"]]), maps.grad, **close)
+    for name, parameter in norm.named_parameters():  # of a share each; DistributedDataParallel joins them
+        assert torch.allclose(first[f"of_{name}"] + second[f"of_{name}"], parameter.grad, **close)
+    for share in (first, second):
+        assert torch.allclose(share["running_mean"], norm.running_mean, **close)
+        assert torch.allclose(share["running_var"], norm.running_var, **close)
