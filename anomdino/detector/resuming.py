@@ -27,13 +27,18 @@ class ResumableLoop(IterBasedTrainLoop):  # type: ignore[misc]
         """Train from the step of the checkpoint, or the first, to the last."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
-        if self._iter:
-            self._take_up()
-        while self._iter < self._max_iters:
-            self.runner.model.train()
-            self.run_iter(next(self.dataloader_iterator))
-            if self._to_evaluate():
-                self.runner.val_loop.run()
+        try:
+            if self._iter:
+                self._take_up()
+            while self._iter < self._max_iters:
+                self.runner.model.train()
+                self.run_iter(next(self.dataloader_iterator))
+                if self._to_evaluate():
+                    self.runner.val_loop.run()
+        finally:
+            del (
+                self.dataloader_iterator
+            )  # ends its processes; those of a forgotten one take five seconds each
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         model: nn.Module = self.runner.model
@@ -42,10 +47,6 @@ class ResumableLoop(IterBasedTrainLoop):  # type: ignore[misc]
     def _take_up(self) -> None:
         for _ in range(self._iter):
             next(self.dataloader_iterator)
-        if self.runner.history.evaluations:
-            iter(
-                self.runner.val_loop.dataloader
-            )  # its first start draws a number, with workers its others do not
         self.runner.history.restore_random_states(self._iter)
         if self._to_evaluate() and not self.runner.history.evaluated(self._iter):
             self.runner.val_loop.run()

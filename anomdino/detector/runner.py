@@ -369,7 +369,6 @@ def _loader(dataset: ComposedDataset, batch_size: int, workers: int, train: bool
         "dataset": dataset,
         "batch_size": batch_size,
         "num_workers": workers,
-        "persistent_workers": workers > 0,
         "sampler": {"type": InfiniteSampler if train else DefaultSampler, "shuffle": train},
         "collate_fn": {"type": pseudo_collate},
         "pin_memory": torch.cuda.is_available(),

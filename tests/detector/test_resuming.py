@@ -70,7 +70,7 @@ def test_a_resumed_training_is_the_unbroken_one(composed, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_so_it_is_where_processes_load_the_images(composed, tmp_path, monkeypatch, last_weights):
-    short = {"workers": 1, "steps": 3, "val_interval": 100}
+    short = {"workers": 1, "steps": 3, "val_interval": 2}
     unbroken = train(composed, tmp_path, "unbroken", **short)
     kills = [("after_train_iter", 2)]
     assert interrupted(composed, tmp_path, monkeypatch, "cut", kills, **short) == unbroken
