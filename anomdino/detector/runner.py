@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
@@ -123,7 +123,7 @@ class History(Hook):  # type: ignore[misc]
         if step % self.interval == 0 or step == self.steps:
             self._log_means(step)
         if step % self.kept_every == 0 or step == self.steps:
-            self._states = _of_all_processes({"sums": self._sums, "random": random_states()})
+            self._states = all_gather_object({"sums": self._sums, "random": random_states()})
 
     def _log_means(self, step: int) -> None:
         self._pause()
@@ -147,7 +147,7 @@ class History(Hook):  # type: ignore[misc]
         row = {name.removeprefix("anomdino/"): round(value, 6) for name, value in (metrics or {}).items()}
         self.evaluations.append({"step": runner.iter, **row})
         log.info("step %d/%d: held-out %s", runner.iter, self.steps, _words(row))
-        states = _of_all_processes(random_states())
+        states = all_gather_object(random_states())
         if runner.rank == 0:
             if row[CHOSEN_BY] > self.best():
                 with atomic_path(self.work / BEST_WEIGHTS) as temporary:
@@ -337,18 +337,9 @@ def _unadvised() -> Iterator[None]:
         yield
 
 
-def _of_all_processes(value: Any) -> list[Any]:
-    """Give the values of all processes, by rank."""
-    if get_world_size() == 1:
-        return [value]
-    gathered: list[Any] = [None] * get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
-
-
 def _mean_of_processes(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """Average numbers over all processes."""
-    every = _of_all_processes({name: float(value) for name, value in values.items()})
+    every = all_gather_object({name: float(value) for name, value in values.items()})
     return {name: sum(each[name] for each in every) / len(every) for name in values}
 
 

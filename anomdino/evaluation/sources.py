@@ -197,11 +197,8 @@ def _files_of(samples: Sequence[Sample], what: str, folder: Path, suffixes: Sequ
     """
 
     def of(sample: Sample) -> Path | None:
-        names = (sample.key, sample.frame_id)
-        stems = (
-            *names,
-            *(unicodedata.normalize("NFD", name) for name in names),
-        )  # keys are NFC, files need not be
+        names = (sample.key, sample.frame_id)  # NFC, which files need not be
+        stems = (*names, *(unicodedata.normalize("NFD", name) for name in names))
         candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes)
         return next((path for path in candidates if path.is_file()), None)
 

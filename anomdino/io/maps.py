@@ -130,9 +130,8 @@ def _read_hdf5(path: Path) -> npt.NDArray[np.generic]:
                 f"has no dataset '{HDF5_DATASET}' but {', '.join(map(str, stored)) or 'nothing'}",
                 "save it as SegmentMeIfYouCan's tools do",
             )
-        if (
-            dataset.nbytes > _MOST_PACKED * path.stat().st_size
-        ):  # what is not there would be filled in, in memory
+        most = _MOST_PACKED * path.stat().st_size  # h5py would fill in, in memory, what is missing
+        if dataset.nbytes > most:
             raise ValueError(f"it claims {dataset.shape} values")
         return np.asarray(dataset[()])
 
