@@ -85,7 +85,7 @@ _PACKAGES: dict[str, tuple[str, str, str]] = {
         "training the light scorer",
         "light",
     ),
-    "av": ("av", "videos", "video"),
+    "av": ("av", "videos and cameras", "video"),
     "onnx": ("onnx", "exporting", "onnx"),
     "onnxscript": ("onnxscript", "exporting", "onnx"),
     "onnxruntime": ("onnxruntime", "exporting", "onnx"),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomdino.cli.cascade_options import OutputRule
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -22,16 +24,6 @@ class HigherIs(StrEnum):
 
     anomalous = "anomalous"
     normal = "normal"
-
-
-class OutputRule(StrEnum):
-    """Rules of the final score."""
-
-    raw = "raw"
-    hard = "hard"
-    soft = "soft"
-    boost = "boost"
-    fused = "fused"
 
 
 class SearchFor(StrEnum):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import anomdino
-from anomdino.cli import config, data, doctor, evaluate, export, fuse, predict, show, weights
+from anomdino.cli import config, data, doctor, evaluate, export, fuse, predict, show, watch, weights
 from anomdino.errors import AnomdinoError, DiskError
 from anomdino.progress import log_level
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(predict.predict)
+app.command()(watch.watch)
 app.command()(doctor.doctor)
 app.command()(show.show)
 app.command()(fuse.fuse)

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from anomdino.cli.cascade_options import (
+    Device,
+    MinComponent,
+    Models,
+    Output,
+    ParamsFile,
+    ScorerPrecision,
+    Threshold,
+    Widths,
+    WithBoxes,
+    load_cascade,
+)
+
 SHOWN = 5
-
-
-class OutputRule(StrEnum):
-    """How the final score is made (docs/method.md 3)."""
-
-    RAW = "raw"
-    HARD = "hard"
-    SOFT = "soft"
-    BOOST = "boost"
-    FUSED = "fused"
-
-
-class Precision(StrEnum):
-    """What the scorer computes in."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
 
 
 def predict(
@@ -37,22 +30,12 @@ def predict(
         typer.Argument(help="Photos and videos: files, folders (their tree is kept) or quoted globs."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
-    models: Annotated[
-        Path | None,
-        typer.Option(help="Folder of trained models, or `released`; default: data/models, else released."),
-    ] = None,
-    params: Annotated[Path | None, typer.Option(help="Parameter file of the models.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")] = "auto",
-    output: Annotated[
-        OutputRule | None, typer.Option(help="Rule of the final score; default: the model's.")
-    ] = None,
-    threshold: Annotated[
-        str | None,
-        typer.Option(help="Of the mask: adt, fixed:X, or what `calibrate` stored (the default, else adt)."),
-    ] = None,
-    boxes: Annotated[
-        bool, typer.Option(help="Run the detector; without it the score's order is kept.")
-    ] = True,
+    models: Models = None,
+    params: ParamsFile = None,
+    device: Device = "auto",
+    output: Output = None,
+    threshold: Threshold = None,
+    boxes: WithBoxes = True,
     overlay: Annotated[bool, typer.Option(help="Write pictures.")] = True,
     thresholds: Annotated[
         bool, typer.Option(help="Write threshold/ too: ADT-Net's threshold of each pixel, map and picture.")
@@ -64,24 +47,9 @@ def predict(
             "score for each connected part of the mask."
         ),
     ] = False,
-    min_component: Annotated[
-        int | None,
-        typer.Option(min=0, help="Remove mask components with fewer pixels; default: the model's."),
-    ] = None,
-    width: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=16,
-            help="Score at this width, not at the model's; again for several, joined by a network that the model has for "
-            "them, else by their mean. Fewer are faster.",
-        ),
-    ] = None,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(
-            help="What the scorer computes in; default: the model's. bf16 halves its time on processors that have it."
-        ),
-    ] = None,
+    min_component: MinComponent = None,
+    width: Widths = None,
+    precision: ScorerPrecision = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
     strict: Annotated[
         bool, typer.Option(help="Stop at the first photo, video or frame that cannot be used.")
@@ -99,12 +67,8 @@ def predict(
     A video gives overlay/NAME.mp4 and frames/NAME.jsonl, a line a frame.
     summary.json lists all.
     """
-    from anomdino.cascade import Cascade, at_widths, find_models, warn_of_drawn_scenes
-    from anomdino.config.params import load_params
-    from anomdino.device import resolve_device
     from anomdino.io.atomic import require_folder
     from anomdino.io.video import Selection
-    from anomdino.memory import keep_freed_memory
     from anomdino.prediction.inputs import collect
     from anomdino.prediction.instances import INSTANCES, InstanceFile
     from anomdino.prediction.run import predict_all
@@ -113,19 +77,17 @@ def predict(
     require_folder(out)
     given, selection = collect(inputs, out), Selection(every, start, end)
     found = InstanceFile(out / INSTANCES) if instances else None  # a package may be missing: said at once
-    folder, params_file = find_models(models, params)
-    chosen, settings = resolve_device(device), load_params(params_file, only=("score", "detect", "data"))
-    if models is None:
-        warn_of_drawn_scenes(folder, settings)
-    if precision:
-        score = settings.score.model_copy(update={"precision": precision.value})
-        settings = settings.model_copy(update={"score": score})
-    if width:
-        settings = at_widths(settings, width, folder)
-    if chosen.type == "cpu":
-        keep_freed_memory()  # the same large arrays come and go with every image
-    cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
-    cascade = cascade.with_rule(output.value if output else None, min_component, threshold)
+    cascade = load_cascade(
+        models,
+        params,
+        device,
+        output=output,
+        threshold=threshold,
+        boxes=boxes,
+        min_component=min_component,
+        width=width,
+        precision=precision,
+    )
     writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found)
     photos, videos = predict_all(
         cascade,
@@ -143,10 +105,10 @@ def predict(
         rate = len(photos.lines) / max(1e-9, photos.seconds)
         print(
             f"predict: {len(photos.lines)} photos, {with_anomaly} with an anomaly, {len(photos.skipped)} skipped, "
-            f"{rate:.2f} photos/s on {chosen} -> {out}"
+            f"{rate:.2f} photos/s on {cascade.engine.device} -> {out}"
         )
     for line in videos.lines:
-        print(f"predict: {video_line(line)} on {chosen} -> {out}")
+        print(f"predict: {video_line(line)} on {cascade.engine.device} -> {out}")
     if skipped and not photos.lines and not videos.lines:
         raise typer.Exit(2)
 

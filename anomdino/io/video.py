@@ -164,8 +164,7 @@ def read_frames(
                 continue
             begun = index if begun is None else begun
             if (index - begun) % selection.every == 0:
-                turned = np.rot90(raw.to_ndarray(format="rgb24"), _quarter_turns(raw))
-                yield Frame(index, time, np.ascontiguousarray(turned))
+                yield Frame(index, time, upright(raw))
 
 
 @contextmanager
@@ -207,7 +206,7 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[tuple[float, A
     """
     zero: float | None = None
     begin, seconds, last, count, rate = 0.0, 0.0, 0.0, 0, _rate(stream)
-    for raw in _readable(path, container, stream):
+    for raw in decodable(path, container, stream):
         own = count / rate if raw.time is None else float(raw.time)
         if zero is None:
             zero = begin = own
@@ -222,8 +221,20 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[tuple[float, A
         raise DataError(path, cause, "copy it again")
 
 
-def _readable(path: Path, container: Any, stream: Any) -> Iterator[Any]:
-    """Decode what can be decoded, and say how much could not."""
+def decodable(path: Path | str, container: Any, stream: Any) -> Iterator[Any]:
+    """Decode what can be decoded, and say how much could not.
+
+    Args:
+        path: What messages call the source.
+        container: Of PyAV, opened.
+        stream: One of its streams of pictures.
+
+    Yields:
+        Frames of PyAV.
+
+    Raises:
+        DataError: :data:`MOST_DAMAGED` parts one behind the other cannot be decoded.
+    """
     damaged, in_a_row, errors = 0, 0, require_pyav().FFmpegError
     packets = container.demux(stream)
     packet: Any = ()
@@ -256,6 +267,11 @@ def _length(container: Any, stream: Any, begin: float) -> float:
     if "mp4" in container.format.name:  # a cut MP4 counts frames that it does not show
         return length
     return max(0.0, length, float(stream.frames) / _rate(stream))
+
+
+def upright(raw: Any) -> npt.NDArray[np.uint8]:
+    """Give a frame of PyAV as it is looked at: uint8 (H, W, 3), RGB."""
+    return np.ascontiguousarray(np.rot90(raw.to_ndarray(format="rgb24"), _quarter_turns(raw)))
 
 
 def _quarter_turns(raw: Any) -> int:

@@ -26,15 +26,13 @@ from anomdino.io.video import (
     writing_video,
 )
 from anomdino.prediction.photos import Done, named, skip
-from anomdino.prediction.writing import PredictionWriter, description
+from anomdino.prediction.writing import PredictionWriter, SteadyRange, description
 from anomdino.progress import track
-from anomdino.viz.overlay import ScoreRange, draw_overlay
+from anomdino.viz.overlay import draw_overlay
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted"
-NEW_SHARE = 0.1
-"""Share of a frame in the range of the heat, whose rest is that of the frames before: colours do not flicker."""
 
 
 def predict_videos(
@@ -114,7 +112,7 @@ class _VideoRun:
         self.maps, self.strict = maps, strict
         self.stretches = Stretches()
         self.frames = self.with_anomaly = self.skipped = 0
-        self.span: ScoreRange | None = None
+        self.range = SteadyRange(writer)
         self.begin: float | None = None
 
     def run(self, selection: Selection, max_pixels: int) -> dict[str, Any]:
@@ -196,18 +194,10 @@ class _VideoRun:
         return line | description(found)
 
     def picture(self, frame: Frame, found: Prediction) -> npt.NDArray[np.uint8]:
-        """Draw a frame; the range of its heat follows those before it slowly, so that colours do not flicker."""
-        now = self.writer.range_of(found)
-        before = self.span or now
-        self.span = ScoreRange(
-            (1 - NEW_SHARE) * before.low + NEW_SHARE * now.low,
-            (1 - NEW_SHARE) * before.high + NEW_SHARE * now.high,
-            now.origin,
-        )
+        """Draw a frame."""
         title = f"{self.path.name}  {frame.time:.2f} s"
-        return draw_overlay(
-            frame.image, found.score, self.span, boxes=found.boxes, mask=found.mask, title=title
-        )
+        span = self.range.follow(found)
+        return draw_overlay(frame.image, found.score, span, boxes=found.boxes, mask=found.mask, title=title)
 
 
 def _seconds(selection: Selection) -> str:

@@ -24,6 +24,9 @@ PHOTO_FILES = (
     ("overlay", ".jpg"), ("threshold", ".npz"), ("threshold", ".jpg"),
 )  # fmt: skip
 VIDEO_FILES = (("frames", ".jsonl"), ("overlay", ".mp4"))
+NEW_SHARE = 0.1
+"""Share of a frame in the range of the heat, whose rest is that of the frames before."""
+QUALITY = 92
 THRESHOLDS = ScoreRange(LOW, LOW + SPAN, "threshold on S_n")
 
 
@@ -130,12 +133,52 @@ class PredictionWriter:
         picture = draw_overlay(
             image, heat, span, boxes=prediction.boxes, mask=prediction.mask, title=Path(key).name
         )
-        good, encoded = cv2.imencode(
-            ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92]
+        atomic_write_bytes(self.folder / kind / f"{key}.jpg", encode_jpeg(picture, key))
+
+
+class SteadyRange:
+    """The range of the heat in pictures that follow each other: it goes after theirs slowly, so colours do not flicker.
+
+    Args:
+        writer: Knows the range of a single picture.
+    """
+
+    def __init__(self, writer: PredictionWriter) -> None:
+        self._writer = writer
+        self._span: ScoreRange | None = None
+
+    @property
+    def span(self) -> ScoreRange:
+        """The range now; of a prediction at least."""
+        assert self._span is not None
+        return self._span
+
+    def follow(self, prediction: Prediction) -> ScoreRange:
+        """Take a tenth of a prediction's own range, and give what is the range then."""
+        now = self._writer.range_of(prediction)
+        before = self._span or now
+        self._span = ScoreRange(
+            (1 - NEW_SHARE) * before.low + NEW_SHARE * now.low,
+            (1 - NEW_SHARE) * before.high + NEW_SHARE * now.high,
+            now.origin,
         )
-        if not good:
-            raise DataError(key, f"its {kind} could not be encoded", "")
-        atomic_write_bytes(self.folder / kind / f"{key}.jpg", encoded.tobytes())
+        return self._span
+
+
+def encode_jpeg(picture: npt.NDArray[np.uint8], name: str) -> bytes:
+    """Encode a picture, uint8 (H, W, 3), RGB, as JPEG.
+
+    Raises:
+        DataError: It cannot be encoded: a side is longer than 65,535 pixels.
+    """
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    try:
+        good, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    except cv2.error:
+        good = False
+    if not good:
+        raise DataError(name, "its picture could not be encoded", "")
+    return bytes(encoded.tobytes())
 
 
 def description(prediction: Prediction) -> dict[str, object]:
