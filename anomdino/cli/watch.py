@@ -43,6 +43,10 @@ def watch(
         int,
         typer.Option(min=1, help="Of these pictures, keep as many of the latest; older ones are removed."),
     ] = 1000,
+    gap: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds from one such picture to the next at least; 0 takes every frame."),
+    ] = 0.0,
     models: Models = None,
     params: ParamsFile = None,
     device: Device = "auto",
@@ -91,7 +95,7 @@ def watch(
             log.info("%s: watching on %s", live.name, cascade.engine.device)
             sightings = None
             if out is not None:
-                sightings = Sightings(PredictionWriter(out, cascade.adt.rule), live.name, keep)
+                sightings = Sightings(PredictionWriter(out, cascade.adt.rule), live.name, keep, gap)
             watch_source(
                 cascade, live, _print, sightings=sightings, frames=frames, seconds=seconds, watched=seen
             )

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from anomdino.cascade import Cascade, Prediction
@@ -32,10 +32,12 @@ class Sightings:
         writer: Its folder, and the range of the heat.
         name: What stands in the pictures.
         keep: Number of sightings that stay; when there are more the oldest go, those of runs before among them.
+        gap: Seconds from a sighting to the next one at least: what stays in view would push out all others.
     """
 
-    def __init__(self, writer: PredictionWriter, name: str, keep: int) -> None:
-        self._writer, self._name, self._keep = writer, name, keep
+    def __init__(self, writer: PredictionWriter, name: str, keep: int, gap: float = 0.0) -> None:
+        self._writer, self._name, self._keep, self._gap = writer, name, keep, timedelta(seconds=gap)
+        self._last: datetime | None = None
         self._range = SteadyRange(writer)
         overlay = writer.folder / "overlay"
         self._there = deque(sorted(file.stem for file in overlay.glob("*Z.jpg")))
@@ -44,13 +46,15 @@ class Sightings:
         """Let the range of the heat follow a frame, so that colours of pictures far apart in time compare."""
         self._range.follow(prediction)
 
-    def write(self, frame: LiveFrame, prediction: Prediction) -> str:
-        """Write a sighting, let the oldest go, and give its name, ``20261130T225959.123Z``.
+    def write(self, frame: LiveFrame, prediction: Prediction) -> str | None:
+        """Write a sighting, let the oldest go, and give its name, ``20261130T225959.123Z``; none within the gap.
 
         Raises:
             DiskError: The disk is full or not writable.
         """
-        name = stamp(frame.arrived)
+        if self._last is not None and frame.arrived - self._last < self._gap:
+            return None
+        self._last, name = frame.arrived, stamp(frame.arrived)
         title = f"{self._name}  {frame.arrived:%Y-%m-%d %H:%M:%S} UTC"
         drawn = draw_overlay(
             frame.image,

@@ -112,6 +112,20 @@ def test_the_latest_pictures_are_kept_those_of_runs_before_are_the_first_to_go(t
     assert files(tmp_path / "overlay") == [*(f"{name}.jpg" for name in names), "holiday.jpg"]
 
 
+def test_what_stays_in_view_is_pictured_after_the_gap(tmp_path):
+    lines = []
+    pictures = Sightings(PredictionWriter(tmp_path, FusionRule(output="fused")), "cam", 100, gap=0.25)
+    watch(
+        FindsRed(),
+        Source(True, True, False, True, True, True, True),
+        lines.append,
+        sightings=pictures,
+        frames=7,
+    )
+    assert [line["sighting"] is not None for line in lines] == [True, False, False, True, False, False, True]
+    assert len(files(tmp_path / "photo")) == 3
+
+
 def test_a_frame_that_cannot_be_scored_is_told_and_it_goes_on(caplog):
     seen, lines = watched(Source(None, None, True), frames=3)
     assert [line.get("skipped") for line in lines] == ["has a score that is NaN"] * 2 + [None]
