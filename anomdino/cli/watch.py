@@ -70,7 +70,7 @@ def watch(
     Ctrl-C ends it.
     """
     from anomdino.io.atomic import require_folder
-    from anomdino.io.live import LiveSource
+    from anomdino.io.stream import LiveSource
     from anomdino.prediction.watching import Sightings, Watched
     from anomdino.prediction.watching import watch as watch_source
     from anomdino.prediction.writing import PredictionWriter

@@ -13,7 +13,7 @@ from typing import Any
 from anomdino.cascade import Cascade, Prediction
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_bytes
-from anomdino.io.live import LiveFrame, LiveSource
+from anomdino.io.stream import LiveFrame, LiveSource
 from anomdino.prediction.writing import PredictionWriter, SteadyRange, description, encode_jpeg
 from anomdino.viz.overlay import draw_overlay
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from anomdino.cli.main import app
 from anomdino.errors import AnomdinoError
-from tests.live_server import Camera, picture, serving
+from tests.stream_server import Camera, picture, serving
 
 pytest.importorskip("av")
 

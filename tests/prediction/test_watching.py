@@ -10,7 +10,7 @@ import pytest
 from anomdino.adt.fusion import FusionRule
 from anomdino.errors import DataError, DiskError
 from anomdino.io.boxes import Boxes
-from anomdino.io.live import LiveFrame
+from anomdino.io.stream import LiveFrame
 from anomdino.prediction.watching import Sightings, Watched, stamp, watch
 from anomdino.prediction.writing import PredictionWriter
 

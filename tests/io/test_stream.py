@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from anomdino.errors import DataError
-from anomdino.io import live
-from anomdino.io.live import LiveSource, is_live, without_password
+from anomdino.io import stream as live
+from anomdino.io.stream import LiveSource, is_live, without_password
 from anomdino.io.video import writing_video
-from tests.live_server import Camera, picture, rtsp_camera, serving
+from tests.stream_server import Camera, picture, rtsp_camera, serving
 
 av = pytest.importorskip("av")
 
