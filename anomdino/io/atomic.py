@@ -44,7 +44,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     stem = os.fsdecode(os.fsencode(path.stem)[:100])  # names are limited in bytes
     temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
-    with _disk_errors(path):
+    with _disk_errors(path, temporary):
         _make_folder(path)
         if path.is_dir():
             raise DiskError(path, "is a folder, and a file is to be written", "name a file")
@@ -57,14 +57,25 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            cause, cure = _DISK_ERRORS[error.errno]
-            raise DiskError(path, cause, cure) from error
-        raise
+        if error.errno not in _DISK_ERRORS:
+            raise
+        if error.errno == errno.EACCES and not _is_about(error, path, temporary or path):
+            cause, cure = "permission denied", "check the permissions of the file and of its folder"
+            raise DiskError(os.fsdecode(error.filename), cause, cure) from error
+        cause, cure = _DISK_ERRORS[error.errno]
+        raise DiskError(path, cause, cure) from error
+
+
+def _is_about(error: OSError, path: Path, temporary: Path) -> bool:
+    """Whether an error is about what is written, by the file that it names; FFmpeg writes ``file:`` before the name."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return True
+    named = Path(os.fsdecode(error.filename).removeprefix("file:"))
+    return named in {path, temporary} or named in path.parents
 
 
 def make_parent(path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_damaged_frame_is_left_out_and_the_others_read(tmp_path, caplog):
     (lost,) = set(range(40)) - set(times)
     assert lost in range(8, 11)  # the 9th mark of a frame may be in the header
     assert times == sorted(times)
-    assert "1 damaged parts left out" in caplog.text
+    assert "1 damaged part left out" in caplog.text
 
 
 def test_a_stream_that_stays_damaged_is_given_up(tmp_path, monkeypatch):
@@ -330,6 +330,38 @@ def test_large_frames_are_refused(tmp_path):
     path = written(tmp_path / "film.mp4", count=2)
     with pytest.raises(DataError, match="64 x 48, more than 3000 pixels"):
         video_info(path, max_pixels=3000)
+
+
+@pytest.mark.parametrize(("name", "fourcc"), [("film.avi", "MJPG"), ("film.mp4", "mp4v")])
+def test_large_frames_are_named_where_the_decoder_forgets_their_size(tmp_path, name, fourcc):
+    path = tmp_path / name
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 5, (64, 48))
+    writer.write(picture(0)[..., ::-1])
+    writer.release()
+    for read in (video_info, lambda *given: list(read_frames(given[0], max_pixels=given[1]))):
+        with pytest.raises(DataError, match="64 x 48, more than 3071 pixels"):
+            read(path, 64 * 48 - 1)
+    assert len(list(read_frames(path, max_pixels=100_000))) == 1
+
+
+def test_a_codec_without_a_decoder_is_named(tmp_path):
+    path = made(tmp_path / "film.avi", "mjpeg", range(3))
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZQZQ"))
+    with pytest.raises(DataError, match="no decoder"):
+        video_info(path)
+    with pytest.raises(DataError, match="no decoder"):
+        list(read_frames(path))
+
+
+def test_a_video_that_may_not_be_read_is_not_said_to_be_damaged(tmp_path, monkeypatch):
+    path = written(tmp_path / "film.mp4", count=2)
+
+    def refuse(*_, **__):
+        raise av.error.PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(av, "open", refuse)  # root may read everything
+    with pytest.raises(DataError, match="may not be read: permission denied"):
+        video_info(path)
 
 
 def test_a_film_appears_whole_or_not_at_all(tmp_path):
