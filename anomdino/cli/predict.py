@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from anomdino.words import counted
+
 SHOWN = 5
 
 
@@ -126,7 +128,7 @@ def predict(
         keep_freed_memory()  # the same large arrays come and go with every image
     cascade = Cascade.load(folder, settings, chosen, boxes=boxes)
     cascade = cascade.with_rule(output.value if output else None, min_component, threshold)
-    writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found)
+    writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found, boxes=boxes)
     photos, videos = predict_all(
         cascade,
         given,
@@ -142,8 +144,8 @@ def predict(
         with_anomaly = sum(1 for line in photos.lines if line["anomaly_share"])
         rate = len(photos.lines) / max(1e-9, photos.seconds)
         print(
-            f"predict: {len(photos.lines)} photos, {with_anomaly} with an anomaly, {len(photos.skipped)} skipped, "
-            f"{rate:.2f} photos/s on {chosen} -> {out}"
+            f"predict: {counted(len(photos.lines), 'photo')}, {with_anomaly} with an anomaly, "
+            f"{len(photos.skipped)} skipped, {rate:.2f} photos/s on {chosen} -> {out}"
         )
     for line in videos.lines:
         print(f"predict: {video_line(line)} on {chosen} -> {out}")
@@ -162,6 +164,6 @@ def video_line(line: Mapping[str, Any]) -> str:
     ended += f", {line['skipped']} skipped" if line["skipped"] else ""
     name = line["video"].encode("utf-8", "backslashreplace").decode()  # a name may be no Unicode
     return (
-        f"{name}: {line['frames']} frames of {line['width']} x {line['height']}{ended}, "
+        f"{name}: {counted(line['frames'], 'frame')} of {line['width']} x {line['height']}{ended}, "
         f"{line['with_anomaly']} with an anomaly{when}, {line['frames_per_second']:.2f} frames/s"
     )

@@ -97,7 +97,8 @@ def _named_folder(folder: Path, out: Path | None) -> list[_Named]:
         )
     left_out = len(everything) - len(listed)
     if left_out and out is not None and not (out / SUMMARY).is_file():
-        log.warning("%s: %d files are left out, for results of %s go to their folders", folder, left_out, out)
+        are = "file is" if left_out == 1 else "files are"
+        log.warning("%s: %d %s left out, for results of %s go to their folders", folder, left_out, are, out)
     return listed
 
 

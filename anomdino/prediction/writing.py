@@ -14,6 +14,7 @@ from anomdino.adt.model import LOW, SPAN
 from anomdino.cascade import Prediction
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_bytes, atomic_write_json
+from anomdino.io.boxes import Boxes
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.prediction.instances import InstanceFile
@@ -36,6 +37,7 @@ class PredictionWriter:
         overlay: Write pictures.
         thresholds: Write ADT-Net's threshold of each pixel as a map and a picture, ``threshold/``.
         instances: Collects the instances of the photos, for one COCO file of all.
+        boxes: There is a detector; without, pictures do not speak of boxes.
     """
 
     def __init__(
@@ -45,19 +47,30 @@ class PredictionWriter:
         overlay: bool = True,
         thresholds: bool = False,
         instances: InstanceFile | None = None,
+        *,
+        boxes: bool = True,
     ) -> None:
         self.folder, self.rule, self.overlay, self.thresholds = folder, rule, overlay, thresholds
-        self.instances = instances
+        self.instances, self.boxes = instances, boxes
         top = 1.0 if rule.output in {"hard", "soft"} else 1.0 + rule.b
         self.span = ScoreRange(0.0, top, f"{rule.output} score")
 
     def write(
         self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction, photo: Path | None = None
     ) -> dict[str, object]:
-        """Write all files of a photo and return its line of the summary.
+        """Write all files of a photo and return its line of the summary; where that fails, or is stopped, none stays.
 
         Pictures and maps of a run before that are not asked for now go; the photo itself stays, wherever it lies.
         """
+        try:
+            return self._write(key, image, prediction, photo)
+        except BaseException:
+            self._unlink(PHOTO_FILES, key, photo)
+            raise
+
+    def _write(
+        self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction, photo: Path | None
+    ) -> dict[str, object]:
         line: dict[str, object] = {
             "image": key,
             "height": image.shape[0],
@@ -118,6 +131,10 @@ class PredictionWriter:
         usual = min(float(np.median(prediction.score)), 0.9 * self.span.high)
         return ScoreRange(usual, self.span.high, f"{self.rule.output}, above median")
 
+    def drawn(self, prediction: Prediction) -> Boxes | None:
+        """Give the boxes that a picture shows; ``None``, which its legend leaves out, without a detector."""
+        return prediction.boxes if self.boxes else None
+
     def _write_picture(
         self,
         kind: str,
@@ -128,7 +145,7 @@ class PredictionWriter:
         span: ScoreRange,
     ) -> None:
         picture = draw_overlay(
-            image, heat, span, boxes=prediction.boxes, mask=prediction.mask, title=Path(key).name
+            image, heat, span, boxes=self.drawn(prediction), mask=prediction.mask, title=Path(key).name
         )
         good, encoded = cv2.imencode(
             ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92]
@@ -141,7 +158,7 @@ class PredictionWriter:
 def description(prediction: Prediction) -> dict[str, object]:
     """Give what a line of JSON says of a prediction: share of the mask, range of the score, boxes."""
     return {
-        "anomaly_share": round(float(prediction.mask.mean()), 6),
+        "anomaly_share": float(f"{prediction.mask.mean():.6g}"),  # one pixel of many stays above 0
         "score_min": round(float(prediction.score.min()), 6),
         "score_max": round(float(prediction.score.max()), 6),
         "boxes": [

@@ -187,7 +187,7 @@ def _with_footer(
         draw.rectangle((at, top + 26, at + 12, top + 38), outline=colour, width=2)
         draw.text((at + 17, top + 24), name, fill=INK, font=font)
         at += 30 + draw.textlength(name, font=font)
-    title = "".join(sign if sign.isprintable() else "?" for sign in title)  # a name may hold a line break
+    title = "".join(sign if _is_drawn(sign) else "?" for sign in title)  # a name may hold a line break
     room, font = left - 20, font if title.isascii() else _wide_font(12)
     while title and draw.textlength(title, font=font) > room:
         title = "..." + title[4:] if len(title) > 8 else ""
@@ -203,6 +203,22 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 @lru_cache(maxsize=8)
 def _wide_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Give matplotlib's font, for names with more than ASCII: Pillow's own has hardly any accents."""
+    return ImageFont.truetype(_wide_font_file(), size)
+
+
+def _is_drawn(sign: str) -> bool:
+    """Whether :func:`_wide_font` has a sign; of others, Chinese ones or most of the small pictures, it draws a frame."""
+    return sign.isprintable() and ord(sign) in _signs()
+
+
+@lru_cache(maxsize=1)
+def _signs() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(_wide_font_file())).get_charmap())
+
+
+def _wide_font_file() -> Path:
     import matplotlib as mpl
 
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    return Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"

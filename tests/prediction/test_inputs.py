@@ -103,7 +103,7 @@ def test_linked_folders_are_entered_and_circles_are_not(drive, tmp_path):
 def test_photos_where_results_go_are_left_out_and_a_first_run_says_so(drive, caplog):
     write_png(drive / "frames/four.png", np.zeros((4, 5, 3), np.uint8))
     assert "frames/four" not in collect([str(drive)], drive).photos
-    assert "1 files are left out" in caplog.text
+    assert "1 file is left out" in caplog.text
     with pytest.raises(DataError, match="nothing but what lies in the results"):
         collect([str(drive / "frames")], drive)
     caplog.clear()

@@ -137,6 +137,27 @@ def test_names_with_accents_are_written():
     assert (footer(400, "ü")[:20, :100] != footer(400, "é")[:20, :100]).any()
 
 
+def test_signs_that_no_font_here_has_are_told_by_question_marks():
+    """Pillow would draw an empty frame for each, which says less, and looks like a fault."""
+    np.testing.assert_array_equal(footer(400, "日本 a🦌"), footer(400, "?? a?"))
+    np.testing.assert_array_equal(footer(400, "日é"), footer(400, "?é"))
+    shown = [footer(400, name)[:20, :100] for name in ("é", "?")]
+    assert (shown[0] != shown[1]).any()
+
+
+def test_the_legend_names_what_was_looked_for():
+    def legend(**found):
+        picture = draw_overlay(
+            np.zeros((40, 400, 3), np.uint8), np.zeros((40, 400), np.float32), ScoreRange(0, 1), **found
+        )
+        return {tuple(colour) for colour in picture[-FOOTER + 24 :, :130].reshape(-1, 3)}
+
+    mask = np.zeros((40, 400), bool)
+    assert {BOX_COLOUR, MASK_COLOUR} <= legend(boxes=Boxes.empty(), mask=mask)
+    assert not {BOX_COLOUR, TRUTH_COLOUR} & legend(mask=mask)
+    assert TRUTH_COLOUR in legend(truth=mask.astype(np.uint8))
+
+
 def test_common_range_is_that_of_the_whole_set():
     rng = np.random.default_rng(0)
     maps = [rng.normal(size=(50, 60)).astype(np.float32) for _ in range(5)]
