@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +17,14 @@ from typer.testing import CliRunner
 
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
-from anomdino.cascade import find_models
+from anomdino.cascade import Cascade, find_models
 from anomdino.cli import doctor, main
 from anomdino.cli.main import app
 from anomdino.errors import AnomdinoError, CheckpointError, ConfigError, DiskError
 from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.locking import one_run_in
 from anomdino.io.scores import read_score
+from anomdino.prediction.writing import PredictionWriter
 from anomdino.scorer.base import anomaly_score, load_scorer, to_input
 from anomdino.scorer.width_fusion import WidthFusion, save_fusion
 from anomdino.viz.overlay import NARROWEST
@@ -174,6 +179,89 @@ def test_a_run_that_stops_says_so_in_the_summary(models, photos, tmp_path):
     assert "b.png" in summary["ended"]
 
 
+def test_photos_with_an_anomaly_are_counted_and_timed(models, photos, tmp_path, monkeypatch):
+    asked = ["predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes", "--output", "raw"]
+    assert run(*asked, "--min-component", 0).exit_code == 0
+    highest = sorted(
+        line["score_max"] for line in json.loads((tmp_path / "out/summary.json").read_text())["images"]
+    )
+    between = sum(highest[-2:]) / 2
+    clock = SimpleNamespace(perf_counter=iter([10.0, 16.0]).__next__)
+    monkeypatch.setattr("anomdino.prediction.photos.time", clock)
+    result = run(*asked, "--min-component", 0, "--threshold", f"fixed:{between}")
+    assert "predict: 3 photos, 1 with an anomaly, 0 skipped, 0.50 photos/s" in result.output
+
+
+def test_photos_above_the_limit_are_skipped(models, photos, tmp_path):
+    result = run(
+        "predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes", "--max-pixels", 50 * 50
+    )
+    assert "2 photos" in result.output
+    (skipped,) = json.loads((tmp_path / "out/summary.json").read_text())["skipped"]
+    assert "has 64 x 40 = 2,560 pixels, the limit is 2,500" in skipped["reason"]
+
+
+def test_the_range_of_the_score_is_in_the_summary(models, photos, tmp_path):
+    asked = ["predict", photos / "a", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
+    for output, top in (("hard", 1), ("fused", 1 + load_adt(models / "models/adt").rule.b)):
+        assert run(*asked, "--output", output).exit_code == 0
+        assert json.loads((tmp_path / "out/summary.json").read_text())["score_range"] == [0, top]
+
+
+def test_the_device_that_is_asked_for_is_used(models, photos, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("anomdino.device.resolve_device", torch.device)
+    monkeypatch.setattr(Cascade, "load", lambda *given, **_: seen.append(given[2]) or 1 / 0)
+    asked = ["predict", photos, "-o", tmp_path / "out", "--models", models, "--device", "cuda:3"]
+    assert isinstance(run(*asked).exception, ZeroDivisionError)
+    assert seen == [torch.device("cuda:3")]
+
+
+def test_two_runs_do_not_write_to_one_folder(models, photos, tmp_path):
+    asked = ["predict", photos / "a", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
+    assert run(*asked).exit_code == 0
+    before = (tmp_path / "out/summary.json").read_bytes()
+    with one_run_in(tmp_path / "out"):
+        assert "is held by process" in str(run(*asked).exception)
+    assert (tmp_path / "out/summary.json").read_bytes() == before
+    assert run(*asked).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of memory"), DiskError("mask/a.png", "the disk is full")]
+)
+def test_what_was_done_is_told_whatever_ends_it(models, photos, tmp_path, monkeypatch, error):
+    write, written = PredictionWriter.write, []
+
+    def fails(writer, key, *given):
+        if written:
+            raise error
+        written.append(key)
+        return write(writer, key, *given)
+
+    monkeypatch.setattr(PredictionWriter, "write", fails)
+    result = run("predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes")
+    assert result.exception is error
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert [line["image"] for line in summary["images"]] == written
+    assert summary["skipped"] == []
+    assert summary["ended"] in {"RuntimeError: out of memory", "mask/a.png: the disk is full"}
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(photos, monkeypatch):
+    def command():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("SIGTERM was not heard")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(main, "app", command)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_without_boxes_the_order_of_the_score_is_kept(models, photos, tmp_path):
     out = tmp_path / "out"
     assert (
@@ -251,8 +339,12 @@ def test_what_the_system_refuses_is_one_message(monkeypatch, capsys, arguments):
 
 
 def test_a_summary_that_may_not_be_removed_is_an_error_of_the_disk(models, photos, tmp_path, monkeypatch):
+    unlink = Path.unlink
+
     def refuse(path, missing_ok=False):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        if path.name == "summary.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
     result = run("predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes")
@@ -347,8 +439,10 @@ def test_models_are_found_here_before_the_released_ones(models, tmp_path, monkey
         find_models(None, None)
     monkeypatch.setattr("anomdino.cascade.released_folder", lambda: models)
     assert find_models(None, None) == (models / "models", models / "params.yaml")
+    assert find_models(None, Path("own.yaml")) == (models / "models", Path("own.yaml"))
     shutil.copytree(models / "models", tmp_path / "data" / "models")
-    assert find_models(None, None)[0].as_posix() == "data/models"
+    assert find_models(None, None) == (Path("data/models"), Path("params.yaml"))
+    assert find_models(None, Path("own.yaml"))[1] == Path("own.yaml")
     assert find_models(Path("released"), None) == (models / "models", models / "params.yaml")
     (tmp_path / "released").mkdir()
     with pytest.raises(CheckpointError, match="released: holds no trained models"):
@@ -428,6 +522,23 @@ def test_config_use_says_what_changed_and_check_passes(tmp_path):
     assert run("config", "check", "--params", path).exit_code != 0
     assert run("config", "use", "demo", "--params", path).exit_code == 0
     assert run("config", "check", "--params", path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("layout: road_anomly", "benchmark.sets.mine.layout: 'road_anomly' is unknown"),
+        ("entry: AnomalyTrak", "benchmark.sets.mine.entry: 'AnomalyTrak' is unknown"),
+        ("layout: smiyc_anomaly_track, split: night", "split of smiyc_anomaly_track: 'night' is unknown"),
+    ],
+)
+def test_config_check_and_doctor_know_the_benchmarks(tmp_path, monkeypatch, wrong, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(f"benchmark: {{sets: {{mine: {{root: x, {wrong}}}}}}}\n")
+    checked = run("config", "check")
+    assert isinstance(checked.exception, ConfigError)
+    assert told in str(checked.exception)
+    assert told in run("doctor").output
 
 
 def test_doctor_names_what_it_found():
