@@ -86,7 +86,8 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
 
 
 def _named_folder(folder: Path, out: Path | None) -> list[_Named]:
-    listed, everything = _in_folder(folder, out), _in_folder(folder, None)
+    everything = [(image_key(file, folder), file) for file in walk_files(folder, SUFFIXES)]
+    listed = [(key, file) for key, file in everything if not _is_result(file, out)]
     if everything and not listed:
         raise DataError(folder, f"holds nothing but what lies in the results, {out}", "choose another -o")
     if not listed:
@@ -100,11 +101,6 @@ def _named_folder(folder: Path, out: Path | None) -> list[_Named]:
         are = "file is" if left_out == 1 else "files are"
         log.warning("%s: %d %s left out, for results of %s go to their folders", folder, left_out, are, out)
     return listed
-
-
-def _in_folder(folder: Path, out: Path | None) -> list[_Named]:
-    files = walk_files(folder, SUFFIXES)
-    return [(image_key(file, folder), file) for file in files if not _is_result(file, out)]
 
 
 def _plain(path: Path) -> Path:

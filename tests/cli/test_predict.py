@@ -495,6 +495,7 @@ def test_config_explain_knows_its_parameters(tmp_path):
     shown = run("config", "explain", "adt.l", "--params", tmp_path / "p.yaml").output
     assert all(line.startswith("adt.l") for line in shown.splitlines())
     assert "adt.lr = " in shown
+    assert isinstance(run("config", "explain", "lr", "--params", tmp_path / "p.yaml").exception, ConfigError)
     result = run("config", "explain", "atd", "--params", tmp_path / "p.yaml")
     assert isinstance(result.exception, ConfigError)
     assert "did you mean 'adt'?" in str(result.exception)
@@ -512,6 +513,16 @@ def test_config_use_says_what_changed_and_check_passes(tmp_path):
     assert run("config", "check", "--params", path).exit_code == 0
     changed = run("config", "use", "folder", "--params", path, "--changes")
     assert "data.source: synthetic -> folder" in changed.output
+    again = run("config", "use", "folder", "--params", path)
+    assert "0 changed, 0 gone" in again.output
+    path.write_text(path.read_text() + "\n")
+    content = yaml.safe_load(path.read_text())
+    content["benchmark"]["sets"] = {"mine": {"root": "x"}}
+    path.write_text(yaml.safe_dump(content))
+    assert (
+        "benchmark.sets.mine.root: x -> (gone)"
+        in run("config", "use", "folder", "--params", path, "--changes").output
+    )
     many = run("config", "use", "paper", "--params", path)
     assert len(many.output.splitlines()) <= 3
     assert "--changes" in many.output

@@ -145,6 +145,38 @@ def test_signs_that_no_font_here_has_are_told_by_question_marks():
     assert (shown[0] != shown[1]).any()
 
 
+def drawn(span=(0.25, 1.5), score=0.5, title=""):
+    """A picture with a box at its lower left, and its footer."""
+    boxes = Boxes(np.array([[0, 30, 60, 60]]), np.array([score]))
+    photo, heat = np.zeros((60, 400, 3), np.uint8), np.zeros((60, 400), np.float32)
+    return np.split(draw_overlay(photo, heat, ScoreRange(*span), boxes=boxes, title=title), [60])
+
+
+def test_the_colour_bar_rises_and_its_ends_are_written_below_them():
+    _, whole = drawn()
+    bar = whole[12]
+    left, right = 400 - 12 - 133, 400 - 12 - 1  # a third of the width, twelve pixels from the edge
+    table = colour_table("inferno")
+    np.testing.assert_array_equal([bar[left], bar[right]], [table[0], table[255]])
+    for span, low, high in (((0.75, 1.5), True, False), ((0.25, 2.5), False, True)):
+        changed = (drawn(span)[1] != whole).any(axis=(0, 2))
+        assert (changed[left : left + 60].any(), changed[right - 60 :].any()) == (low, high)
+        assert not changed[: left - 1].any()
+
+
+def test_a_box_has_its_confidence_beside_it():
+    one, other = drawn(score=0.25)[0], drawn(score=0.75)[0]
+    rows, columns = np.nonzero((one != other).any(axis=2))
+    assert rows.max() < 30
+    assert columns.max() < 40
+
+
+def test_of_a_long_title_the_end_is_written():
+    """Frames and photos of one drive differ at the end of their names."""
+    np.testing.assert_array_equal(drawn(title="a" * 90 + "c" * 90)[1], drawn(title="b" * 90 + "c" * 90)[1])
+    assert (drawn(title="a" * 90 + "17")[1] != drawn(title="a" * 90 + "18")[1]).any()
+
+
 def test_the_legend_names_what_was_looked_for():
     def legend(**found):
         picture = draw_overlay(
