@@ -60,57 +60,34 @@ def predict_all(
     if frame_maps:
         _refuse_shared_names(inputs)
     with one_run_in(writer.folder):
-        return _predict_all(
-            cascade,
-            inputs,
-            writer,
-            selection=selection,
-            max_pixels=max_pixels,
-            strict=strict,
-            frame_maps=frame_maps,
-            about=about,
-        )
-
-
-def _predict_all(
-    cascade: Cascade,
-    inputs: Inputs,
-    writer: PredictionWriter,
-    *,
-    selection: Selection,
-    max_pixels: int,
-    strict: bool,
-    frame_maps: bool,
-    about: Mapping[str, Any],
-) -> tuple[Done, Done]:
-    for name in (SUMMARY, COCO, INSTANCES):  # of a run before: files change from now on
-        remove_file(writer.folder / name)
-    photos, videos, ended = Done(), Done(), ""
-    try:
-        predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
-        if not photos.interrupted:
-            predict_videos(
-                cascade,
-                inputs.videos,
-                writer,
-                selection=selection,
-                maps=frame_maps,
-                max_pixels=max_pixels,
-                strict=strict,
-                done=videos,
-            )
-    except Exception as error:  # a graphics card without memory, say: what was done is done
-        ended = f"{type(error).__name__}: {error}"
-        if isinstance(error, AnomdinoError):
-            ended = f"{error.what}: {error.cause}"
-        with suppress(DiskError):  # the disk that was full may be so still
-            _write_summary(writer, about, inputs, photos, videos, ended)
-        raise
-    ended = "interrupted" if photos.interrupted or videos.interrupted else ""
-    _write_summary(writer, about, inputs, photos, videos, ended)
-    if ended:
-        raise KeyboardInterrupt
-    return photos, videos
+        for name in (SUMMARY, COCO, INSTANCES):  # of a run before: files change from now on
+            remove_file(writer.folder / name)
+        photos, videos, ended = Done(), Done(), ""
+        try:
+            predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
+            if not photos.interrupted:
+                predict_videos(
+                    cascade,
+                    inputs.videos,
+                    writer,
+                    selection=selection,
+                    maps=frame_maps,
+                    max_pixels=max_pixels,
+                    strict=strict,
+                    done=videos,
+                )
+        except Exception as error:  # a graphics card without memory, say: what was done is done
+            ended = f"{type(error).__name__}: {error}"
+            if isinstance(error, AnomdinoError):
+                ended = f"{error.what}: {error.cause}"
+            with suppress(DiskError):  # the disk that was full may be so still
+                _write_summary(writer, about, inputs, photos, videos, ended)
+            raise
+        ended = "interrupted" if photos.interrupted or videos.interrupted else ""
+        _write_summary(writer, about, inputs, photos, videos, ended)
+        if ended:
+            raise KeyboardInterrupt
+        return photos, videos
 
 
 def _write_summary(
