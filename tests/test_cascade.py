@@ -99,5 +99,5 @@ def test_the_component_limit_that_is_asked_for_counts(photo, adt, least):
 
 
 def test_widths_are_in_order_and_each_counts_once():
-    asked = at_widths(Params(), [640, 320, 640], Path("none"))
-    assert (asked.score.widths, asked.score.fusion) == ([320, 640], "mean")
+    asked = at_widths(Params(), [640, 320, 416, 640], Path("none"))
+    assert (asked.score.widths, asked.score.fusion) == ([320, 416, 640], "mean")

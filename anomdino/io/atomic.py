@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anomdino.errors import ConfigError, DiskError
+from anomdino.errors import ConfigError, DataError, DiskError
 
 _DISK_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free some space and run again: finished files were kept"),
@@ -39,6 +39,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         A path in the same folder that the block writes to.
 
     Raises:
+        DataError: The name is too long for the disk.
         DiskError: The disk is full, or the place is not writable, or it is a folder, or no folder can be made there.
     """
     path = Path(path)
@@ -61,6 +62,8 @@ def _disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(path, "has a name that is too long for the disk", "shorten it") from error
         if error.errno not in _DISK_ERRORS:
             raise
         if error.errno == errno.EACCES and not _is_about(error, path, temporary or path):

@@ -66,7 +66,10 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
             files.append(path)
             folders.append(path.parent)
         else:
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
+            found = map(Path, sorted(glob.glob(text, recursive=True)))  # noqa: PTH207 - absolute patterns
+            matches = [
+                match for match in found if match.is_file() or match.is_dir()
+            ]  # no link to nothing, no pipe
             if not matches:
                 raise DataError(
                     text, "is no file, no folder, and matches nothing", "check the path or quote the pattern"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -120,7 +121,8 @@ class PredictionWriter:
     def _unlink(self, files: Iterable[tuple[str, str]], key: str, source: Path | None) -> None:
         for kind, suffix in files:
             file = self.folder / kind / f"{key}{suffix}"
-            if source is None or file.resolve() != source.resolve():
+            there = os.path.lexists(file)  # a name that is too long is not
+            if there and (source is None or file.resolve() != source.resolve()):
                 file.unlink(missing_ok=True)
 
     def range_of(self, prediction: Prediction) -> ScoreRange:

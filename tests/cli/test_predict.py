@@ -291,6 +291,17 @@ def test_bad_photos_are_listed_and_the_others_done(models, photos, tmp_path):
     assert not any(file.exists() for file in of_a_run_before)
 
 
+def test_a_photo_whose_name_leaves_no_room_for_a_suffix_is_skipped(models, photos, tmp_path):
+    """Its boxes would have a name of 256 bytes; the others are done, and nothing stays of it."""
+    long = "x" * 251
+    shutil.copy(photos / "a/one.png", photos / f"{long}.png")
+    result = run("predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes")
+    assert "3 photos" in result.output
+    (skipped,) = json.loads((tmp_path / "out/summary.json").read_text())["skipped"]
+    assert (skipped["image"], "too long" in skipped["reason"]) == (long, True)
+    assert not list((tmp_path / "out").glob(f"*/{long}*"))
+
+
 def test_a_bad_photo_stays_though_it_lies_where_a_result_would(models, tmp_path):
     photo = tmp_path / "overlay" / "page.jpg"
     photo.parent.mkdir()

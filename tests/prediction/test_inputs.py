@@ -67,6 +67,14 @@ def test_inputs_that_match_nothing(text, tmp_path, monkeypatch):
         collect([text])
 
 
+def test_links_to_nothing_are_no_photos_however_they_are_named(drive):
+    (drive / "gone.png").symlink_to("nothing-here.png")
+    for given in (drive, drive / "*.png"):
+        assert "gone" not in collect([str(given)]).photos
+    with pytest.raises(DataError, match="is no file, no folder, and matches nothing"):
+        collect([str(drive / "gone.png")])
+
+
 def test_a_folder_without_any(tmp_path):
     with pytest.raises(DataError, match="holds no image and no video"):
         collect([str(tmp_path)])
