@@ -127,16 +127,29 @@ def draw_overlay(
     if truth is not None:
         labels = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST)
         canvas[labels == 255] = canvas[labels == 255] // 2
-        _outline(canvas, labels == 1, TRUTH_COLOUR, thickness)
+        _outline(canvas, shrunk(truth == 1, (width, height)), TRUTH_COLOUR, thickness)
     if mask is not None:
-        shrunk = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-        _outline(canvas, shrunk > 0, MASK_COLOUR, thickness)
+        _outline(canvas, shrunk(mask, (width, height)), MASK_COLOUR, thickness)
     picture = Image.fromarray(canvas)
     if boxes is not None:
         _draw_boxes(picture, boxes, scale, thickness)
     return _with_footer(
         picture, span, colormap, title, boxes is not None, mask is not None, truth is not None
     )
+
+
+def shrunk(region: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Shrink a region so that no part of it is lost, however small: a pixel is in it where any that it shows is.
+
+    Args:
+        region: bool (H, W).
+        size: Width and height of the result, no larger than the region's.
+
+    Returns:
+        bool (height, width).
+    """
+    share = cv2.resize(region.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(share > 0, np.bool_)
 
 
 def _outline(

@@ -157,6 +157,20 @@ def test_thresholds_are_written_where_they_are_asked_for(models, photos, tmp_pat
     assert read_image(out / "threshold" / "one.jpg").shape == read_image(out / "overlay" / "one.jpg").shape
 
 
+def test_pictures_without_a_detector_do_not_speak_of_boxes(models, photos, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "anomdino.prediction.writing.draw_overlay",
+        lambda image, *_, boxes, **__: drawn.append(boxes) or image,
+    )
+    one = ["predict", photos / "a/one.png", "-o", tmp_path / "out", "--models", models]
+    assert run(*one, "--no-boxes").exit_code == 0
+    load = Cascade.load
+    monkeypatch.setattr(Cascade, "load", lambda *given, boxes: load(*given, boxes=False))
+    assert run(*one).exit_code == 0
+    assert [boxes is None for boxes in drawn] == [True, False]
+
+
 def test_pictures_that_are_not_asked_for_now_go(models, photos, tmp_path):
     one = ["predict", photos / "a/one.png", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
     assert run(*one, "--thresholds").exit_code == 0

@@ -172,6 +172,23 @@ def test_photos_have_their_colours(tmp_path):
     np.testing.assert_allclose(shown[4, 4].astype(int), (200, 60, 20), atol=6)
 
 
+def test_small_things_of_a_large_photo_are_in_the_page(tmp_path):
+    truth = np.zeros((30, 2160), np.uint8)
+    truth[:, ::9] = 255
+    truth[10, 1000], truth[11, 1001] = 1, 1
+    mask = np.zeros((30, 2160), bool)
+    mask[20, 1300] = True
+    writer = ReportWriter(tmp_path, 1)
+    writer.add(replace(one_image("a", truth), mask=mask))
+    page = writer.finish("Demo", {}, [], []).read_text()
+    content = re.findall(r'"marks": "data:image/png;base64,([^"]+)', page)[0]
+    marks = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    assert marks.shape == (10, 720)
+    assert [*zip(*np.nonzero(marks & 2), strict=True)] == [(3, 333)]
+    assert [*zip(*np.nonzero(marks & 1), strict=True)] == [(6, 433)]
+    assert not ((marks & 4) > 0)[3, 333]
+
+
 @pytest.mark.parametrize("key", ["a <!--<script>", "b </script><b>", "c <img src=x>"])
 def test_names_cannot_end_or_swallow_the_data_of_the_page(tmp_path, key):
     """An HTML parser that knows the states of a script's text: `<!--<script>` lets it run on to the page's end."""

@@ -87,6 +87,22 @@ def test_boxes_and_outlines_follow_a_photo_that_is_shrunk():
     np.testing.assert_array_equal(boxed[:-FOOTER], sure[:-FOOTER])  # the surest box is drawn last
 
 
+@pytest.mark.parametrize("side", ["mask", "truth"])
+def test_small_things_of_a_large_photo_are_seen(side):
+    """Three columns of the photo are one of the picture: of each place, none may fall between."""
+    image, score = np.full((90, 1800, 3), 60, np.uint8), np.zeros((90, 1800), np.float32)
+    bare = draw_overlay(
+        image, score, ScoreRange(0, 1), max_side=600, **{side: np.zeros((90, 1800), np.uint8)}
+    )
+    for at in range(40, 46):
+        region = np.zeros((90, 1800), np.uint8)
+        region[at, 20 * at] = 1
+        picture = draw_overlay(image, score, ScoreRange(0, 1), max_side=600, **{side: region})
+        top, bottom, left, right = changed_region(picture, bare)
+        assert top <= at // 3 <= bottom
+        assert left <= 20 * at // 3 <= right
+
+
 def test_void_is_darkened():
     truth = np.zeros((50, 60), np.uint8)
     truth[:20] = 255
