@@ -105,6 +105,18 @@ def test_frames_a_second_and_titles(tmp_path, monkeypatch):
     assert titles == [f"drive.mp4  0.{tenth}0 s" for tenth in range(10)]
 
 
+@pytest.mark.parametrize("detector", [True, False])
+def test_films_speak_of_boxes_where_there_is_a_detector(tmp_path, monkeypatch, detector):
+    drawn = []
+    monkeypatch.setattr(
+        videos, "draw_overlay", lambda image, *_, boxes, **__: drawn.append(boxes is not None) or image
+    )
+    given = Inputs(videos={"drive": film(tmp_path / "drive.mp4", count=2)})
+    writer = PredictionWriter(tmp_path / "out", FusionRule(), boxes=detector)
+    predict_all(FindsRed(), given, writer, max_pixels=10_000)
+    assert drawn == [detector, detector]
+
+
 def test_a_selection_of_frames(tmp_path):
     path, cascade = film(tmp_path / "drive.mp4", count=30), FindsRed()
     predicted(tmp_path / "out", path, cascade=cascade, selection=Selection(every=5, start=0.3, end=2.0))
