@@ -45,7 +45,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     stem = os.fsdecode(os.fsencode(path.stem)[:100])  # names are limited in bytes
     temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
-    with _disk_errors(path, temporary):
+    with disk_errors(path, temporary):
         _make_folder(path)
         if path.is_dir():
             raise DiskError(path, "is a folder, and a file is to be written", "name a file")
@@ -58,7 +58,17 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+def disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn the system's errors of writing to a place into errors that say what to do.
+
+    Args:
+        path: What is written to.
+        temporary: Another name under which it is written.
+
+    Raises:
+        DataError: The name is too long for the disk.
+        DiskError: The disk is full or not writable, or another file that the error names may not be used.
+    """
     try:
         yield
     except OSError as error:
@@ -87,7 +97,7 @@ def make_parent(path: Path) -> None:
     Raises:
         DiskError: The disk is full, or the place is not writable, or no folder can be made there.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         _make_folder(path)
 
 
@@ -108,7 +118,7 @@ def remove_file(path: Path) -> None:
     Raises:
         DiskError: It may not be removed.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.unlink(missing_ok=True)
 
 

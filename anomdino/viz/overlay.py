@@ -221,7 +221,7 @@ def _wide_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _is_drawn(sign: str) -> bool:
     """Whether :func:`_wide_font` has a sign; of others, Chinese ones or most of the small pictures, it draws a frame."""
-    return sign.isprintable() and ord(sign) in _signs()
+    return ord(sign) in _signs()
 
 
 @lru_cache(maxsize=1)

@@ -233,10 +233,22 @@ def test_the_device_that_is_asked_for_is_used(models, photos, tmp_path, monkeypa
 
 def test_two_runs_do_not_write_to_one_folder(models, photos, tmp_path):
     asked = ["predict", photos / "a", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
+    fuse = [
+        "fuse",
+        "--scores",
+        tmp_path / "out/score",
+        "-o",
+        tmp_path / "fused",
+        "--model",
+        models / "models/adt",
+    ]
     assert run(*asked).exit_code == 0
     before = (tmp_path / "out/summary.json").read_bytes()
     with one_run_in(tmp_path / "out"):
         assert "is held by process" in str(run(*asked).exception)
+        assert run(*fuse).exit_code == 0  # it writes elsewhere
+    with one_run_in(tmp_path / "fused"):
+        assert "is held by process" in str(run(*fuse).exception)
     assert (tmp_path / "out/summary.json").read_bytes() == before
     assert run(*asked).exit_code == 0
 
