@@ -36,6 +36,7 @@ from anomdino.io.images import MAX_PIXELS
 from anomdino.scorer.base import normalise
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.synthetic import scene
+from anomdino.words import counted
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -145,7 +146,7 @@ def export_onnx(
             raise CheckpointError(
                 path,
                 f"would not be what the networks are: scores differ by {checked.difference:.3g}, "
-                f"masks in {checked.flipped} pixels",
+                f"masks in {counted(checked.flipped, 'pixel')}",
                 OTHER_VERSIONS,
             )
     return checked

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -270,8 +270,9 @@ class Session:
 def test_flips_count_where_they_are_no_matter_of_rounding(monkeypatch):
     scorer, image = engine(ScoringOptions(), portable=True), picture(40, 64)
     scores = scorer.score(image).score
-    adt = adt_for(scores, mask_floor=0.6)
-    fused = fuse(scores, Boxes.empty(), adt)
+    adt = adt_for(scores, mask_floor=0.6, min_component=2000)  # components of every size are in a file
+    fused = fuse(scores, Boxes.empty(), adt, replace(adt.rule, min_component=0))
+    assert fused.mask.sum() > fuse(scores, Boxes.empty(), adt).mask.sum()
     margin = np.abs(fused.decision - fused.threshold)
     clear, close = (np.unravel_index(pick(margin), margin.shape) for pick in (np.argmax, np.argmin))
     assert margin[close] < 1e-3 < margin[clear]
@@ -314,6 +315,26 @@ def test_engines_that_other_runtimes_cannot_follow_are_refused(quick, tmp_path, 
         export_onnx(*small(), (20, 30), tmp_path / "a.pt")
     with pytest.raises(ConfigError, match="is a folder"):
         export_onnx(*small(), (20, 30), tmp_path)
+    assert not quick
+
+
+def test_weights_of_all_networks_count(quick, tmp_path, monkeypatch):
+    scorer = engine(JOINED, portable=True)
+    alone, *others = (
+        sum(tensor.nbytes for tensor in network.state_dict().values())
+        for network in (scorer.network, scorer.fusion, scorer.refinement)
+    )
+    monkeypatch.setattr(export, "LARGEST", alone + max(others))
+    with pytest.raises(ConfigError, match="of weights"):
+        export_onnx(scorer, adt_for(np.arange(9.0)), (45, 72), tmp_path / "a.onnx")
+    assert not quick
+
+
+def test_a_threshold_that_was_calibrated_with_boxes_is_refused(quick, tmp_path):
+    scorer, adt = small()
+    stored = Threshold(0.5, "fpr:0.1", adt.rule.output, {}, asdict(adt.rule), boxes=True)
+    with pytest.raises(ConfigError, match="calibrated with boxes"):
+        export_onnx(scorer, replace(adt, threshold=stored), (20, 30), tmp_path / "a.onnx")
     assert not quick
 
 

@@ -23,7 +23,7 @@ from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.tree import Tree, layout_faults, unpacked_by_hand
 from anomdino.config.acquisition import RegistryConfig
-from anomdino.errors import ConfigError, DataError
+from anomdino.errors import ConfigError, DataError, DiskError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.locking import exclusive
 
@@ -92,7 +92,7 @@ def acquire(config: RegistryConfig, out: Path, registry: Registry | None = None)
     registry = registry or load_registry(config.file)
     store = store_of(config)
     counts: Counter[str] = Counter()
-    with disk_errors(store.folder), exclusive(store.folder / ".lock"):
+    with disk_errors(store.folder), exclusive(store.lock):
         plans = plan(registry, config.items, store, config.offline)
         require_possible(registry, plans, store, config.offline)
         require_room(registry, plans, store)
@@ -126,7 +126,7 @@ def fetch_items(
     store = store_of(config, given)
     _require_wanted(registry, names, store)
     counts: Counter[str] = Counter()
-    with disk_errors(into or store.folder), exclusive(store.folder / ".lock"):
+    with disk_errors(into or store.folder), exclusive(store.lock):
         plans = plan(registry, names, store, config.offline)
         require_possible(registry, plans, store, config.offline)
         require_room(registry, plans, store)
@@ -156,6 +156,18 @@ def _require_wanted(registry: Registry, names: list[str], store: Store) -> None:
         stored = store.path(wanted[name])
         if stored.is_file() and store.has(wanted[name]) and not filecmp.cmp(path, stored, shallow=False):
             raise DataError(path, f"differs from {stored}, which is there already", "remove that one first")
+
+
+@contextmanager
+def looking_at(store: Store) -> Iterator[None]:
+    """Look at a store. While another run downloads to it, and where nothing may be written, it gets no records."""
+    with ExitStack() as held:
+        if store.folder.is_dir():
+            try:
+                held.enter_context(exclusive(store.lock, wait=0))
+            except (DataError, DiskError):
+                store.records = False
+        yield
 
 
 def verify_items(registry: Registry, names: list[str], store: Store) -> tuple[list[str], dict[str, str]]:

@@ -11,6 +11,7 @@ from anomdino.acquisition.registry import Registry
 from anomdino.acquisition.space import in_words
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.tree import unpacked_by_hand
+from anomdino.words import counted
 
 WIDEST, NARROWEST = 100, 60
 MOST_FILES = 2
@@ -40,9 +41,8 @@ def missing_screen(
     at_least = "" if known else "at least "
     by_hand = [name for name, ids in missing.items() if any(_needs_person(registry, file) for file in ids)]
     others = [name for name in missing if name not in by_hand]
-    count = "1 file" if len(files) == 1 else f"{len(files)} files"
-    items = "1 item" if len(missing) == 1 else f"{len(missing)} items"
-    lines = [f"{items} cannot be had from here; missing: {count}, {at_least}{in_words(total)}."]
+    items, lacking = counted(len(missing), "item"), counted(len(files), "file")
+    lines = [f"{items} cannot be had from here; missing: {lacking}, {at_least}{in_words(total)}."]
     if by_hand:
         lines.append("To be got by a person, as a login and an agreement are needed:")
         lines += [line for name in by_hand for line in _item_lines(registry, name, missing[name], place)]

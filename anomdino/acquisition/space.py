@@ -43,7 +43,7 @@ def disk_errors(place: Path) -> Iterator[None]:
         place: Named in the message where the system names no file.
 
     Raises:
-        DiskError: The disk is full, a quota is used up, or the place is not writable.
+        DiskError: The disk is full, a quota is used up, or the place may not be written to, or a file not be read.
     """
     try:
         yield
@@ -51,9 +51,13 @@ def disk_errors(place: Path) -> Iterator[None]:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             cure = "free some space and run again: parts of downloads and finished files are kept"
             raise DiskError(error.filename or place, "the disk is full", cure) from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-            cure = "make the folder writable (`dvc unprotect` where DVC linked it from its cache)"
-            raise DiskError(error.filename or place, "no permission to write", cure) from error
+        if error.errno == errno.EROFS:
+            raise DiskError(
+                error.filename or place, "the file system is read-only", "choose another folder"
+            ) from error
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            cure = "check the permissions of it and of its folder (`dvc unprotect` where DVC linked it from its cache)"
+            raise DiskError(error.filename or place, "permission denied", cure) from error
         raise
 
 

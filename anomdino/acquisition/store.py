@@ -39,6 +39,7 @@ class Store:
         given: Files that a person named one by one, by registered name.
         mirror: Address of an own copy; ``<mirror>/<file name>`` is asked before all other sources.
         patience: Limits of time for one file.
+        records: What is found good is written down, so that it is not read again; for the run that holds the lock alone.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Store:
     given: dict[str, Path] = field(default_factory=dict)
     mirror: str = ""
     patience: Patience = field(default_factory=Patience)
+    records: bool = True
 
     def path(self, file: RegisteredFile) -> Path:
         """Give the final path of a file."""
@@ -190,7 +192,14 @@ class Store:
         self._accept(file, verdict)
         log.info("%s: %s, verified", file.name, in_words(verdict.size))
 
+    @property
+    def lock(self) -> Path:
+        """What a run holds that changes files or records."""
+        return self.folder / ".lock"
+
     def _accept(self, file: RegisteredFile, verdict: Verdict) -> None:
+        if not self.records:
+            return
         if self.recorded.record(file, verdict.size, verdict.sha256):
             log.warning(
                 "%s: recorded sha256 %s in %s, as its publisher gives none; commit that file",

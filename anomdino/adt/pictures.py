@@ -24,12 +24,25 @@ def draw_decision(
 ) -> None:
     """Write four panels side by side: final score, S_n, thresholds, and the mask with boxes.
 
-    The score is drawn from 0 (dark) to 1 + b, S_n and thresholds from 0.3 to 0.8. In the mask panel hits are
-    green, false positives red, misses blue, void grey. A model that outlines objects needs the image for it.
+    The score is drawn from 0 (dark) to 1 + b, a raw one from its lowest to its highest value, S_n and thresholds from
+    0.3 to 0.8. In the mask panel hits are green, false positives red, misses blue, void grey.
+
+    Args:
+        path: The PNG file.
+        score: float32 (H, W), higher = more anomalous.
+        label: uint8 (H, W), 0 / 1 / 255.
+        boxes: Boxes in pixels of the map.
+        model: ADT-Net with its rule.
+        image: uint8 (H, W, 3), RGB; a model that outlines objects needs it.
     """
     fused = fuse(score, boxes, model, image=image)
-    top = 1 + model.rule.b if model.rule.output != "raw" else float(fused.score.max())
-    surfaces = (fused.score / top, (fused.decision - LOW) / SPAN, (fused.threshold - LOW) / SPAN)
+    raw = model.rule.output == "raw"
+    low, high = (float(fused.score.min()), float(fused.score.max())) if raw else (0.0, 1 + model.rule.b)
+    surfaces = (
+        (fused.score - low) / (high - low),
+        (fused.decision - LOW) / SPAN,
+        (fused.threshold - LOW) / SPAN,
+    )
     decided = np.zeros((*label.shape, 3), np.uint8)
     decided[label == 255] = (90, 90, 90)
     for wanted, got, colour in ((1, True, (0, 200, 0)), (0, True, (220, 0, 0)), (1, False, (40, 80, 255))):

@@ -109,6 +109,33 @@ def open_registered(
     )
 
 
+def check_set(name: str, settings: BenchmarkSet) -> tuple[str, str | None]:
+    """Check layout, entry and split of a benchmark of ``params.yaml``; nothing on disk is looked at.
+
+    Args:
+        name: Its name there.
+        settings: Its settings.
+
+    Returns:
+        Its layout, and its split, ``None`` for the layout's first one.
+
+    Raises:
+        ConfigError: One of them is unknown.
+    """
+    for key, value, known in (("entry", settings.entry, REGISTRY), ("layout", settings.layout, LAYOUTS)):
+        if value and value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            cure = f"{hint}known: {', '.join(known)}"
+            raise ConfigError(f"benchmark.sets.{name}.{key}", f"'{value}' is unknown", cure)
+    entry = REGISTRY[settings.entry] if settings.entry else None
+    layout = settings.layout or (entry.layout if entry else "folder")
+    split = settings.split or (entry.split if entry else None)
+    if split:
+        check_split(layout, split, LAYOUTS[layout].splits)
+    return layout, split
+
+
 def open_set(name: str, settings: BenchmarkSet) -> Benchmark:
     """Open a benchmark of ``params.yaml`` (block ``benchmark.sets``).
 
@@ -120,19 +147,12 @@ def open_set(name: str, settings: BenchmarkSet) -> Benchmark:
         ConfigError: Layout, entry or split is unknown.
         DataError: See :func:`open_benchmark`.
     """
-    entry = REGISTRY.get(settings.entry) if settings.entry else None
-    if settings.entry and entry is None:
-        raise ConfigError(
-            f"benchmark.sets.{name}.entry", f"'{settings.entry}' is unknown", f"known: {', '.join(REGISTRY)}"
-        )
-    layout = settings.layout or (entry.layout if entry else "folder")
-    split = settings.split or (entry.split if entry else None)
+    layout, split = check_set(name, settings)
+    entry = REGISTRY[settings.entry] if settings.entry else None
     count = settings.expected_count
     if count is None and entry is not None and split is not None:
         count = entry.counts.get(split)
-    base = (entry.limits if entry else None) or (
-        LAYOUTS[layout].limits if layout in LAYOUTS else ComponentLimits()
-    )
+    base = (entry.limits if entry else None) or LAYOUTS[layout].limits
     return open_benchmark(
         layout,
         settings.root,
@@ -153,6 +173,6 @@ def _label_map(settings: BenchmarkSet, layout: str) -> LabelMap | None:
     """Give the meaning of label values where the settings change it; None leaves it to the layout."""
     if settings.labels:
         return LabelMap.from_values(settings.labels, settings.other_labels)
-    if settings.other_labels is None or layout not in LAYOUTS:
+    if settings.other_labels is None:
         return None
     return replace(LAYOUTS[layout].label_map, rest=settings.other_labels)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from anomdino.config.params import Params
 
 app = typer.Typer(no_args_is_help=True)
 FEW = 20  # changes that are listed without being asked for
@@ -56,9 +59,24 @@ def use(
 @app.command()
 def check(params: ParamsFile = Path("params.yaml")) -> None:
     """Check every parameter; the exit code is 2 when one is wrong."""
-    from anomdino.config.params import flatten, load_params
+    from anomdino.config.params import flatten
 
-    print(f"{params}: {len(flatten(load_params(params)))} parameters, all valid")
+    print(f"{params}: {len(flatten(checked(params)))} parameters, all valid")
+
+
+def checked(params: Path) -> Params:
+    """Read a parameter file and check all that can be known without the data.
+
+    Raises:
+        ConfigError: A parameter is wrong, or a benchmark's layout, entry or split is unknown.
+    """
+    from anomdino.benchmarks.opening import check_set
+    from anomdino.config.params import load_params
+
+    loaded = load_params(params)
+    for name, settings in loaded.benchmark.sets.items():
+        check_set(name, settings)
+    return loaded
 
 
 @app.command()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomdino.words import counted
+
 if TYPE_CHECKING:
     from anomdino.acquisition.registry import Registry
     from anomdino.config.acquisition import RegistryConfig
@@ -24,17 +26,19 @@ def list_items(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Show every item with its state, size and licence."""
-    from anomdino.acquisition.acquire import store_of
+    from anomdino.acquisition.acquire import looking_at, store_of
     from anomdino.acquisition.registry import load_registry
     from anomdino.acquisition.report import item_details, item_table
 
     config = _registry_config(params)
     registry = load_registry(config.file)
     store, wanted = store_of(config), _checked_names(registry, names)
-    if long or names:
-        print("\n\n".join(item_details(registry, name, store) for name in wanted))
-    else:
-        print(item_table(registry, wanted, store, set(config.items)))
+    with looking_at(store):
+        if long or names:
+            text = "\n\n".join(item_details(registry, name, store) for name in wanted)
+        else:
+            text = item_table(registry, wanted, store, set(config.items))
+    print(text)
 
 
 @app.command()
@@ -64,19 +68,21 @@ def get(
     given = _given_files(registry, from_file or [])
     counts = fetch_items(registry, _checked_names(registry, names), config, given, into)
     for part, count in counts.items():
-        print(f"{part}: {count} files")
+        print(f"{part}: {counted(count, 'file')}")
 
 
 @app.command()
 def verify(names: Names = None, params: ParamsFile = Path("params.yaml")) -> None:
     """Check downloaded files again in full: size, digests, content."""
-    from anomdino.acquisition.acquire import store_of, verify_items
+    from anomdino.acquisition.acquire import looking_at, store_of, verify_items
     from anomdino.acquisition.registry import load_registry
     from anomdino.errors import DataError
 
     config = _registry_config(params)
     registry = load_registry(config.file)
-    good, bad = verify_items(registry, _checked_names(registry, names), store_of(config))
+    store = store_of(config)
+    with looking_at(store):
+        good, bad = verify_items(registry, _checked_names(registry, names), store)
     if not good and not bad:
         print(f"nothing was downloaded yet to {Path(config.downloads).expanduser().resolve()}")
     for name in good:
@@ -85,7 +91,9 @@ def verify(names: Names = None, params: ParamsFile = Path("params.yaml")) -> Non
         print(f"damaged  {name}: {fault}")
     if bad:
         raise DataError(
-            "downloads", f"{len(bad)} files are not what they should be", "remove and get them again"
+            "downloads",
+            f"hold {counted(len(bad), 'damaged file')}",
+            "remove what is damaged, and get it again",
         )
 
 

@@ -157,14 +157,14 @@ def _device() -> Finding:
 
 
 def _parameters() -> list[Finding]:
-    from anomdino.config.params import load_params
+    from anomdino.cli.config import checked
     from anomdino.errors import ConfigError
 
     file = Path("params.yaml")
     if not file.is_file():
         return []
     try:
-        load_params(file)
+        checked(file)
     except ConfigError as error:
         return [Finding("parameters", "missing", str(error).splitlines()[0], "anomdino config check")]
     return [Finding("parameters", "ok", str(file))]

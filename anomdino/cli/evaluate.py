@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from anomdino.words import counted
+
 PARAMS = Path("params.yaml")
 
 submit_app = typer.Typer(no_args_is_help=True)
@@ -53,6 +55,7 @@ def evaluate(
     from anomdino.evaluation.opening import find_benchmark
     from anomdino.evaluation.summary import RESERVED
     from anomdino.io.atomic import require_folder
+    from anomdino.io.locking import one_run_in
 
     if threshold is not None and not math.isfinite(threshold):
         raise ConfigError("--threshold", f"is {threshold}", "give a number")
@@ -72,10 +75,12 @@ def evaluate(
     settings = EvaluationSettings(
         seed=seed, bootstrap=bootstrap, own_mask=f"{name}_mask", threshold=threshold
     )
-    result = evaluate_benchmark(opened, source, settings)
-    write_results(out, result)
-    write_plots(out / "plots", [result])
-    print_summary(write_metrics(out / "metrics.json", [result], seed))
+    with one_run_in(out):
+        result = evaluate_benchmark(opened, source, settings)
+        write_results(out, result)
+        write_plots(out / "plots", [result])
+        metrics = write_metrics(out / "metrics.json", [result], seed)
+    print_summary(metrics)
     typer.echo(f"results: {out}")
 
 
@@ -134,6 +139,7 @@ def smiyc(
     from anomdino.errors import ConfigError
     from anomdino.evaluation import ScoreFolder
     from anomdino.io.atomic import require_folder
+    from anomdino.io.locking import one_run_in
     from anomdino.submission import write_submission
 
     require_folder(out)
@@ -145,11 +151,12 @@ def smiyc(
     source = ScoreFolder(scores)
     source.require(benchmark.samples)
     expected = entry.counts.get(split) if expected_count is None else expected_count or None
-    paths = write_submission(
-        benchmark,
-        lambda sample: source.predictions(sample)[source.name].score,
-        out,
-        method,
-        expected_count=expected,
-    )
-    typer.echo(f"{len(paths)} files in {paths[0].parent}")
+    with one_run_in(out):
+        paths = write_submission(
+            benchmark,
+            lambda sample: source.predictions(sample)[source.name].score,
+            out,
+            method,
+            expected_count=expected,
+        )
+    typer.echo(f"{counted(len(paths), 'file')} in {paths[0].parent}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomdino.cli.cascade_options import OutputRule
+from anomdino.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,6 +100,7 @@ def fuse(
     from anomdino.errors import ConfigError
     from anomdino.io.atomic import require_folder
     from anomdino.io.listing import list_images
+    from anomdino.io.locking import one_run_in
     from anomdino.io.maps import list_maps
 
     require_folder(out)
@@ -123,12 +125,13 @@ def fuse(
     _refuse_mixture(scores, out)
     maps = list_maps(scores)
     listed = list_images(images) if images else None
-    written = fuse_folder(
-        maps, _boxes(boxes, maps), loaded, out, images=listed, rule=rule, write_thresholds=thresholds
-    )
+    with one_run_in(out):
+        written = fuse_folder(
+            maps, _boxes(boxes, maps), loaded, out, images=listed, rule=rule, write_thresholds=thresholds
+        )
     typer.echo(
-        f"fuse: {written.images} images, {written.without_boxes} without boxes, "
-        f"{written.predicted_pixels} anomalous pixels, rule {rule.output}, in {out}"
+        f"fuse: {counted(written.images, 'image')}, {written.without_boxes} without boxes, "
+        f"{counted(written.predicted_pixels, 'anomalous pixel')}, rule {rule.output}, in {out}"
     )
 
 
@@ -186,7 +189,7 @@ def calibrate(
     statistics = loaded.net.statistics
     asked = f", threshold {kind} = {loaded.threshold.value:.6g}" if loaded.threshold and kind else ""
     typer.echo(
-        f"calibrate: {len(maps)} maps, mean {statistics.mean:.6g}, std {statistics.std:.6g}{asked}, in {out}"
+        f"calibrate: {counted(len(maps), 'map')}, mean {statistics.mean:.6g}, std {statistics.std:.6g}{asked}, in {out}"
     )
 
 
@@ -288,7 +291,7 @@ def tune(
     for kind, found in tunings.items():
         best, raw = found.choice, found.raw
         typer.echo(
-            f"tune: {found.images} images{f' in {kind}' if kind else ''}, k {best.k:g}, b {best.b:g}: "
+            f"tune: {counted(found.images, 'image')}{f' in {kind}' if kind else ''}, k {best.k:g}, b {best.b:g}: "
             f"AP {best.ap:.4f} (raw {raw.ap:.4f}), FPR95 {best.fpr95:.4f} (raw {raw.fpr95:.4f}), "
             f"best pixel F1 {best.f1:.4f} (raw {raw.f1:.4f}), in {out}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import Annotated
 
@@ -56,7 +57,11 @@ def main(
 
 
 def run() -> None:
-    """Run the command line; an error of the user's kind is one message and an exit code, not a traceback."""
+    """Run the command line; an error of the user's kind is one message and an exit code, not a traceback.
+
+    SIGTERM ends a command as Ctrl-C does, so that no half-written file stays and what was done is told.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except AnomdinoError as error:

@@ -20,6 +20,7 @@ from anomdino.cli.cascade_options import (
     WithBoxes,
     load_cascade,
 )
+from anomdino.words import counted
 
 SHOWN = 5
 
@@ -88,7 +89,7 @@ def predict(
         width=width,
         precision=precision,
     )
-    writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found)
+    writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found, boxes=boxes)
     photos, videos = predict_all(
         cascade,
         given,
@@ -104,8 +105,8 @@ def predict(
         with_anomaly = sum(1 for line in photos.lines if line["anomaly_share"])
         rate = len(photos.lines) / max(1e-9, photos.seconds)
         print(
-            f"predict: {len(photos.lines)} photos, {with_anomaly} with an anomaly, {len(photos.skipped)} skipped, "
-            f"{rate:.2f} photos/s on {cascade.engine.device} -> {out}"
+            f"predict: {counted(len(photos.lines), 'photo')}, {with_anomaly} with an anomaly, "
+            f"{len(photos.skipped)} skipped, {rate:.2f} photos/s on {cascade.engine.device} -> {out}"
         )
     for line in videos.lines:
         print(f"predict: {video_line(line)} on {cascade.engine.device} -> {out}")
@@ -124,6 +125,6 @@ def video_line(line: Mapping[str, Any]) -> str:
     ended += f", {line['skipped']} skipped" if line["skipped"] else ""
     name = line["video"].encode("utf-8", "backslashreplace").decode()  # a name may be no Unicode
     return (
-        f"{name}: {line['frames']} frames of {line['width']} x {line['height']}{ended}, "
+        f"{name}: {counted(line['frames'], 'frame')} of {line['width']} x {line['height']}{ended}, "
         f"{line['with_anomaly']} with an anomaly{when}, {line['frames_per_second']:.2f} frames/s"
     )

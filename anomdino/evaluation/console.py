@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from anomdino.words import counted
+
 COLUMNS = ("AP", "FPR95", "AUROC", "sIoU", "PPV", "F1*")
 COUNTS = ("missed", "false")
 
@@ -18,7 +20,7 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
         if not (isinstance(block, Mapping) and "protocol" in block):
             continue
         print(
-            f"\n{name}: {block['images']} images, protocol {block['protocol']} (percent; components at 0.25)"
+            f"\n{name}: {counted(block['images'], 'image')}, protocol {block['protocol']} (percent; components at 0.25)"
         )
         print(f"{'':12}" + "".join(f"{column:>9}" for column in (*COLUMNS, *COUNTS)))
         for output, row in block.items():
@@ -58,7 +60,7 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
     for benchmark, outputs in comparison.items():
         for output, block in outputs.items():
             protocol = "pooled over the shared images" if block["protocol"] is None else block["protocol"]
-            print(f"\n{benchmark}, {output}: {block['images']} images, protocol {protocol}")
+            print(f"\n{benchmark}, {output}: {counted(block['images'], 'image')}, protocol {protocol}")
             for metric, row in block["metrics"].items():
                 mark = "*" if row["significant"] else " "
                 span = (

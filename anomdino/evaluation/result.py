@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.benchmarks import Benchmark, Sample
+from anomdino.errors import ConfigError
 from anomdino.evaluation.bootstrap import ImageCounts, ImageHistograms
 from anomdino.evaluation.sources import Prediction
 from anomdino.metrics.components import ComponentMetrics
@@ -41,7 +42,10 @@ class EvaluationSettings:
         own_mask: Name under which a method's own mask is reported.
         box_score: Boxes with at least this confidence count in the shares inside boxes.
         threshold: Threshold of the masks of all outputs, in place of each one's best F1 on the evaluated labels.
-        workers: Threads that outputs are divided among; results do not depend on it.
+        workers: Threads that outputs are divided among, 1 or more; results do not depend on it.
+
+    Raises:
+        ConfigError: There are no workers.
     """
 
     seed: int = 0
@@ -53,6 +57,11 @@ class EvaluationSettings:
     box_score: float = 0.3
     threshold: float | None = None
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+
+    def __post_init__(self) -> None:
+        """Refuse settings that are not defined."""
+        if self.workers < 1:
+            raise ConfigError("workers", f"is {self.workers}", "give 1 or more")
 
 
 @dataclass(eq=False)

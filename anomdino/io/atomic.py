@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anomdino.errors import ConfigError, DiskError
+from anomdino.errors import ConfigError, DataError, DiskError
 
 _DISK_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free some space and run again: finished files were kept"),
@@ -39,12 +39,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         A path in the same folder that the block writes to.
 
     Raises:
+        DataError: The name is too long for the disk.
         DiskError: The disk is full, or the place is not writable, or it is a folder, or no folder can be made there.
     """
     path = Path(path)
     stem = os.fsdecode(os.fsencode(path.stem)[:100])  # names are limited in bytes
     temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
-    with _disk_errors(path):
+    with disk_errors(path, temporary):
         _make_folder(path)
         if path.is_dir():
             raise DiskError(path, "is a folder, and a file is to be written", "name a file")
@@ -57,14 +58,37 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn the system's errors of writing to a place into errors that say what to do.
+
+    Args:
+        path: What is written to.
+        temporary: Another name under which it is written.
+
+    Raises:
+        DataError: The name is too long for the disk.
+        DiskError: The disk is full or not writable, or another file that the error names may not be used.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            cause, cure = _DISK_ERRORS[error.errno]
-            raise DiskError(path, cause, cure) from error
-        raise
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(path, "has a name that is too long for the disk", "shorten it") from error
+        if error.errno not in _DISK_ERRORS:
+            raise
+        if error.errno == errno.EACCES and not _is_about(error, path, temporary or path):
+            cause, cure = "permission denied", "check the permissions of the file and of its folder"
+            raise DiskError(os.fsdecode(error.filename), cause, cure) from error
+        cause, cure = _DISK_ERRORS[error.errno]
+        raise DiskError(path, cause, cure) from error
+
+
+def _is_about(error: OSError, path: Path, temporary: Path) -> bool:
+    """Whether an error is about what is written, by the file that it names; FFmpeg writes ``file:`` before the name."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return True
+    named = Path(os.fsdecode(error.filename).removeprefix("file:"))
+    return named in {path, temporary} or named in path.parents
 
 
 def make_parent(path: Path) -> None:
@@ -73,7 +97,7 @@ def make_parent(path: Path) -> None:
     Raises:
         DiskError: The disk is full, or the place is not writable, or no folder can be made there.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         _make_folder(path)
 
 
@@ -94,7 +118,7 @@ def remove_file(path: Path) -> None:
     Raises:
         DiskError: It may not be removed.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.unlink(missing_ok=True)
 
 

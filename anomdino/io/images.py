@@ -244,18 +244,21 @@ def known_content(path: Path) -> str:
 
 
 def _explained(path: Path, error: Exception) -> DataError:
-    if not path.exists():
-        return DataError(path, "does not exist", "check the path")
-    if path.is_dir():
-        return DataError(path, "is a folder, not an image", "")
-    if path.stat().st_size == 0:
-        return DataError(path, "is empty (0 bytes)", "copy or download it again")
-    known = known_content(path)
-    if known:
-        return DataError(path, f"is no image but {known}", "get the image itself")
-    if isinstance(error, UnidentifiedImageError):
-        return DataError(path, "is no image in a known format", "use png, jpg, webp, bmp or tiff")
-    return DataError(path, f"is truncated or damaged ({error})", "copy or download it again")
+    if isinstance(error, PermissionError):
+        cause, cure = "may not be read: permission denied", "make the file and its folders readable"
+    elif not path.exists():
+        cause, cure = "does not exist", "check the path"
+    elif path.is_dir():
+        cause, cure = "is a folder, not an image", ""
+    elif path.stat().st_size == 0:
+        cause, cure = "is empty (0 bytes)", "copy or download it again"
+    elif known := known_content(path):
+        cause, cure = f"is no image but {known}", "get the image itself"
+    elif isinstance(error, UnidentifiedImageError):
+        cause, cure = "is no image in a known format", "use png, jpg, webp, bmp or tiff"
+    else:
+        cause, cure = f"is truncated or damaged ({error})", "copy or download it again"
+    return DataError(path, cause, cure)
 
 
 def _is_16_bit_colour(path: Path, image: Image.Image) -> bool:

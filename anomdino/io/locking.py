@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -56,6 +56,16 @@ def exclusive(lock: Path, wait: float | None = None) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         guard.release()
+
+
+def one_run_in(folder: Path) -> AbstractContextManager[None]:
+    """Hold an output folder, which is made, while the block runs: two runs would mix their results.
+
+    Raises:
+        DataError: Another run holds it; the message names its process.
+        DiskError: The folder or the lock in it, a hidden file, cannot be made.
+    """
+    return exclusive(folder / ".anomdino.lock", wait=0)
 
 
 def _describe(holder: Path) -> str:

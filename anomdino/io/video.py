@@ -17,6 +17,7 @@ import numpy.typing as npt
 from anomdino.errors import BackendMissing, ConfigError, DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.io.images import MAX_PIXELS, known_content
+from anomdino.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def video_info(path: Path | str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
         BackendMissing: PyAV is not installed.
     """
     path = Path(path)
+    _check_header(path, max_pixels)
     with _opened(path, max_pixels) as (container, stream):
         _, first = next(_decoded(path, container, stream), (0.0, None))
         if first is None:
@@ -151,13 +153,14 @@ def read_frames(
         BackendMissing: PyAV is not installed.
     """
     path = Path(path)
+    _check_header(path, max_pixels)
     with _opened(path, max_pixels) as (container, stream):
         size: tuple[int, int] | None = None
         begun: int | None = None
         for index, (time, raw) in enumerate(_decoded(path, container, stream)):
             size = size or (raw.height, raw.width)
             if (raw.height, raw.width) != size:
-                raise DataError(path, f"changes its size after {index} frames", "cut it there")
+                raise DataError(path, f"changes its size after {counted(index, 'frame')}", "cut it there")
             if selection.end is not None and time >= selection.end:
                 return
             if time < selection.start:
@@ -165,6 +168,32 @@ def read_frames(
             begun = index if begun is None else begun
             if (index - begun) % selection.every == 0:
                 yield Frame(index, time, upright(raw))
+
+
+def _check_header(path: Path, max_pixels: int) -> None:
+    """Refuse a video by what its header says: decoders that are told of the limit forget the size that is above it.
+
+    Raises:
+        DataError: It may not be read, there is no decoder for it, or its frames are larger than ``max_pixels``.
+    """
+    av = require_pyav()
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "skip_frame": "all"}
+    try:
+        container = av.open(f"file:{path}", options=options)
+    except PermissionError as error:
+        cure = "make the file and its folders readable"
+        raise DataError(path, "may not be read: permission denied", cure) from error
+    except av.FFmpegError:
+        return  # what it is instead is said where it is opened to be read
+    with container:
+        for stream in container.streams.video[:1]:
+            context = stream.codec_context
+            if context is None:
+                cure = "convert it, to H.264 in an MP4 for instance"
+                raise DataError(path, "is coded in a way that PyAV has no decoder for", cure)
+            if context.height * context.width > max_pixels:
+                cause = f"has frames of {context.width} x {context.height}, more than {max_pixels} pixels"
+                raise DataError(path, cause, "shrink it, or raise the limit")
 
 
 @contextmanager
@@ -217,7 +246,7 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[tuple[float, A
         yield seconds, raw
     length = _length(container, stream, begin)
     if count and length - seconds - last > MISSING_SECONDS:
-        cause = f"breaks off after {count} frames, at second {seconds + last:.1f} of {length:.1f}"
+        cause = f"breaks off after {counted(count, 'frame')}, at second {seconds + last:.1f} of {length:.1f}"
         raise DataError(path, cause, "copy it again")
 
 
@@ -249,7 +278,7 @@ def decodable(path: Path | str, container: Any, stream: Any) -> Iterator[Any]:
                 raise DataError(path, f"cannot be decoded ({error.strerror})", "copy it again") from error
         yield from frames
     if damaged:
-        log.warning("%s: %d damaged parts left out", path, damaged)
+        log.warning("%s: %s left out", path, counted(damaged, "damaged part"))
 
 
 def _rate(stream: Any) -> float:

@@ -66,7 +66,10 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
             files.append(path)
             folders.append(path.parent)
         else:
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
+            found = map(Path, sorted(glob.glob(text, recursive=True)))  # noqa: PTH207 - absolute patterns
+            matches = [
+                match for match in found if match.is_file() or match.is_dir()
+            ]  # no link to nothing, no pipe
             if not matches:
                 raise DataError(
                     text, "is no file, no folder, and matches nothing", "check the path or quote the pattern"
@@ -86,7 +89,8 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
 
 
 def _named_folder(folder: Path, out: Path | None) -> list[_Named]:
-    listed, everything = _in_folder(folder, out), _in_folder(folder, None)
+    everything = [(image_key(file, folder), file) for file in walk_files(folder, SUFFIXES)]
+    listed = [(key, file) for key, file in everything if not _is_result(file, out)]
     if everything and not listed:
         raise DataError(folder, f"holds nothing but what lies in the results, {out}", "choose another -o")
     if not listed:
@@ -97,13 +101,9 @@ def _named_folder(folder: Path, out: Path | None) -> list[_Named]:
         )
     left_out = len(everything) - len(listed)
     if left_out and out is not None and not (out / SUMMARY).is_file():
-        log.warning("%s: %d files are left out, for results of %s go to their folders", folder, left_out, out)
+        are = "file is" if left_out == 1 else "files are"
+        log.warning("%s: %d %s left out, for results of %s go to their folders", folder, left_out, are, out)
     return listed
-
-
-def _in_folder(folder: Path, out: Path | None) -> list[_Named]:
-    files = walk_files(folder, SUFFIXES)
-    return [(image_key(file, folder), file) for file in files if not _is_result(file, out)]
 
 
 def _plain(path: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.errors import BackendMissing
-from anomdino.io.atomic import atomic_path
+from anomdino.io.atomic import atomic_path, disk_errors
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
 from anomdino.metrics.instances import components_as_instances
 from anomdino.prediction.coco import file_name
@@ -53,11 +53,14 @@ class InstanceFile:
             photo: Its file.
             mask: bool (H, W).
             score: The final score, float32 (H, W).
+
+        Raises:
+            DiskError: There is no room for it in the folder of temporary files.
         """
         number = image_id(key)
         height, width = mask.shape
+        lines: list[str] = []
         image = {"id": number, "file_name": file_name(key, photo), "height": height, "width": width}
-        self._images.write(json.dumps(image) + "\n")
         ids, scores = components_as_instances(mask, score)
         for places, confidence in zip(_places(ids, len(scores)), scores.tolist(), strict=True):
             self._found += 1
@@ -74,7 +77,10 @@ class InstanceFile:
                 "iscrowd": 0,
                 "score": round(confidence, 6),
             }
-            self._annotations.write(json.dumps(annotation) + "\n")
+            lines.append(json.dumps(annotation) + "\n")
+        with disk_errors(Path(tempfile.gettempdir())):
+            self._images.write(json.dumps(image) + "\n")
+            self._annotations.writelines(lines)
 
     def write(self) -> None:
         """Write the file.

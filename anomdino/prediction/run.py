@@ -11,6 +11,7 @@ from typing import Any
 from anomdino.cascade import Cascade
 from anomdino.errors import AnomdinoError, DataError, DiskError
 from anomdino.io.atomic import atomic_write_json, remove_file
+from anomdino.io.locking import one_run_in
 from anomdino.io.video import ALL, Selection, require_pyav
 from anomdino.prediction.coco import COCO, coco_of
 from anomdino.prediction.inputs import SUMMARY, Inputs
@@ -51,39 +52,42 @@ def predict_all(
 
     Raises:
         AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full, PyAV is missing and
-            there are videos, or a photo and a frame would have one name.
+            there are videos, a photo and a frame would have one name, or another run writes to the folder.
         KeyboardInterrupt: The user stopped it; what was finished is there.
     """
     if inputs.videos:
         require_pyav()  # before hours of photos, not after
     if frame_maps:
         _refuse_shared_names(inputs)
-    for name in (SUMMARY, COCO, INSTANCES):  # of a run before: files change from now on
-        remove_file(writer.folder / name)
-    photos, videos, ended = Done(), Done(), ""
-    try:
-        predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
-        if not photos.interrupted:
-            predict_videos(
-                cascade,
-                inputs.videos,
-                writer,
-                selection=selection,
-                maps=frame_maps,
-                max_pixels=max_pixels,
-                strict=strict,
-                done=videos,
-            )
-    except AnomdinoError as error:
-        ended = f"{error.what}: {error.cause}"
-        with suppress(DiskError):  # the disk that was full may be so still
-            _write_summary(writer, about, inputs, photos, videos, ended)
-        raise
-    ended = "interrupted" if photos.interrupted or videos.interrupted else ""
-    _write_summary(writer, about, inputs, photos, videos, ended)
-    if ended:
-        raise KeyboardInterrupt
-    return photos, videos
+    with one_run_in(writer.folder):
+        for name in (SUMMARY, COCO, INSTANCES):  # of a run before: files change from now on
+            remove_file(writer.folder / name)
+        photos, videos, ended = Done(), Done(), ""
+        try:
+            predict_photos(cascade, inputs.photos, writer, max_pixels=max_pixels, strict=strict, done=photos)
+            if not photos.interrupted:
+                predict_videos(
+                    cascade,
+                    inputs.videos,
+                    writer,
+                    selection=selection,
+                    maps=frame_maps,
+                    max_pixels=max_pixels,
+                    strict=strict,
+                    done=videos,
+                )
+        except Exception as error:  # a graphics card without memory, say: what was done is done
+            ended = f"{type(error).__name__}: {error}"
+            if isinstance(error, AnomdinoError):
+                ended = f"{error.what}: {error.cause}"
+            with suppress(DiskError):  # the disk that was full may be so still
+                _write_summary(writer, about, inputs, photos, videos, ended)
+            raise
+        ended = "interrupted" if photos.interrupted or videos.interrupted else ""
+        _write_summary(writer, about, inputs, photos, videos, ended)
+        if ended:
+            raise KeyboardInterrupt
+        return photos, videos
 
 
 def _write_summary(

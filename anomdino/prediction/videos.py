@@ -137,7 +137,7 @@ class _VideoRun:
                 for frame in track(frames, self.path.name, selection.count(info), unit="frame"):
                     line = self.predict(frame, film)
                     table.write(json.dumps(line, allow_nan=False) + "\n")
-                    self.frames += 1
+                    self.count(frame, line)
             except KeyboardInterrupt:
                 if not self.frames:
                     raise
@@ -181,11 +181,7 @@ class _VideoRun:
                 raise
             if not self.skipped:
                 log.warning("skipped: %s", error)
-            self.skipped += 1
             return line | {"skipped": error.cause}
-        anomalous = bool(found.mask.any())
-        self.with_anomaly += anomalous
-        self.stretches.add(frame.time, anomalous)
         if self.maps:
             self.writer.write_maps(f"{self.key}/{frame.index:06d}", found)
         if film is not None:
@@ -193,11 +189,23 @@ class _VideoRun:
             film.write(self.picture(frame, found), frame.time - self.begin)
         return line | description(found)
 
+    def count(self, frame: Frame, line: Mapping[str, Any]) -> None:
+        """Count a frame whose line is written: one at which the user stops is in none of the numbers."""
+        self.frames += 1
+        if "skipped" in line:
+            self.skipped += 1
+            return
+        anomalous = bool(line["anomaly_share"])
+        self.with_anomaly += anomalous
+        self.stretches.add(frame.time, anomalous)
+
     def picture(self, frame: Frame, found: Prediction) -> npt.NDArray[np.uint8]:
         """Draw a frame."""
         title = f"{self.path.name}  {frame.time:.2f} s"
         span = self.range.follow(found)
-        return draw_overlay(frame.image, found.score, span, boxes=found.boxes, mask=found.mask, title=title)
+        return draw_overlay(
+            frame.image, found.score, span, boxes=self.writer.drawn(found), mask=found.mask, title=title
+        )
 
 
 def _seconds(selection: Selection) -> str:

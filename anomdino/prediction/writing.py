@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from anomdino.adt.model import LOW, SPAN
 from anomdino.cascade import Prediction
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_bytes, atomic_write_json
+from anomdino.io.boxes import Boxes
 from anomdino.io.images import write_png
 from anomdino.io.scores import write_score
 from anomdino.prediction.instances import InstanceFile
@@ -39,6 +41,7 @@ class PredictionWriter:
         overlay: Write pictures.
         thresholds: Write ADT-Net's threshold of each pixel as a map and a picture, ``threshold/``.
         instances: Collects the instances of the photos, for one COCO file of all.
+        boxes: There is a detector; without, pictures do not speak of boxes.
     """
 
     def __init__(
@@ -48,19 +51,30 @@ class PredictionWriter:
         overlay: bool = True,
         thresholds: bool = False,
         instances: InstanceFile | None = None,
+        *,
+        boxes: bool = True,
     ) -> None:
         self.folder, self.rule, self.overlay, self.thresholds = folder, rule, overlay, thresholds
-        self.instances = instances
+        self.instances, self.boxes = instances, boxes
         top = 1.0 if rule.output in {"hard", "soft"} else 1.0 + rule.b
         self.span = ScoreRange(0.0, top, f"{rule.output} score")
 
     def write(
         self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction, photo: Path | None = None
     ) -> dict[str, object]:
-        """Write all files of a photo and return its line of the summary.
+        """Write all files of a photo and return its line of the summary; where that fails, or is stopped, none stays.
 
         Pictures and maps of a run before that are not asked for now go; the photo itself stays, wherever it lies.
         """
+        try:
+            return self._write(key, image, prediction, photo)
+        except BaseException:
+            self._unlink(PHOTO_FILES, key, photo)
+            raise
+
+    def _write(
+        self, key: str, image: npt.NDArray[np.uint8], prediction: Prediction, photo: Path | None
+    ) -> dict[str, object]:
         line: dict[str, object] = {
             "image": key,
             "height": image.shape[0],
@@ -110,7 +124,8 @@ class PredictionWriter:
     def _unlink(self, files: Iterable[tuple[str, str]], key: str, source: Path | None) -> None:
         for kind, suffix in files:
             file = self.folder / kind / f"{key}{suffix}"
-            if source is None or file.resolve() != source.resolve():
+            there = os.path.lexists(file)  # a name that is too long is not
+            if there and (source is None or file.resolve() != source.resolve()):
                 file.unlink(missing_ok=True)
 
     def range_of(self, prediction: Prediction) -> ScoreRange:
@@ -120,6 +135,10 @@ class PredictionWriter:
             return ScoreRange(float(low), float(high), "raw, 2 - 99.8 %")
         usual = min(float(np.median(prediction.score)), 0.9 * self.span.high)
         return ScoreRange(usual, self.span.high, f"{self.rule.output}, above median")
+
+    def drawn(self, prediction: Prediction) -> Boxes | None:
+        """Give the boxes that a picture shows; ``None``, which its legend leaves out, without a detector."""
+        return prediction.boxes if self.boxes else None
 
     def _write_picture(
         self,
@@ -131,7 +150,7 @@ class PredictionWriter:
         span: ScoreRange,
     ) -> None:
         picture = draw_overlay(
-            image, heat, span, boxes=prediction.boxes, mask=prediction.mask, title=Path(key).name
+            image, heat, span, boxes=self.drawn(prediction), mask=prediction.mask, title=Path(key).name
         )
         atomic_write_bytes(self.folder / kind / f"{key}.jpg", encode_jpeg(picture, key))
 
@@ -184,7 +203,7 @@ def encode_jpeg(picture: npt.NDArray[np.uint8], name: str) -> bytes:
 def description(prediction: Prediction) -> dict[str, object]:
     """Give what a line of JSON says of a prediction: share of the mask, range of the score, boxes."""
     return {
-        "anomaly_share": round(float(prediction.mask.mean()), 6),
+        "anomaly_share": float(f"{prediction.mask.mean():.6g}"),  # one pixel of many stays above 0
         "score_min": round(float(prediction.score.min()), 6),
         "score_max": round(float(prediction.score.max()), 6),
         "boxes": [

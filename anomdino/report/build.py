@@ -28,6 +28,7 @@ from anomdino.report.curves import Curve, curve_svg
 from anomdino.report.page import Column, ImageEntry, ReportWriter, Table
 from anomdino.report.published import published_for
 from anomdino.viz.overlay import ScoreRange
+from anomdino.words import counted
 
 COLUMNS = (
     Column("AP", "AP", hint="area under the precision-recall curve, percent"),
@@ -206,7 +207,8 @@ def _tables(result: BenchmarkResult) -> Iterator[Table]:
     outputs = {output: metrics[output] for output in result.components}
     yield Table(
         title=name,
-        subtitle=f"{metrics['images']} images, {metrics['clean_images']} without anomaly, protocol {metrics['protocol']}",
+        subtitle=f"{counted(metrics['images'], 'image')}, {metrics['clean_images']} without anomaly, "
+        f"protocol {metrics['protocol']}",
         columns=COLUMNS,
         rows=outputs,
         intervals=result.intervals,

@@ -19,7 +19,7 @@ from anomdino.io.atomic import atomic_write_text
 from anomdino.io.boxes import Boxes
 from anomdino.progress import track
 from anomdino.report.published import PublishedTable
-from anomdino.viz.overlay import ScoreRange
+from anomdino.viz.overlay import ScoreRange, shrunk
 
 TEMPLATES = Path(__file__).parent / "templates"
 EMBEDDED_LIMIT = 80
@@ -247,12 +247,14 @@ def _pictures(entry: ImageEntry, max_side: int) -> tuple[dict[str, str], tuple[i
     photo = cv2.resize(entry.image, size, interpolation=cv2.INTER_AREA)
     score = cv2.resize(entry.score.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     levels = (entry.span.unit(np.asarray(score, np.float32)) * 255).round().astype(np.uint8)
-    marks = entry.mask.astype(np.uint8)
+    marks = shrunk(entry.mask, size).astype(np.uint8)
     if entry.truth is not None:
-        marks = (
-            marks | ((entry.truth == 1).astype(np.uint8) << 1) | ((entry.truth == 255).astype(np.uint8) << 2)
+        anomaly, labels = (
+            shrunk(entry.truth == 1, size),
+            cv2.resize(entry.truth, size, interpolation=cv2.INTER_NEAREST),
         )
-    marks = np.asarray(cv2.resize(marks, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+        void = (labels == 255) & ~anomaly
+        marks |= (anomaly.astype(np.uint8) << 1) | (void.astype(np.uint8) << 2)
     encoded = {
         "photo": _data_uri(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82]),
         "score": _data_uri(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 6]),

@@ -127,16 +127,29 @@ def draw_overlay(
     if truth is not None:
         labels = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST)
         canvas[labels == 255] = canvas[labels == 255] // 2
-        _outline(canvas, labels == 1, TRUTH_COLOUR, thickness)
+        _outline(canvas, shrunk(truth == 1, (width, height)), TRUTH_COLOUR, thickness)
     if mask is not None:
-        shrunk = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-        _outline(canvas, shrunk > 0, MASK_COLOUR, thickness)
+        _outline(canvas, shrunk(mask, (width, height)), MASK_COLOUR, thickness)
     picture = Image.fromarray(canvas)
     if boxes is not None:
         _draw_boxes(picture, boxes, scale, thickness)
     return _with_footer(
         picture, span, colormap, title, boxes is not None, mask is not None, truth is not None
     )
+
+
+def shrunk(region: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Shrink a region so that no part of it is lost, however small: a pixel is in it where any that it shows is.
+
+    Args:
+        region: bool (H, W).
+        size: Width and height of the result, no larger than the region's.
+
+    Returns:
+        bool (height, width).
+    """
+    share = cv2.resize(region.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(share > 0, np.bool_)
 
 
 def _outline(
@@ -187,7 +200,7 @@ def _with_footer(
         draw.rectangle((at, top + 26, at + 12, top + 38), outline=colour, width=2)
         draw.text((at + 17, top + 24), name, fill=INK, font=font)
         at += 30 + draw.textlength(name, font=font)
-    title = "".join(sign if sign.isprintable() else "?" for sign in title)  # a name may hold a line break
+    title = "".join(sign if _is_drawn(sign) else "?" for sign in title)  # a name may hold a line break
     room, font = left - 20, font if title.isascii() else _wide_font(12)
     while title and draw.textlength(title, font=font) > room:
         title = "..." + title[4:] if len(title) > 8 else ""
@@ -203,6 +216,22 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 @lru_cache(maxsize=8)
 def _wide_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Give matplotlib's font, for names with more than ASCII: Pillow's own has hardly any accents."""
+    return ImageFont.truetype(_wide_font_file(), size)
+
+
+def _is_drawn(sign: str) -> bool:
+    """Whether :func:`_wide_font` has a sign; of others, Chinese ones or most of the small pictures, it draws a frame."""
+    return ord(sign) in _signs()
+
+
+@lru_cache(maxsize=1)
+def _signs() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(_wide_font_file())).get_charmap())
+
+
+def _wide_font_file() -> Path:
     import matplotlib as mpl
 
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    return Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from anomdino.acquisition.registry import load_registry
 from anomdino.cli.data import app
 from anomdino.errors import AnomdinoError
+from anomdino.io.locking import exclusive
 
 
 @pytest.fixture
@@ -80,15 +81,28 @@ def test_list_refuses_an_unknown_item(run):
 
 
 def test_get_verify_where(run, mini_params, tmp_path):
-    assert "camvid: 1 files" in run("get", "camvid", "--from-dir", "hand", "--offline")
+    assert "camvid: 1 file\n" in run("get", "camvid", "--from-dir", "hand", "--offline")
     assert "downloaded" in run("list")
     stored = tmp_path / "data/downloads/camvid.tgz"
     assert str(stored) in run("where", "camvid")
     assert "not there" in run("where", "cityscapes")
     assert "good     camvid.tgz" in run("verify")
     stored.write_bytes(stored.read_bytes()[:-100] + bytes(100))
-    with pytest.raises(AnomdinoError, match="1 files are not what they should be"):
+    with pytest.raises(AnomdinoError, match="hold 1 damaged file"):
         run("verify", "camvid")
+
+
+def test_nothing_is_recorded_while_another_run_holds_the_store(run, mini_params, tmp_path):
+    """A download may take hours: its records are its own, and what is there can be looked at all the same."""
+    run("get", "camvid", "--from-dir", "hand", "--offline")
+    stamps = tmp_path / "data/downloads/.verified.json"
+    stamps.unlink()
+    with exclusive(tmp_path / "data/downloads/.lock"):
+        assert "downloaded" in run("list", "camvid")
+        assert "good     camvid.tgz" in run("verify")
+        assert not stamps.exists()
+    assert "downloaded" in run("list", "camvid")
+    assert "camvid.tgz" in stamps.read_text()
 
 
 def test_get_lays_out_beside_what_is_there(run, mini_params, tmp_path):

@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +17,14 @@ from typer.testing import CliRunner
 
 from anomdino.adt.store import load_adt, save_adt
 from anomdino.adt.thresholds import Threshold
-from anomdino.cascade import find_models
+from anomdino.cascade import Cascade, find_models
 from anomdino.cli import doctor, main
 from anomdino.cli.main import app
 from anomdino.errors import AnomdinoError, CheckpointError, ConfigError, DiskError
 from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.locking import one_run_in
 from anomdino.io.scores import read_score
+from anomdino.prediction.writing import PredictionWriter
 from anomdino.scorer.base import anomaly_score, load_scorer, to_input
 from anomdino.scorer.width_fusion import WidthFusion, save_fusion
 from anomdino.viz.overlay import NARROWEST
@@ -152,6 +157,20 @@ def test_thresholds_are_written_where_they_are_asked_for(models, photos, tmp_pat
     assert read_image(out / "threshold" / "one.jpg").shape == read_image(out / "overlay" / "one.jpg").shape
 
 
+def test_pictures_without_a_detector_do_not_speak_of_boxes(models, photos, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "anomdino.prediction.writing.draw_overlay",
+        lambda image, *_, boxes, **__: drawn.append(boxes) or image,
+    )
+    one = ["predict", photos / "a/one.png", "-o", tmp_path / "out", "--models", models]
+    assert run(*one, "--no-boxes").exit_code == 0
+    load = Cascade.load
+    monkeypatch.setattr(Cascade, "load", lambda *given, boxes: load(*given, boxes=False))
+    assert run(*one).exit_code == 0
+    assert [boxes is None for boxes in drawn] == [True, False]
+
+
 def test_pictures_that_are_not_asked_for_now_go(models, photos, tmp_path):
     one = ["predict", photos / "a/one.png", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
     assert run(*one, "--thresholds").exit_code == 0
@@ -172,6 +191,101 @@ def test_a_run_that_stops_says_so_in_the_summary(models, photos, tmp_path):
     assert summary["output"] == "raw"
     assert [line["image"] for line in summary["images"]] == ["a/b/two", "a/one"]
     assert "b.png" in summary["ended"]
+
+
+def test_photos_with_an_anomaly_are_counted_and_timed(models, photos, tmp_path, monkeypatch):
+    asked = ["predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes", "--output", "raw"]
+    assert run(*asked, "--min-component", 0).exit_code == 0
+    highest = sorted(
+        line["score_max"] for line in json.loads((tmp_path / "out/summary.json").read_text())["images"]
+    )
+    between = sum(highest[-2:]) / 2
+    clock = SimpleNamespace(perf_counter=iter([10.0, 16.0]).__next__)
+    monkeypatch.setattr("anomdino.prediction.photos.time", clock)
+    result = run(*asked, "--min-component", 0, "--threshold", f"fixed:{between}")
+    assert "predict: 3 photos, 1 with an anomaly, 0 skipped, 0.50 photos/s" in result.output
+
+
+def test_photos_above_the_limit_are_skipped(models, photos, tmp_path):
+    result = run(
+        "predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes", "--max-pixels", 50 * 50
+    )
+    assert "2 photos" in result.output
+    (skipped,) = json.loads((tmp_path / "out/summary.json").read_text())["skipped"]
+    assert "has 64 x 40 = 2,560 pixels, the limit is 2,500" in skipped["reason"]
+
+
+def test_the_range_of_the_score_is_in_the_summary(models, photos, tmp_path):
+    asked = ["predict", photos / "a", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
+    for output, top in (("hard", 1), ("fused", 1 + load_adt(models / "models/adt").rule.b)):
+        assert run(*asked, "--output", output).exit_code == 0
+        assert json.loads((tmp_path / "out/summary.json").read_text())["score_range"] == [0, top]
+
+
+def test_the_device_that_is_asked_for_is_used(models, photos, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("anomdino.device.resolve_device", torch.device)
+    monkeypatch.setattr(Cascade, "load", lambda *given, **_: seen.append(given[2]) or 1 / 0)
+    asked = ["predict", photos, "-o", tmp_path / "out", "--models", models, "--device", "cuda:3"]
+    assert isinstance(run(*asked).exception, ZeroDivisionError)
+    assert seen == [torch.device("cuda:3")]
+
+
+def test_two_runs_do_not_write_to_one_folder(models, photos, tmp_path):
+    asked = ["predict", photos / "a", "-o", tmp_path / "out", "--models", models, "--no-boxes"]
+    fuse = [
+        "fuse",
+        "--scores",
+        tmp_path / "out/score",
+        "-o",
+        tmp_path / "fused",
+        "--model",
+        models / "models/adt",
+    ]
+    assert run(*asked).exit_code == 0
+    before = (tmp_path / "out/summary.json").read_bytes()
+    with one_run_in(tmp_path / "out"):
+        assert "is held by process" in str(run(*asked).exception)
+        assert run(*fuse).exit_code == 0  # it writes elsewhere
+    with one_run_in(tmp_path / "fused"):
+        assert "is held by process" in str(run(*fuse).exception)
+    assert (tmp_path / "out/summary.json").read_bytes() == before
+    assert run(*asked).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of memory"), DiskError("mask/a.png", "the disk is full")]
+)
+def test_what_was_done_is_told_whatever_ends_it(models, photos, tmp_path, monkeypatch, error):
+    write, written = PredictionWriter.write, []
+
+    def fails(writer, key, *given):
+        if written:
+            raise error
+        written.append(key)
+        return write(writer, key, *given)
+
+    monkeypatch.setattr(PredictionWriter, "write", fails)
+    result = run("predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes")
+    assert result.exception is error
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert [line["image"] for line in summary["images"]] == written
+    assert summary["skipped"] == []
+    assert summary["ended"] in {"RuntimeError: out of memory", "mask/a.png: the disk is full"}
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(photos, monkeypatch):
+    def command():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("SIGTERM was not heard")
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else the suite would end here, were it not heard
+    monkeypatch.setattr(main, "app", command)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_without_boxes_the_order_of_the_score_is_kept(models, photos, tmp_path):
@@ -201,6 +315,17 @@ def test_bad_photos_are_listed_and_the_others_done(models, photos, tmp_path):
     skipped = json.loads((out / "summary.json").read_text())["skipped"]
     assert [(line["image"], "HTML" in line["reason"]) for line in skipped] == [("page", True)]
     assert not any(file.exists() for file in of_a_run_before)
+
+
+def test_a_photo_whose_name_leaves_no_room_for_a_suffix_is_skipped(models, photos, tmp_path):
+    """Its boxes would have a name of 256 bytes; the others are done, and nothing stays of it."""
+    long = "x" * 251
+    shutil.copy(photos / "a/one.png", photos / f"{long}.png")
+    result = run("predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes")
+    assert "3 photos" in result.output
+    (skipped,) = json.loads((tmp_path / "out/summary.json").read_text())["skipped"]
+    assert (skipped["image"], "too long" in skipped["reason"]) == (long, True)
+    assert not list((tmp_path / "out").glob(f"*/{long}*"))
 
 
 def test_a_bad_photo_stays_though_it_lies_where_a_result_would(models, tmp_path):
@@ -251,8 +376,12 @@ def test_what_the_system_refuses_is_one_message(monkeypatch, capsys, arguments):
 
 
 def test_a_summary_that_may_not_be_removed_is_an_error_of_the_disk(models, photos, tmp_path, monkeypatch):
+    unlink = Path.unlink
+
     def refuse(path, missing_ok=False):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        if path.name == "summary.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
     result = run("predict", photos, "-o", tmp_path / "out", "--models", models, "--no-boxes")
@@ -347,8 +476,10 @@ def test_models_are_found_here_before_the_released_ones(models, tmp_path, monkey
         find_models(None, None)
     monkeypatch.setattr("anomdino.cascade.released_folder", lambda: models)
     assert find_models(None, None) == (models / "models", models / "params.yaml")
+    assert find_models(None, Path("own.yaml")) == (models / "models", Path("own.yaml"))
     shutil.copytree(models / "models", tmp_path / "data" / "models")
-    assert find_models(None, None)[0].as_posix() == "data/models"
+    assert find_models(None, None) == (Path("data/models"), Path("params.yaml"))
+    assert find_models(None, Path("own.yaml"))[1] == Path("own.yaml")
     assert find_models(Path("released"), None) == (models / "models", models / "params.yaml")
     (tmp_path / "released").mkdir()
     with pytest.raises(CheckpointError, match="released: holds no trained models"):
@@ -401,6 +532,7 @@ def test_config_explain_knows_its_parameters(tmp_path):
     shown = run("config", "explain", "adt.l", "--params", tmp_path / "p.yaml").output
     assert all(line.startswith("adt.l") for line in shown.splitlines())
     assert "adt.lr = " in shown
+    assert isinstance(run("config", "explain", "lr", "--params", tmp_path / "p.yaml").exception, ConfigError)
     result = run("config", "explain", "atd", "--params", tmp_path / "p.yaml")
     assert isinstance(result.exception, ConfigError)
     assert "did you mean 'adt'?" in str(result.exception)
@@ -418,6 +550,16 @@ def test_config_use_says_what_changed_and_check_passes(tmp_path):
     assert run("config", "check", "--params", path).exit_code == 0
     changed = run("config", "use", "folder", "--params", path, "--changes")
     assert "data.source: synthetic -> folder" in changed.output
+    again = run("config", "use", "folder", "--params", path)
+    assert "0 changed, 0 gone" in again.output
+    path.write_text(path.read_text() + "\n")
+    content = yaml.safe_load(path.read_text())
+    content["benchmark"]["sets"] = {"mine": {"root": "x"}}
+    path.write_text(yaml.safe_dump(content))
+    assert (
+        "benchmark.sets.mine.root: x -> (gone)"
+        in run("config", "use", "folder", "--params", path, "--changes").output
+    )
     many = run("config", "use", "paper", "--params", path)
     assert len(many.output.splitlines()) <= 3
     assert "--changes" in many.output
@@ -428,6 +570,23 @@ def test_config_use_says_what_changed_and_check_passes(tmp_path):
     assert run("config", "check", "--params", path).exit_code != 0
     assert run("config", "use", "demo", "--params", path).exit_code == 0
     assert run("config", "check", "--params", path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("layout: road_anomly", "benchmark.sets.mine.layout: 'road_anomly' is unknown"),
+        ("entry: AnomalyTrak", "benchmark.sets.mine.entry: 'AnomalyTrak' is unknown"),
+        ("layout: smiyc_anomaly_track, split: night", "split of smiyc_anomaly_track: 'night' is unknown"),
+    ],
+)
+def test_config_check_and_doctor_know_the_benchmarks(tmp_path, monkeypatch, wrong, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(f"benchmark: {{sets: {{mine: {{root: x, {wrong}}}}}}}\n")
+    checked = run("config", "check")
+    assert isinstance(checked.exception, ConfigError)
+    assert told in str(checked.exception)
+    assert told in run("doctor").output
 
 
 def test_doctor_names_what_it_found():

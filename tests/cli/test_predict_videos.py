@@ -36,7 +36,7 @@ def test_a_folder_of_photos_and_videos(models, drive, tmp_path):
     out = tmp_path / "out"
     result = predict(drive, "-o", out, "--models", models, "--output", "raw", "--frames")
     assert result.exit_code == 0, result.output
-    assert "1 photos" in result.output
+    assert "predict: 1 photo, " in result.output
     assert "film: 6 frames of 64 x 40" in result.output
     assert len((out / "frames/film.jsonl").read_text().splitlines()) == 6
     assert len(list(read_frames(out / "overlay/film.mp4"))) == 6

@@ -24,6 +24,7 @@ from anomdino.errors import AnomdinoError, ConfigError, DataError
 from anomdino.evaluation import ScoreFolder
 from anomdino.evaluation.summary import RESERVED
 from anomdino.io.images import write_png
+from anomdino.io.locking import one_run_in
 from anomdino.io.scores import write_score
 from anomdino.metrics import SmiycPixels, exact_curve, sort_scores
 
@@ -142,6 +143,15 @@ def test_masks_are_found_by_the_names_that_maps_are_found_by(tmp_path):
     source = ScoreFolder(tmp_path / "maps", masks=tmp_path / "masks")
     source.require([sample])
     assert source.predictions(sample)["score"].mask.all()
+
+
+def test_two_runs_do_not_write_to_one_folder(track):
+    with one_run_in(track / "out_weak"), pytest.raises(DataError, match="is held by process"):
+        run_evaluate(track, "weak")
+    given = ["--scores", track / "weak", "--root", track / "track", "--method", "m", "--expected-count", 0]
+    with one_run_in(track / "outputs"), pytest.raises(DataError, match="is held by process"):
+        invoke("submit", "smiyc", *given, "-o", track / "outputs")
+    assert not list(track.glob("out*/[!.]*"))
 
 
 def test_compare_finds_a_real_gain_and_none_with_itself(track):

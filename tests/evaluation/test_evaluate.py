@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomdino.benchmarks import ComponentLimits, open_benchmark
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError
 from anomdino.evaluation import (
     EvaluationSettings,
     ScoreFolder,
@@ -533,3 +533,8 @@ def test_a_component_at_a_quarter_is_neither_missed_nor_false():
         "tiny": {"gt": 2, "missed": 1, "sIoU": pytest.approx(0.225), "predicted": 2, "false": 1},
         "small": {"gt": 0, "missed": 0, "sIoU": None, "predicted": 0, "false": 0},
     }
+
+
+def test_an_evaluation_without_workers_is_refused():
+    with pytest.raises(ConfigError, match="workers: is 0"):
+        EvaluationSettings(workers=0)

@@ -18,7 +18,7 @@ from anomdino.errors import DataError, DiskError
 from anomdino.io.atomic import atomic_path, atomic_write_json, atomic_write_text
 from anomdino.io.boxes import Boxes, image_id, read_box_results, write_box_results
 from anomdino.io.listing import list_images, pair_by_key
-from anomdino.io.locking import exclusive
+from anomdino.io.locking import exclusive, one_run_in
 from anomdino.io.scores import read_score, write_score
 
 
@@ -318,3 +318,29 @@ def test_a_lock_that_cannot_be_made_is_no_lock_that_is_held(tmp_path):
     ):
         with pytest.raises(DiskError, match=cause), exclusive(lock, wait=0.05):
             pass
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_unwritable(tmp_path):
+    """Copying, say: the error names the file that was read, and what was to be written is left alone."""
+    other = tmp_path / "other.npz"
+    with pytest.raises(DiskError) as raised, atomic_path(tmp_path / "out/a.npz"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(other))
+    assert str(raised.value).startswith(f"{other}: permission denied")
+    for name in ("{temporary}", "file:{temporary}", str(tmp_path / "out"), None):
+        with pytest.raises(DiskError) as raised, atomic_path(tmp_path / "out/a.npz") as temporary:
+            filename = name and name.format(temporary=temporary)
+            raise PermissionError(errno.EACCES, "Permission denied", filename)
+        assert str(raised.value).startswith(f"{tmp_path / 'out/a.npz'}: no permission to write")
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    with one_run_in(tmp_path / "out"):
+        with (
+            pytest.raises(DataError, match=f"is held by process {os.getpid()} on"),
+            one_run_in(tmp_path / "out"),
+        ):
+            pass
+        with one_run_in(tmp_path / "other"):
+            pass
+    with one_run_in(tmp_path / "out"):
+        pass

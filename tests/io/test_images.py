@@ -1,5 +1,6 @@
 """The loader's answers to every fault of input that a user's folder can hold."""
 
+import errno
 import io
 import struct
 import zlib
@@ -211,3 +212,16 @@ def test_png_round_trip_with_odd_names(tmp_path):
     for name in ["a b.png", "日本.png", "-dash.png", 'quo"te.png', "new\nline.png"]:
         write_png(tmp_path / "sub" / name, pixels)
         np.testing.assert_array_equal(read_image(tmp_path / "sub" / name), pixels)
+
+
+def test_a_photo_that_may_not_be_read_is_not_said_to_be_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (4, 3)).save(path)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)  # root may read everything
+    for read in (read_image, read_label, image_size):
+        with pytest.raises(DataError, match=r"a\.jpg: may not be read: permission denied"):
+            read(path)

@@ -113,6 +113,17 @@ def test_odd_sizes_gain_a_row_and_a_column(tmp_path):
     (first, _) = read_frames(path)
     assert first.image.shape == (34, 48, 3)
     assert np.abs(first.image[:33, :47].astype(int) - picture(0, 33, 47)).mean() < 6
+    for added, beside in ((first.image[33], first.image[32]), (first.image[:, 47], first.image[:, 46])):
+        assert np.abs(added.astype(int) - beside).mean() < 12
+
+
+def test_times_that_do_not_rise_are_written_one_behind_the_other(tmp_path):
+    with writing_video(tmp_path / "film.mp4", 10) as film:
+        for index, time in enumerate((0, 0.5, 0.5, 0.4)):
+            film.write(picture(index), time)
+    times = [frame.time for frame in read_frames(tmp_path / "film.mp4")]
+    assert times == pytest.approx([0, 0.5, 0.5, 0.5], abs=1e-3)
+    assert (np.diff(times) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +254,7 @@ def test_a_damaged_frame_is_left_out_and_the_others_read(tmp_path, caplog):
     (lost,) = set(range(40)) - set(times)
     assert lost in range(8, 11)  # the 9th mark of a frame may be in the header
     assert times == sorted(times)
-    assert "1 damaged parts left out" in caplog.text
+    assert "1 damaged part left out" in caplog.text
 
 
 def test_a_stream_that_stays_damaged_is_given_up(tmp_path, monkeypatch):
@@ -291,20 +302,21 @@ def test_films_put_one_behind_the_other_go_on(tmp_path):
     assert (np.diff(times) > 0).all()
 
 
-def test_frames_that_change_their_size_are_refused(tmp_path):
+@pytest.mark.parametrize(("width", "height"), [(128, 96), (128, 48), (64, 96)])
+def test_frames_that_change_their_size_are_refused(tmp_path, width, height):
     made(tmp_path / "one.mpg", "mpeg2video", range(10), rate=25)
     with av.open(str(tmp_path / "other.mpg"), "w") as container:
         stream = container.add_stream("mpeg2video", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(10):
-            noise = np.full((96, 128, 3), 20 * index, np.uint8)
+            noise = np.full((height, width, 3), 20 * index, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
         container.mux(stream.encode())
     joined = tmp_path / "joined.mpg"
     joined.write_bytes((tmp_path / "one.mpg").read_bytes() + (tmp_path / "other.mpg").read_bytes())
     with pytest.raises(DataError, match="changes its size after"):
         list(read_frames(joined))
-    with pytest.raises(DataError, match="128 x 96, more than"):
+    with pytest.raises(DataError, match=f"{width} x {height}, more than"):
         video_info(tmp_path / "other.mpg", max_pixels=64 * 48)
 
 
@@ -328,8 +340,41 @@ def test_names_that_are_no_plain_words(tmp_path, monkeypatch, name):
 
 def test_large_frames_are_refused(tmp_path):
     path = written(tmp_path / "film.mp4", count=2)
-    with pytest.raises(DataError, match="64 x 48, more than 3000 pixels"):
-        video_info(path, max_pixels=3000)
+    with pytest.raises(DataError, match="64 x 48, more than 3071 pixels"):
+        video_info(path, max_pixels=64 * 48 - 1)
+    assert video_info(path, max_pixels=64 * 48).width == 64
+
+
+@pytest.mark.parametrize(("name", "fourcc"), [("film.avi", "MJPG"), ("film.mp4", "mp4v")])
+def test_large_frames_are_named_where_the_decoder_forgets_their_size(tmp_path, name, fourcc):
+    path = tmp_path / name
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 5, (64, 48))
+    writer.write(picture(0)[..., ::-1])
+    writer.release()
+    for read in (video_info, lambda *given: list(read_frames(given[0], max_pixels=given[1]))):
+        with pytest.raises(DataError, match="64 x 48, more than 3071 pixels"):
+            read(path, 64 * 48 - 1)
+    assert len(list(read_frames(path, max_pixels=100_000))) == 1
+
+
+def test_a_codec_without_a_decoder_is_named(tmp_path):
+    path = made(tmp_path / "film.avi", "mjpeg", range(3))
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZQZQ"))
+    with pytest.raises(DataError, match="no decoder"):
+        video_info(path)
+    with pytest.raises(DataError, match="no decoder"):
+        list(read_frames(path))
+
+
+def test_a_video_that_may_not_be_read_is_not_said_to_be_damaged(tmp_path, monkeypatch):
+    path = written(tmp_path / "film.mp4", count=2)
+
+    def refuse(*_, **__):
+        raise av.error.PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(av, "open", refuse)  # root may read everything
+    with pytest.raises(DataError, match="may not be read: permission denied"):
+        video_info(path)
 
 
 def test_a_film_appears_whole_or_not_at_all(tmp_path):

@@ -67,6 +67,14 @@ def test_inputs_that_match_nothing(text, tmp_path, monkeypatch):
         collect([text])
 
 
+def test_links_to_nothing_are_no_photos_however_they_are_named(drive):
+    (drive / "gone.png").symlink_to("nothing-here.png")
+    for given in (drive, drive / "*.png"):
+        assert "gone" not in collect([str(given)]).photos
+    with pytest.raises(DataError, match="is no file, no folder, and matches nothing"):
+        collect([str(drive / "gone.png")])
+
+
 def test_a_folder_without_any(tmp_path):
     with pytest.raises(DataError, match="holds no image and no video"):
         collect([str(tmp_path)])
@@ -103,7 +111,7 @@ def test_linked_folders_are_entered_and_circles_are_not(drive, tmp_path):
 def test_photos_where_results_go_are_left_out_and_a_first_run_says_so(drive, caplog):
     write_png(drive / "frames/four.png", np.zeros((4, 5, 3), np.uint8))
     assert "frames/four" not in collect([str(drive)], drive).photos
-    assert "1 files are left out" in caplog.text
+    assert "1 file is left out" in caplog.text
     with pytest.raises(DataError, match="nothing but what lies in the results"):
         collect([str(drive / "frames")], drive)
     caplog.clear()

@@ -1,8 +1,10 @@
 """The COCO file of what was found, read by pycocotools."""
 
 import contextlib
+import errno
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from scipy import ndimage
 
+from anomdino.errors import DiskError
 from anomdino.io.boxes import image_id
 from anomdino.prediction.instances import InstanceFile
 
@@ -44,6 +47,16 @@ def test_pycocotools_gives_back_every_component_with_its_place_and_mean_score(tm
             assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
             assert annotation["area"] == one.sum()
             assert annotation["score"] == pytest.approx(scores[key][one].mean(), abs=1e-6)
+
+
+def test_a_full_folder_of_temporary_files_is_named(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a file does, without its name
+
+    file = InstanceFile(tmp_path / "instances.json")
+    monkeypatch.setattr(file._annotations, "writelines", full)
+    with pytest.raises(DiskError, match=f"{tempfile.gettempdir()}: the disk is full"):
+        file.add("a", Path("a.png"), np.ones((4, 6), bool), np.ones((4, 6), np.float32))
 
 
 def test_photos_without_an_anomaly_are_there_and_no_photo_is_a_file_too(tmp_path):

@@ -65,7 +65,8 @@ def lines(folder, key):
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if not path.name.startswith("."))
 
 
 def test_every_frame_has_its_line_and_its_picture(tmp_path):
@@ -80,18 +81,52 @@ def test_every_frame_has_its_line_and_its_picture(tmp_path):
     assert [picture.time for picture in pictures] == pytest.approx(np.arange(10) / 10, abs=1e-3)
     heights = {picture.image.shape[0] for picture in pictures}
     assert heights == {SIZE[0] + 46}  # the photo and its footer
+    red, _, blue = pictures[3].image[6, 6].astype(int)
+    assert red > blue + 30
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     (line,) = summary["videos"]
     assert line == done.lines[0]
     assert line["stretches"] == [[0.3, 0.5], [0.8, 0.8]]
     assert (line["frames"], line["with_anomaly"], line["rate"], line["ended"]) == (10, 4, 10.0, "")
+    assert (line["height"], line["width"], line["every"]) == (*SIZE, 1)
     assert summary["skipped"] == []
+
+
+def test_frames_a_second_and_titles(tmp_path, monkeypatch):
+    titles, clock = (
+        [],
+        iter([100.0, 200.0, 204.0, 300.0]),
+    )  # all videos begin, this one begins and ends, all end
+    monkeypatch.setattr(videos, "draw_overlay", lambda image, *_, title, **__: titles.append(title) or image)
+    path = film(tmp_path / "drive.mp4")
+    monkeypatch.setattr(videos, "time", SimpleNamespace(perf_counter=clock.__next__))
+    _, done = predicted(tmp_path / "out", path)
+    assert (done.lines[0]["frames_per_second"], done.seconds) == (2.5, 200)
+    assert titles == [f"drive.mp4  0.{tenth}0 s" for tenth in range(10)]
+
+
+@pytest.mark.parametrize("detector", [True, False])
+def test_films_speak_of_boxes_where_there_is_a_detector(tmp_path, monkeypatch, detector):
+    drawn = []
+    monkeypatch.setattr(
+        videos, "draw_overlay", lambda image, *_, boxes, **__: drawn.append(boxes is not None) or image
+    )
+    given = Inputs(videos={"drive": film(tmp_path / "drive.mp4", count=2)})
+    writer = PredictionWriter(tmp_path / "out", FusionRule(), boxes=detector)
+    predict_all(FindsRed(), given, writer, max_pixels=10_000)
+    assert drawn == [detector, detector]
 
 
 def test_a_selection_of_frames(tmp_path):
     path, cascade = film(tmp_path / "drive.mp4", count=30), FindsRed()
     predicted(tmp_path / "out", path, cascade=cascade, selection=Selection(every=5, start=0.3, end=2.0))
     assert [line["frame"] for line in lines(tmp_path / "out", "drive")] == [3, 8, 13, 18]
+    (line,) = json.loads((tmp_path / "out/summary.json").read_text())["videos"]
+    assert (line["rate"], line["every"], line["frames"]) == (
+        10,
+        5,
+        4,
+    )  # of the video, not of what was looked at
     assert cascade.seen == 4
     times = [picture.time for picture in read_frames(tmp_path / "out/overlay/drive.mp4")]
     assert times == pytest.approx([0, 0.5, 1.0, 1.5], abs=1e-3)
@@ -207,6 +242,22 @@ def test_stopped_by_the_user_it_keeps_what_was_found(tmp_path):
     (line,) = json.loads((tmp_path / "out/summary.json").read_text())["videos"]
     assert (line["video"], line["frames"], line["ended"]) == ("drive", 4, "interrupted")
     assert len(lines(tmp_path / "out", "drive")) == 4
+
+
+def test_a_frame_at_which_the_user_stops_is_in_none_of_the_numbers(tmp_path, monkeypatch):
+    write = videos.VideoWriter.write
+
+    def stopped(film, picture, time):
+        if time > 0.35:
+            raise KeyboardInterrupt
+        write(film, picture, time)
+
+    path = film(tmp_path / "drive.mp4", red={4, 5})
+    monkeypatch.setattr(videos.VideoWriter, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predicted(tmp_path / "out", path)
+    (line,) = json.loads((tmp_path / "out/summary.json").read_text())["videos"]
+    assert (line["frames"], line["with_anomaly"], line["stretches"]) == (4, 0, [])
 
 
 def test_photos_that_were_stopped_are_in_the_summary(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomdino.evaluation.summary import CITYSCAPES
 from anomdino.io.boxes import Boxes
-from anomdino.report.build import _false_positive_table
+from anomdino.report.build import _false_positive_table, _span
 from anomdino.report.curves import Curve, curve_svg
 from anomdino.report.page import EMBEDDED_LIMIT, Column, ImageEntry, ReportWriter, Table
 from anomdino.report.published import published_for
@@ -77,6 +77,7 @@ def test_page_is_self_contained_and_the_same_twice(tmp_path):
     assert 'class="best">75.00' in page
     assert 'title="one class only"' in page
     assert "94.75" in page
+    assert "70.00 .. 80.00" in page
 
 
 def test_the_best_of_equal_values_is_not_set_in_bold(tmp_path):
@@ -84,6 +85,13 @@ def test_the_best_of_equal_values_is_not_set_in_bold(tmp_path):
     rows = {"raw": {"x": 1.0, "y": 0}, "fused": {"x": 0.999999, "y": 0}, "mask": {"x": None, "y": 0}}
     page = ReportWriter(tmp_path, 0).finish("Demo", {}, [Table("a", columns, rows)], [])
     assert 'class="best"' not in page.read_text()
+
+
+def test_the_lowest_is_the_best_where_low_is_better(tmp_path):
+    columns = [Column("x", "x", "high"), Column("y", "y", "low"), Column("z", "z", "none")]
+    rows = {"raw": {"x": 0.1, "y": 0.2, "z": 0.3}, "fused": {"x": 0.4, "y": 0.5, "z": 0.6}}
+    page = ReportWriter(tmp_path, 0).finish("Demo", {}, [Table("a", columns, rows)], []).read_text()
+    assert re.findall(r'class="best">([\d.]+)', page) == ["20.00", "40.00"]
 
 
 def test_all_that_are_printed_as_the_best_are_set_in_bold(tmp_path):
@@ -99,8 +107,42 @@ def test_classes_that_are_equally_frequent_stand_in_the_order_of_their_names():
     counts = np.ones(19, np.int64)
     counts[CITYSCAPES.index("wall")] = 2
     result = SimpleNamespace(benchmark=SimpleNamespace(name="x"), false_positive_classes={"raw": counts})
-    shown = [column.name for column in _false_positive_table(result).columns]
+    table = _false_positive_table(result)
+    shown = [column.name for column in table.columns]
     assert shown == ["wall", *sorted({*CITYSCAPES} - {"wall"})[:7]]
+    assert table.rows["raw"]["wall"] == pytest.approx(2 / 20)
+
+
+def test_one_range_holds_the_scores_of_all_sets():
+    rows = [[{"score_min": 0.2, "score_max": 0.5}, {"score_min": 0.3, "score_max": 0.9}]]
+    rows.append([{"score_min": -1.5, "score_max": 0.4}])
+    results = [
+        SimpleNamespace(components={}, pixel=["raw", "fused"], rows_of={"fused": one}.get) for one in rows
+    ]
+    span = _span(results)
+    assert (span.low, span.high) == (-1.5, 0.9)
+
+
+def test_what_the_page_knows_of_an_image(tmp_path):
+    (entry,) = entries(1)
+    writer = ReportWriter(tmp_path, 1)
+    writer.add(replace(entry, span=ScoreRange(-0.5, 2)))
+    page = writer.finish("Demo", {}, [], []).read_text()
+    (record,) = json.loads(
+        page.split('<script id="entries" type="application/json">')[1].split("</script>")[0]
+    )
+    assert (record["aspect"], record["range"]) == (f"{WIDTH} / {HEIGHT}", [-0.5, 2])
+    assert record["boxes"] == [
+        [0.1, pytest.approx(4 / 24, abs=1e-4), 0.5, pytest.approx(20 / 24, abs=1e-4), 0.75]
+    ]
+    score, marks = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(record["pictures"][kind].split(",")[1]))))
+        for kind in ("score", "marks")
+    )
+    np.testing.assert_allclose(score / 255 * 2.5 - 0.5, entry.score, atol=0.005)
+    np.testing.assert_array_equal((marks & 1) > 0, entry.mask)
+    np.testing.assert_array_equal((marks & 2) > 0, entry.truth == 1)
+    np.testing.assert_array_equal((marks & 4) > 0, entry.truth == 255)
 
 
 def test_curves_have_the_ink_of_the_page_and_say_what_they_are():
@@ -128,6 +170,23 @@ def test_photos_have_their_colours(tmp_path):
     (photo,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(photo))))
     np.testing.assert_allclose(shown[4, 4].astype(int), (200, 60, 20), atol=6)
+
+
+def test_small_things_of_a_large_photo_are_in_the_page(tmp_path):
+    truth = np.zeros((30, 2160), np.uint8)
+    truth[:, ::9] = 255
+    truth[10, 1000], truth[11, 1001] = 1, 1
+    mask = np.zeros((30, 2160), bool)
+    mask[20, 1300] = True
+    writer = ReportWriter(tmp_path, 1)
+    writer.add(replace(one_image("a", truth), mask=mask))
+    page = writer.finish("Demo", {}, [], []).read_text()
+    content = re.findall(r'"marks": "data:image/png;base64,([^"]+)', page)[0]
+    marks = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    assert marks.shape == (10, 720)
+    assert [*zip(*np.nonzero(marks & 2), strict=True)] == [(3, 333)]
+    assert [*zip(*np.nonzero(marks & 1), strict=True)] == [(6, 433)]
+    assert not ((marks & 4) > 0)[3, 333]
 
 
 @pytest.mark.parametrize("key", ["a <!--<script>", "b </script><b>", "c <img src=x>"])

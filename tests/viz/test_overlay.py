@@ -87,6 +87,22 @@ def test_boxes_and_outlines_follow_a_photo_that_is_shrunk():
     np.testing.assert_array_equal(boxed[:-FOOTER], sure[:-FOOTER])  # the surest box is drawn last
 
 
+@pytest.mark.parametrize("side", ["mask", "truth"])
+def test_small_things_of_a_large_photo_are_seen(side):
+    """Three columns of the photo are one of the picture: of each place, none may fall between."""
+    image, score = np.full((90, 1800, 3), 60, np.uint8), np.zeros((90, 1800), np.float32)
+    bare = draw_overlay(
+        image, score, ScoreRange(0, 1), max_side=600, **{side: np.zeros((90, 1800), np.uint8)}
+    )
+    for at in range(40, 46):
+        region = np.zeros((90, 1800), np.uint8)
+        region[at, 20 * at] = 1
+        picture = draw_overlay(image, score, ScoreRange(0, 1), max_side=600, **{side: region})
+        top, bottom, left, right = changed_region(picture, bare)
+        assert top <= at // 3 <= bottom
+        assert left <= 20 * at // 3 <= right
+
+
 def test_void_is_darkened():
     truth = np.zeros((50, 60), np.uint8)
     truth[:20] = 255
@@ -135,6 +151,59 @@ def test_names_with_accents_are_written():
     assert all((one != other).any() for one, other in ((shown[0], shown[1]), (shown[1], shown[2])))
     np.testing.assert_array_equal(footer(400, "a\nb\udcff"), footer(400, "a?b?"))
     assert (footer(400, "ü")[:20, :100] != footer(400, "é")[:20, :100]).any()
+
+
+def test_signs_that_no_font_here_has_are_told_by_question_marks():
+    """Pillow would draw an empty frame for each, which says less, and looks like a fault."""
+    np.testing.assert_array_equal(footer(400, "日本 a🦌"), footer(400, "?? a?"))
+    np.testing.assert_array_equal(footer(400, "日é"), footer(400, "?é"))
+    shown = [footer(400, name)[:20, :100] for name in ("é", "?")]
+    assert (shown[0] != shown[1]).any()
+
+
+def drawn(span=(0.25, 1.5), score=0.5, title=""):
+    """A picture with a box at its lower left, and its footer."""
+    boxes = Boxes(np.array([[0, 30, 60, 60]]), np.array([score]))
+    photo, heat = np.zeros((60, 400, 3), np.uint8), np.zeros((60, 400), np.float32)
+    return np.split(draw_overlay(photo, heat, ScoreRange(*span), boxes=boxes, title=title), [60])
+
+
+def test_the_colour_bar_rises_and_its_ends_are_written_below_them():
+    _, whole = drawn()
+    bar = whole[12]
+    left, right = 400 - 12 - 133, 400 - 12 - 1  # a third of the width, twelve pixels from the edge
+    table = colour_table("inferno")
+    np.testing.assert_array_equal([bar[left], bar[right]], [table[0], table[255]])
+    for span, low, high in (((0.75, 1.5), True, False), ((0.25, 2.5), False, True)):
+        changed = (drawn(span)[1] != whole).any(axis=(0, 2))
+        assert (changed[left : left + 60].any(), changed[right - 60 :].any()) == (low, high)
+        assert not changed[: left - 1].any()
+
+
+def test_a_box_has_its_confidence_beside_it():
+    one, other = drawn(score=0.25)[0], drawn(score=0.75)[0]
+    rows, columns = np.nonzero((one != other).any(axis=2))
+    assert rows.max() < 30
+    assert columns.max() < 40
+
+
+def test_of_a_long_title_the_end_is_written():
+    """Frames and photos of one drive differ at the end of their names."""
+    np.testing.assert_array_equal(drawn(title="a" * 90 + "c" * 90)[1], drawn(title="b" * 90 + "c" * 90)[1])
+    assert (drawn(title="a" * 90 + "17")[1] != drawn(title="a" * 90 + "18")[1]).any()
+
+
+def test_the_legend_names_what_was_looked_for():
+    def legend(**found):
+        picture = draw_overlay(
+            np.zeros((40, 400, 3), np.uint8), np.zeros((40, 400), np.float32), ScoreRange(0, 1), **found
+        )
+        return {tuple(colour) for colour in picture[-FOOTER + 24 :, :130].reshape(-1, 3)}
+
+    mask = np.zeros((40, 400), bool)
+    assert {BOX_COLOUR, MASK_COLOUR} <= legend(boxes=Boxes.empty(), mask=mask)
+    assert not {BOX_COLOUR, TRUTH_COLOUR} & legend(mask=mask)
+    assert TRUTH_COLOUR in legend(truth=mask.astype(np.uint8))
 
 
 def test_common_range_is_that_of_the_whole_set():
