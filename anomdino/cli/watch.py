@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +70,7 @@ def watch(
     Ctrl-C ends it.
     """
     from anomdino.io.atomic import require_folder
+    from anomdino.io.locking import one_run_in
     from anomdino.io.stream import LiveSource
     from anomdino.prediction.watching import Sightings, Watched
     from anomdino.prediction.watching import watch as watch_source
@@ -78,9 +79,11 @@ def watch(
     if out is not None:
         require_folder(out)
     seen = Watched()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # services are ended so
     try:
-        with LiveSource(source, patience=patience, max_pixels=max_pixels) as live:
+        with (
+            nullcontext() if out is None else one_run_in(out),
+            LiveSource(source, patience=patience, max_pixels=max_pixels) as live,
+        ):
             cascade = load_cascade(
                 models,
                 params,
@@ -95,7 +98,8 @@ def watch(
             log.info("%s: watching on %s", live.name, cascade.engine.device)
             sightings = None
             if out is not None:
-                sightings = Sightings(PredictionWriter(out, cascade.adt.rule), live.name, keep, gap)
+                writer = PredictionWriter(out, cascade.adt.rule, boxes=boxes)
+                sightings = Sightings(writer, live.name, keep, gap)
             watch_source(
                 cascade, live, _print, sightings=sightings, frames=frames, seconds=seconds, watched=seen
             )
@@ -104,7 +108,6 @@ def watch(
     except BrokenPipeError:  # who reads the lines has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
-        signal.signal(signal.SIGTERM, before)
         if seen.looked:
             rate = seen.looked / max(1e-9, seen.seconds)
             log.info(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from anomdino.errors import DataError
 from anomdino.io.listing import IMAGE_SUFFIXES, image_key, walk_files
+from anomdino.io.stream import is_live, without_password
 from anomdino.io.video import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,10 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
             matches = [
                 match for match in found if match.is_file() or match.is_dir()
             ]  # no link to nothing, no pipe
+            if not matches and is_live(text):
+                raise DataError(
+                    without_password(text), "is a stream or a camera", "look at it by `anomdino watch`"
+                )
             if not matches:
                 raise DataError(
                     text, "is no file, no folder, and matches nothing", "check the path or quote the pattern"

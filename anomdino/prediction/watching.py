@@ -60,7 +60,7 @@ class Sightings:
             frame.image,
             prediction.score,
             self._range.span,
-            boxes=prediction.boxes,
+            boxes=self._writer.drawn(prediction),
             mask=prediction.mask,
             title=title,
         )

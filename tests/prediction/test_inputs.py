@@ -140,3 +140,10 @@ def test_a_pattern_that_matches_folders_keeps_them_apart(drive, tmp_path):
     write_png(tmp_path / "drive2/a/one.png", np.zeros((4, 5, 3), np.uint8))
     found = collect([str(tmp_path / "drive*")]).photos
     assert list(found) == ["drive/a/b/two", "drive/a/one", "drive/three ü", "drive2/a/one"]
+
+
+def test_a_stream_is_sent_to_the_command_for_streams():
+    for address in ("rtsp://me:secret@camera/a", "/dev/null"):
+        with pytest.raises(DataError, match=r"is a stream or a camera\n.*`anomdino watch`") as caught:
+            collect([address])
+        assert "secret" not in str(caught.value)
