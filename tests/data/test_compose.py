@@ -206,41 +206,62 @@ def test_fewer_images_are_the_first_of_more(sources):
     assert few == {name: many[name] for name in few}
 
 
-def test_a_broken_off_run_is_taken_up_and_ends_the_same(sources, monkeypatch):
+@pytest.fixture
+def break_off(sources, monkeypatch):
+    """Compose until the disk is full, with four images finished and the label of the fifth missing."""
+
+    def broken(**changes):
+        write, written = module.write_png, []
+
+        def failing(path, *rest):
+            written.append(path)
+            if len(written) == 10:
+                raise OSError(28, "No space left on device")
+            write(path, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_png", failing)
+            with pytest.raises(OSError, match="No space"):
+                run(sources, "broken", **changes)
+        return sources / "broken"
+
+    return broken
+
+
+def test_a_broken_off_run_is_taken_up_and_ends_the_same(sources, break_off):
     run(sources, "whole")
-    write, written = module.write_png, []
-
-    def failing(path, *rest):
-        written.append(path)
-        if len(written) == 9:
-            raise OSError(28, "No space left on device")
-        write(path, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_png", failing)
-        with pytest.raises(OSError, match="No space"):
-            run(sources, "broken")
-    assert not (sources / "broken/ood.json").exists()
+    assert not (break_off() / "ood.json").exists()
     counts = run(sources, "broken")
     assert counts["kept"] == 4
     assert tree(sources / "broken") == tree(sources / "whole")
 
 
-def test_other_parameters_do_not_take_up_a_broken_off_run(sources, monkeypatch):
+def test_other_parameters_do_not_take_up_a_broken_off_run(sources, break_off):
     run(sources, "whole", jitter=0.1)
-    write, written = module.write_png, []
-
-    def failing(path, *rest):
-        written.append(path)
-        if len(written) == 9:
-            raise OSError(28, "No space left on device")
-        write(path, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_png", failing)
-        with pytest.raises(OSError, match="No space"):
-            run(sources, "broken", jitter=0.2)
+    break_off(jitter=0.2)
     assert run(sources, "broken", jitter=0.1)["kept"] == 0
+    assert tree(sources / "broken") == tree(sources / "whole")
+
+
+def test_what_was_damaged_since_a_run_broke_off_is_composed_again(sources, break_off):
+    run(sources, "whole")
+    broken = break_off()
+    notes = sorted(finished(broken))
+    notes[0].write_bytes(b"")
+    notes[1].write_text('["no note"]')
+    image, label = (broken / folder / f"{notes[2 + place].stem}.png" for place, folder in enumerate(FOLDERS))
+    image.write_bytes(image.read_bytes()[:100])
+    label.write_bytes(image.read_bytes())
+    assert run(sources, "broken")["kept"] == 0
+    assert tree(sources / "broken") == tree(sources / "whole")
+
+
+def test_files_of_others_among_the_notes_do_not_stop_a_run(sources, break_off):
+    run(sources, "whole")
+    (break_off() / ".compose" / ".DS_Store").write_text("Finder was here")
+    (sources / "broken/.compose/another run").mkdir()
+    (sources / "broken/.compose/another run/thumbs.db").write_text("so was Explorer")
+    assert run(sources, "broken")["kept"] == 4
     assert tree(sources / "broken") == tree(sources / "whole")
 
 
