@@ -91,6 +91,14 @@ def test_an_item_of_two_sizes_is_refused(tmp_path):
     assert not (tmp_path / "one.npz").exists()
 
 
+def test_an_item_that_was_damaged_says_so(items):
+    content = items[0].file.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], content.replace(b"label.npy", b"lapel.npy")):
+        items[0].file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"0\.npz: is missing or damaged"):
+            read_item(items[0].file)
+
+
 @pytest.mark.parametrize("corner", [(0, 0), (-30, 50), (100, -200), (470, 600)])
 def test_a_crop_is_what_lies_there_and_the_filling_beyond(corner):
     values = np.random.default_rng(0).integers(0, 200, (480, 640)).astype(np.uint8)

@@ -194,6 +194,12 @@ def test_files_that_do_not_belong_say_so(scorer):
         load_fusion(scorer, WIDTHS)
 
 
+def with_byte_changed(content, member):
+    """Change the byte after the header of an array in an npz file."""
+    place = content.index(b"\n", content.index(member)) + 1
+    return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+
+
 def test_a_grid_holds_the_scores_of_every_width_and_the_label(scorer, tmp_path):
     engine, _ = engine_from(ScoreConfig(widths=list(WIDTHS)), scorer)
     image = np.random.default_rng(1).integers(0, 255, (60, 80, 3), np.uint8)
@@ -211,8 +217,18 @@ def test_a_grid_holds_the_scores_of_every_width_and_the_label(scorer, tmp_path):
     for found, score in zip(scores, engine.score_widths(image), strict=True):
         expected = resized(score[None], (480, GRID_WIDTH))[0, 0].numpy()
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:100],
+        with_byte_changed(whole, b"scores.npy"),
+        with_byte_changed(whole, b"digest.npy"),
+    ):
+        path.write_bytes(damaged)
+        assert not is_written(path, "one")
+    path.write_bytes(with_byte_changed(whole, b"label.npy"))
     assert not is_written(path, "one")
+    with pytest.raises(DataError, match=r"a\.npz: is missing or damaged"):
+        read_grid(path)
     with pytest.raises(DataError, match="label of"):
         write_grid(path, engine, image, label[1:], "one")
 
