@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.errors import BackendMissing, CheckpointError
-from anomdino.scorer.base import IMAGENET_MEAN, IMAGENET_STD, NUM_CLASSES, Scorer, ScorerOutput, ScorerSpec
+from anomdino.scorer.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LEAST_CLASSES,
+    NUM_CLASSES,
+    Scorer,
+    ScorerOutput,
+    ScorerSpec,
+)
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +145,7 @@ def build(
     library = _library()
     settings = dict(config)
     model_type = str(settings.pop("model_type", ""))
-    _refuse_unsuited("config.json", model_type)
+    _refuse_unsuited("config.json", model_type, num_classes)
     try:
         parsed = library.AutoConfig.for_model(model_type, **settings)
         network = _auto_class(library, parsed).from_config(parsed)
@@ -166,7 +174,7 @@ def load_transformers(name: Path | str) -> TransformersScorer:
     library = _library()
     try:
         config = library.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        _refuse_unsuited(name, config.model_type)
+        _refuse_unsuited(name, config.model_type, config.num_labels)
         network, report = _auto_class(library, config).from_pretrained(
             name, config=config, trust_remote_code=False, output_loading_info=True
         )
@@ -211,9 +219,11 @@ def _own_size(config: Any) -> list[int] | None:
     return None
 
 
-def _refuse_unsuited(name: Path | str, model_type: str) -> None:
+def _refuse_unsuited(name: Path | str, model_type: str, classes: int) -> None:
     if model_type in UNSUITED:
         raise CheckpointError(name, f"is of the kind {model_type}, which {UNSUITED[model_type]}", CURE)
+    if classes < LEAST_CLASSES:
+        raise CheckpointError(name, f"knows {classes} class, a closed set has two or more", CURE)
 
 
 def _json_value(value: Any) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -576,7 +577,14 @@ def test_digest_covers_options_and_weights_but_not_speed(tmp_path):
     weights.write_bytes(b"1")
     base = content_digest(ScoringOptions(), weights, "x")
     assert base == content_digest(ScoringOptions(batch=8, compile=True), weights, "x")
-    assert base != content_digest(ScoringOptions(kind="entropy"), weights, "x")
+    other = {
+        "kind": "entropy", "logits": "closed", "widths": (8,), "refine": (4,), "refine_net": True, "map_stride": 2,
+        "semantic": "onehot", "distance": "margin", "max_pixels": 9, "tile_overlap": 9, "precision": "bf16",
+    }  # fmt: skip
+    changed = [{name: value} for name, value in other.items()] + [{"blur": True}, {"blur": False}]
+    assert len({content_digest(ScoringOptions(**one), weights, "x") for one in [{}, *changed]}) == 14
+    named = {field.name for field in fields(ScoringOptions)}
+    assert named == other.keys() | {"blur", "fusion", "batch", "compile", "compile_mode"}
     assert base != content_digest(ScoringOptions(), weights, "y")
     weights.write_bytes(b"2")
     assert base != content_digest(ScoringOptions(), weights, "x")
@@ -685,7 +693,9 @@ def test_engine_from_parameters(small, tmp_path):
     engine, digest = engine_from(ScoreConfig(widths=[32, 64], blur="off"), tmp_path)
     assert engine.options.widths == (32, 64)
     assert not engine.options.blurs
-    assert digest != engine_from(ScoreConfig(), tmp_path)[1]
+    plain = engine_from(ScoreConfig(), tmp_path)[1]
+    assert digest != plain == engine_from(ScoreConfig(), tmp_path)[1]
+    assert plain != engine_from(ScoreConfig(), tmp_path, "meta")[1]  # on CUDA, auto means half precision
     with pytest.raises(CheckpointError, match="does not exist"):
         engine_from(ScoreConfig(), tmp_path / "none")
 

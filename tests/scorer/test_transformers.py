@@ -272,6 +272,14 @@ def test_a_network_that_needs_more_than_an_image_is_refused(tmp_path, monkeypatc
         load_transformers(tmp_path)
 
 
+def test_a_network_of_one_class_is_refused(tmp_path):
+    network = tiny_segformer()
+    network.config.num_labels = 1
+    network.config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="knows 1 class, a closed set has two or more"):
+        load_transformers(tmp_path)
+
+
 def test_saved_and_loaded_as_a_scorer(folder, tmp_path):
     scorer = load_transformers(folder)
     save_scorer(scorer, tmp_path / "rpl")
