@@ -539,8 +539,9 @@ def test_a_second_run_keeps_what_is_finished_and_repairs_the_rest(pixel, photos,
     (tmp_path / "score" / f"{keys[0]}.npz").write_bytes(b"PK damaged")
     (tmp_path / "maps" / f"{keys[1]}.npz").unlink()
     (tmp_path / "maps" / DONE_FOLDER / f"{keys[2]}.json").write_text("{")
+    (tmp_path / "maps" / f"{keys[3]}.npz").write_bytes((tmp_path / "maps" / f"{keys[4]}.npz").read_bytes())
     report = scorer_for(pixel, tmp_path).run(photos)
-    assert (report.scored, report.reused) == (3, 3)
+    assert (report.scored, report.reused) == (4, 2)
     assert "changed or damaged" in caplog.text
     assert tree_digest(tmp_path / "score", tmp_path / "maps") == before
 
@@ -592,13 +593,14 @@ def test_digest_covers_options_and_weights_but_not_speed(tmp_path):
 
 def test_a_bad_image_fails_or_is_listed(pixel, photos, tmp_path):
     bad = list(photos)[3]
+    scorer_for(pixel, tmp_path).run(photos)
     photos[bad].write_bytes(photos[bad].read_bytes()[:40])
     with pytest.raises(DataError, match="bild_3"):
         scorer_for(pixel, tmp_path).run(photos)
     report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=1).run(photos)
     assert list(report.skipped) == [bad]
     assert list(json.loads((tmp_path / "maps" / SKIPPED_FILE).read_text())) == [bad]
-    assert not (tmp_path / "score" / f"{bad}.npz").exists()
+    assert not any((tmp_path / folder / f"{bad}.npz").exists() for folder in ("score", "maps"))
     with pytest.raises(DataError, match="max_bad"):
         scorer_for(pixel, tmp_path, skip_bad=True).run(photos)
 
