@@ -86,6 +86,25 @@ def test_an_interrupted_run_continues_to_the_same_files(make_set, tmp_path, monk
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "resumed")
 
 
+def test_a_run_with_another_image_held_out_starts_anew(make_set, tmp_path, monkeypatch):
+    """The sources of images say which are held out; the images, in their order, can be the same."""
+    files, epochs, original = make_set(images=4), [], training.train_epoch
+
+    def killed(*args, **kwargs):
+        epochs.append(args[4])
+        if args[4] == 1:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_epoch", killed)
+    for learned in (2, 3, 3):
+        monkeypatch.setattr(training, "hold_out", lambda items, *_, n=learned: (items[:n], items[n:]))
+        with pytest.raises(KeyboardInterrupt):
+            plan = replace(PLAN, samples_per_epoch=4)
+            train_adt(files, plan, tmp_path / "adt", seed=4, host=TrainingHost(state=tmp_path / "state.pt"))
+    assert epochs == [0, 1, 0, 1, 1]
+
+
 def test_a_run_that_had_stopped_stays_so_and_its_curves_stay_whole(make_set, tmp_path, monkeypatch):
     """Killed after the last epoch: no epoch is added, and DVCLive shows all of them."""
     plan = replace(PLAN, lr=1e-12, epochs=9, patience=2)

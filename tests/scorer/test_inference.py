@@ -603,6 +603,15 @@ def test_a_bad_image_fails_or_is_listed(pixel, photos, tmp_path):
     assert not any((tmp_path / folder / f"{bad}.npz").exists() for folder in ("score", "maps"))
     with pytest.raises(DataError, match="max_bad"):
         scorer_for(pixel, tmp_path, skip_bad=True).run(photos)
+    write_png(photos[bad], photo())
+    assert scorer_for(pixel, tmp_path, skip_bad=True).run(photos).scored == 1
+    assert not (tmp_path / "maps" / SKIPPED_FILE).exists()
+
+
+def test_images_above_the_limit_of_pixels_are_listed(pixel, photos, tmp_path):
+    report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=None, max_image_pixels=44 * 60).run(photos)
+    assert sorted(report.skipped) == [key for key in sorted(photos) if int(key[-1]) % 3 == 2]
+    assert all("the limit is 2,640" in reason for reason in report.skipped.values())
 
 
 def test_an_image_far_too_tall_fails_or_is_listed(pixel, photos, tmp_path):
@@ -632,14 +641,14 @@ def test_maps_of_another_method_take_the_place_of_the_score(pixel, photos, tmp_p
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.random.default_rng(int(key[-1])).normal(size=(height, 60)))
     source = MapsSource(tmp_path / "rba", photos)
-    engine = ScoringEngine(pixel)
+    engine = ScoringEngine(pixel, ScoringOptions(map_stride=7))
     outputs = Outputs(tmp_path / "score", tmp_path / "maps")
     SetScorer(engine, outputs, "d", source=source).run(photos)
     for key in photos:
         given_map = np.load(tmp_path / "rba" / f"{key}.npy").astype(np.float32)
         np.testing.assert_array_equal(read_score(outputs.of(key)[0]), given_map)
         maps = UncertaintyMaps.load(outputs.of(key)[1])
-        np.testing.assert_allclose(maps.score[0, 0], given_map[:4, :4].mean(), atol=1e-6)
+        np.testing.assert_allclose(maps.score, by_cells(given_map, 7), atol=1e-6)
     np.save(tmp_path / "rba" / f"{next(iter(photos))}.npy", np.zeros((2, 2)))
     with pytest.raises(DataError, match="2 x 2"):
         SetScorer(engine, outputs, "new", source=source).run(photos)
