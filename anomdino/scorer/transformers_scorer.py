@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -97,9 +98,8 @@ class TransformersScorer(Scorer):
         return ScorerOutput(logits, logits)
 
     def fingerprint(self) -> str:
-        """Digest weights and preprocessing, so that results of others are told apart."""
-        seen = [self.spec.options[name] for name in ("mean", "std", "flip", "size")]
-        digest = hashlib.sha256(json.dumps(seen).encode())
+        """Digest weights, configuration and preprocessing, so that results of others are told apart."""
+        digest = hashlib.sha256(json.dumps(dict(self.spec.options), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().numpy().tobytes())
@@ -143,7 +143,7 @@ def build(
             number of classes.
     """
     library = _library()
-    settings = dict(config)
+    settings = copy.deepcopy(dict(config))  # transformers takes its parts apart
     model_type = str(settings.pop("model_type", ""))
     _refuse_unsuited("config.json", model_type, num_classes)
     try:

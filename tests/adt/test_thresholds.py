@@ -109,7 +109,15 @@ def test_a_component_is_found_at_the_score_that_a_quarter_reaches():
     assert (score[0, :8] >= 6).sum() == 2
 
 
-@pytest.mark.parametrize(("kind", "needed"), [("conformal:0.05", 19), ("conformal_miss:0.1", 9)])
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [
+        ("conformal:0.05", 19),
+        ("conformal_miss:0.1", 9),
+        ("conformal:0.3333333333", 3),
+        ("conformal_miss:0.3333333333", 3),  # a third would be content with two
+    ],
+)
 def test_too_few_images_are_refused_with_the_number_needed(kind, needed):
     rng = np.random.default_rng(0)
     calibration = ThresholdCalibration(BITS)
