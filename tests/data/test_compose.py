@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from pydantic import ValidationError
 
 from anomdino.config.compose import ComposeConfig
 from anomdino.data import compose as module
-from anomdino.data.compose import compose, objects_of_part, plan_items
+from anomdino.data.compose import compose, objects_of_part, paste_rules, plan_items
+from anomdino.data.mixing import PasteRules
 from anomdino.detector.records import read_records
 from anomdino.errors import DataError, ProtocolError
 from anomdino.io import locking
@@ -173,6 +175,20 @@ def test_scenes_are_used_evenly():
     uses = np.bincount([item.scene for item in items], minlength=8)
     assert uses.max() - uses.min() <= 1
     assert len({item.scene for item in items if item.split == "val"}) == 2
+    seven = plan_items(ComposeConfig(count=20, val_fraction=0.25), 7, 0)
+    assert len({item.scene for item in seven if item.split == "val"}) == 2  # 1.75
+
+
+def test_objects_are_pasted_by_the_parameters():
+    config = ComposeConfig(
+        scale="ground_row", height_min=0.1, height_max=0.3, ground_height_min=0.2, ground_height_max=0.9,
+        edges="hard", match=0.4, jitter=0.15, shadow=0.7,
+    )  # fmt: skip
+    own = {
+        "scale": "ground_row", "height": (0.1, 0.3), "ground_height": (0.2, 0.9), "edges": "hard",
+        "match": (0.0, 0.4), "jitter": 0.15, "shadow": 0.7,
+    }  # fmt: skip
+    assert asdict(paste_rules(config)) == asdict(PasteRules()) | own
 
 
 @pytest.mark.parametrize("objects", [1, 3, 4, 9])
@@ -373,6 +389,13 @@ def test_the_published_rule_gives_square_crops_and_a_box_for_each_part(sources):
         splinters += len(parts) > len(kept)
     assert several >= 5
     assert splinters >= 1
+
+
+@pytest.mark.parametrize("rule", ["rpl", "improved"])
+def test_images_without_objects_have_none(sources, rule):
+    counts = run(sources, rule=rule, size=40, empty=1.0, count=4)
+    assert counts["images_without_objects"] == 4
+    assert not any((plane(path) == 1).any() for path in (sources / "out/offline_dataset_label").glob("*.png"))
 
 
 def test_crops_have_the_size_asked_for(sources):
