@@ -1,6 +1,7 @@
 """The engine against the plain path, tiles, widths, resumption after a kill, and what goes wrong."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -606,6 +607,22 @@ def test_a_bad_image_fails_or_is_listed(pixel, photos, tmp_path):
     write_png(photos[bad], photo())
     assert scorer_for(pixel, tmp_path, skip_bad=True).run(photos).scored == 1
     assert not (tmp_path / "maps" / SKIPPED_FILE).exists()
+
+
+def test_an_image_that_may_not_be_read_is_listed(pixel, photos, tmp_path, monkeypatch):
+    """As chmod 000 makes it, for all but the superuser."""
+    locked, builtin = photos[list(photos)[2]], io.open
+
+    def opened(file, *arguments, **options):
+        if str(file) == str(locked):
+            raise PermissionError(13, "Permission denied", str(file))
+        return builtin(file, *arguments, **options)
+
+    monkeypatch.setattr("io.open", opened)
+    monkeypatch.setattr("builtins.open", opened)
+    report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=1).run(photos)
+    assert [*report.skipped] == [list(photos)[2]]
+    assert "Permission denied" in next(iter(report.skipped.values()))
 
 
 def test_images_above_the_limit_of_pixels_are_listed(pixel, photos, tmp_path):
