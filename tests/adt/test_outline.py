@@ -70,6 +70,7 @@ def test_it_is_grabcut_with_the_trimap_that_is_described():
     """A window that is not shrunk, its trimap filled pixel by pixel; in the noise all of it decides the result."""
     discs = [(70, 60, 20)]
     image, _, boxes = road_with_discs((140, 150), discs, noise=60)
+    image[:, :26] = image[60, 70]  # the colour of the disc, at the end of what surrounds it
     score, mask = seeds_in(discs, (140, 150))
     drawn = draw_outlines(image, score, boxes, mask).shape
     x0, y0, x1, y1 = (float(side) for side in boxes.xyxy[0])

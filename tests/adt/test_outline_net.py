@@ -179,14 +179,14 @@ def test_the_network_sees_a_window_of_its_own_size_as_it_is():
     np.testing.assert_array_equal(shown.context[1].numpy(), area)
 
 
-def test_a_window_of_twice_the_size_is_shown_by_means_of_four_pixels():
-    image, score = photo((400, 400))
-    box = np.array([120.0, 130.0, 246.4, 230.0])  # 2.5 x 126.4 + 4 = 320
+def test_a_window_of_three_times_the_size_is_shown_by_means_of_nine_pixels():
+    image, score = photo((500, 500))
+    box = np.array([150.0, 180.0, 340.4, 320.0])  # 2.5 x 190.4 + 4 = 480
     window = window_of(box)
-    assert window.side == 2 * SIDE
+    assert window.side == 3 * SIDE
     shown = view(image, score, box, window).context[0].numpy()
-    part = score[window.y : window.y + 2 * SIDE, window.x : window.x + 2 * SIDE]
-    means = part.reshape(SIDE, 2, SIDE, 2).mean((1, 3))
+    part = score[window.y : window.y + 3 * SIDE, window.x : window.x + 3 * SIDE]
+    means = part.reshape(SIDE, 3, SIDE, 3).mean((1, 3))
     np.testing.assert_allclose(shown, np.clip(means / 3, -3, 3), atol=1e-5)
 
 

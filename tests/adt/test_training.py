@@ -177,6 +177,18 @@ def test_the_chosen_epoch_is_the_best_by_the_measure(make_set, tmp_path, select)
     assert model.provenance["best_epoch"] == wanted + 1
 
 
+@pytest.mark.parametrize("part", ["labels", "boxes", "index", "images"])
+def test_every_part_of_evaluation_data_is_refused(make_set, tmp_path, part):
+    files = make_set(images=2)
+    path = getattr(files, part) or tmp_path / "photos"
+    moved = tmp_path / "evaluation" / path.name
+    moved.parent.mkdir()
+    path.rename(moved) if path.exists() else moved.mkdir()
+    mark_evaluation_only(moved.parent)
+    with pytest.raises(ProtocolError, match="is evaluation data"):
+        list_items(replace(files, **{part: moved}))
+
+
 def test_evaluation_data_is_refused(make_set, tmp_path):
     files = make_set()
     mark_evaluation_only(files.scores)
