@@ -107,6 +107,8 @@ def test_a_component_is_found_at_the_score_that_a_quarter_reaches():
     found = component_scores(score, label)
     assert sorted(found) == [6.0, 30.0]
     assert (score[0, :8] >= 6).sum() == 2
+    diagonal = np.eye(6, dtype=np.uint8)  # six pixels that touch by their corners: a quarter is two of them
+    assert component_scores(np.arange(36, dtype=np.float32).reshape(6, 6), diagonal).tolist() == [28.0]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from anomdino.errors import DataError, ProtocolError
 from anomdino.io import locking
 from anomdino.io.boxes import Boxes, image_id, write_box_results
 from anomdino.io.locking import exclusive
-from anomdino.protocol import mark_evaluation_only
+from anomdino.protocol import MARKER, mark_evaluation_only
 
 HEIGHT, WIDTH = 64, 96
 FOLDERS = ("offline_dataset", "offline_dataset_label")
@@ -252,11 +252,45 @@ def test_a_broken_off_run_is_taken_up_and_ends_the_same(sources, break_off):
     assert tree(sources / "broken") == tree(sources / "whole")
 
 
-def test_other_parameters_do_not_take_up_a_broken_off_run(sources, break_off):
-    run(sources, "whole", jitter=0.1)
-    break_off(jitter=0.2)
-    assert run(sources, "broken", jitter=0.1)["kept"] == 0
+@pytest.mark.parametrize("others", [{"jitter": 0.2}, {"seed": 4}, {"count": 60}])
+def test_other_parameters_do_not_take_up_a_broken_off_run(sources, break_off, others):
+    run(sources, "whole")
+    break_off(**others)
+    assert run(sources, "broken")["kept"] == 0
     assert tree(sources / "broken") == tree(sources / "whole")
+
+
+def test_a_source_that_was_written_again_is_composed_again(sources, break_off):
+    run(sources, "whole")
+    break_off()
+    os.utime(sources / "outliers/masks/o3.png", ns=(0, 0))
+    assert run(sources, "broken")["kept"] == 0
+
+
+def test_masks_of_one_and_of_bytes_with_a_rim_say_what_is_object():
+    for mask, expected in (([0, 1, 0], [0, 1, 0]), ([0, 100, 128, 255], [0, 0, 1, 1]), ([0, 0], [0, 0])):
+        found = module.object_pixels(np.array([mask], np.uint8))
+        np.testing.assert_array_equal(found, np.array([expected], bool))
+
+
+def test_parts_of_a_group_touch_by_corners_and_count_from_a_hundredth_on():
+    mask = np.zeros((12, 30), bool)
+    mask[1:10, 1:12] = True  # 99 pixels
+    mask[0, 20] = True  # one of 100
+    assert module._objects_of_group(mask) == (
+        [[1, 1, 12, 10], [20, 0, 21, 1]],
+        [99, 1],
+    )  # in the order of labels
+    mask[10, 12] = True  # touches a corner of the large one
+    assert module._objects_of_group(mask) == ([[1, 1, 13, 11]], [100])
+
+
+def test_crops_lie_everywhere():
+    image = np.arange(10 * 12 * 3, dtype=np.uint16).astype(np.uint8).reshape(10, 12, 3)
+    label = np.arange(120, dtype=np.uint8).reshape(10, 12)
+    rng = np.random.default_rng(0)
+    corners = {int(module._random_crop(image, label, 8, rng)[1][0, 0]) for _ in range(300)}
+    assert corners == {int(label[top, left]) for top in range(3) for left in range(5)}
 
 
 def test_what_was_damaged_since_a_run_broke_off_is_composed_again(sources, break_off):
@@ -328,9 +362,11 @@ def test_one_composes_at_a_time(sources, monkeypatch):
 
 
 def test_evaluation_data_are_refused(sources):
-    mark_evaluation_only(sources / "inlier")
-    with pytest.raises(ProtocolError, match="evaluation data"):
-        run(sources)
+    for part in ("inlier", "outliers"):
+        mark_evaluation_only(sources / part)
+        with pytest.raises(ProtocolError, match=rf"{part}.*evaluation data"):
+            run(sources)
+        (sources / part / MARKER).unlink()
 
 
 def test_a_label_of_another_size_is_refused_with_both_sizes(sources):
