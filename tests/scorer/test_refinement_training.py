@@ -109,6 +109,14 @@ def test_a_crop_is_what_lies_there_and_the_filling_beyond(corner):
         assert cut[y, x] == (values[row, column] if inside else 255)
 
 
+def test_a_large_crop_is_shrunk_by_means_and_its_labels_keep_their_values():
+    values = np.random.default_rng(0).normal(size=(960, 960)).astype(np.float32)
+    means = values.reshape(320, 3, 320, 3).mean((1, 3))
+    np.testing.assert_allclose(crop(values, (0, 0), 960, 0), means, atol=1e-5)
+    labels = np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), (960, 960))
+    assert {*np.unique(crop(labels, (0, 0), 960, 255, nearest=True))} == {0, 1, 255}
+
+
 def test_crops_are_drawn_over_the_image_and_around_objects():
     label = np.zeros((480, 640), np.uint8)
     label[200:210, 500:510] = 1

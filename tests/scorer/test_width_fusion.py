@@ -235,7 +235,7 @@ def test_a_grid_holds_the_scores_of_every_width_and_the_label(scorer, tmp_path):
 
 def test_cross_entropy_by_hand_without_void():
     logits = torch.tensor([[[0.0, 2.0, 50.0]], [[1.0, 1.0, 1.0]]], requires_grad=True)
-    labels = torch.tensor([[[0, 1, 255]], [[255, 255, 255]]], dtype=torch.uint8)
+    labels = torch.tensor([[[0, 1, 2]], [[255, 255, 255]]], dtype=torch.uint8)  # void from 2 on
     losses = cross_entropy(logits, labels)
     expected = (np.log(2) + np.log1p(np.exp(-2))) / 2
     assert losses[0].item() == pytest.approx(expected, rel=1e-6)
@@ -259,6 +259,21 @@ def stored(folder, count, right, seed=0, shape=(40, GRID_WIDTH)):
         np.savez(path, scores=scores.astype(np.float16), label=label, digest=np.array("x"))
         images.append(StoredItem(f"{folder.name}/{index}", path))
     return images
+
+
+def test_a_crop_that_is_larger_than_the_grid_is_continued_by_its_edge_and_void(tmp_path):
+    image = stored(tmp_path / "a", 1, 0)[0]
+    scores, label = read_grid(image.file)
+    crop = Crops([FusionShare([image])], FusionPlan(crop=GRID_WIDTH, flip=0), seed=1)[SampleId(0, 0)]
+    np.testing.assert_array_equal(crop.scores, np.pad(scores, [(0, 0), (0, 600), (0, 0)], mode="edge"))
+    np.testing.assert_array_equal(crop.label, np.pad(label, [(0, 600), (0, 0)], constant_values=255))
+
+
+def test_a_large_label_keeps_its_values_on_the_grid(scorer, tmp_path):
+    engine, _ = engine_from(ScoreConfig(widths=list(WIDTHS)), scorer)
+    label = np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), (20, 1500))
+    write_grid(tmp_path / "a.npz", engine, np.zeros((20, 1500, 3), np.uint8), label, "one")
+    assert {*np.unique(read_grid(tmp_path / "a.npz")[1])} == {0, 1, 255}
 
 
 def test_crops_depend_on_their_number_alone_and_labels_go_with_the_scores(tmp_path):
