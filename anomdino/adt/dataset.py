@@ -92,10 +92,11 @@ def list_items(files: TrainingFiles) -> list[Item]:
     """List the composed images that have honest boxes, sorted by key.
 
     Raises:
-        ProtocolError: A folder is evaluation data.
+        ProtocolError: A file or folder is evaluation data.
         DataError: A score has no label or the reverse, a file is missing, or nothing is left.
     """
-    refuse_evaluation_data(files.scores, files.labels, files.boxes)
+    given = (files.scores, files.labels, files.boxes, files.index, files.images)
+    refuse_evaluation_data(*(path for path in given if path is not None))
     if files.scores.is_dir() and not files.labels.is_dir():
         raise DataError(
             files.labels,

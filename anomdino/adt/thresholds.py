@@ -223,14 +223,14 @@ def component_scores(score: npt.NDArray[np.float32], label: npt.NDArray[np.uint8
     return found
 
 
-def _controlled(losses: npt.NDArray[np.float64], images: int, rate: float) -> npt.NDArray[np.bool_]:
+def _controlled(losses: npt.ArrayLike, images: int, rate: float) -> npt.NDArray[np.bool_]:
     """Tell where the conformal bound (sum of losses + 1) / (n + 1) <= rate holds; a loss is at most 1."""
-    return losses + 1 <= rate * (images + 1) * (1 + 1e-12)
+    return np.asarray(losses) + 1 <= rate * (images + 1) * (1 + 1e-12)
 
 
 def _require_images(images: int, rate: float, kind: str) -> None:
-    needed = math.ceil(1 / rate - 1 - 1e-9)
-    if images < needed:
+    if not _controlled(0.0, images, rate):
+        needed = max(images + 1, math.ceil(1 / rate - 1 - 1e-9))
         raise DataError(
             "calibration set",
             f"has {images} images {kind}; a conformal rate of {rate:g} needs at least {needed}",

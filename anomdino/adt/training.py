@@ -150,7 +150,7 @@ def train_adt(
     optimiser = make_optimiser(net, plan)
     samples = plan.samples_per_epoch or len(training)
     steps = max(1, samples // (plan.batch * world))
-    fingerprint = _fingerprint(plan, seed, inputs, world)
+    fingerprint = _fingerprint(plan, seed, inputs, len(held_out), world)
     progress = _load_state(host.state, fingerprint, net, optimiser) or Progress()
     wrapped: nn.Module = DistributedDataParallel(net) if world > 1 else net
     logger = _curve_logger(out, host, rank, progress.history)
@@ -373,8 +373,9 @@ def _over_processes(
     return sums, merged
 
 
-def _fingerprint(plan: TrainingPlan, seed: int, inputs: str, world: int) -> str:
-    text = json.dumps([asdict(plan), seed, inputs, world], sort_keys=True)
+def _fingerprint(plan: TrainingPlan, seed: int, inputs: str, held_out: int, world: int) -> str:
+    """Digest what a run must agree with: ``inputs`` are those of all images, of which so many at the end are held out."""
+    text = json.dumps([asdict(plan), seed, inputs, held_out, world], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

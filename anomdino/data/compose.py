@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +27,7 @@ from anomdino.data.rpl_mixing import paste_rpl
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
+from anomdino.io.digest import file_sha256
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.listing import list_images, pair_by_key
 from anomdino.io.locking import exclusive
@@ -169,10 +171,7 @@ def _compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out
             "check that masks are whole objects of some size (0 / 255), or widen compose.height_min and height_max",
         )
     atomic_write_json(out / "ood.json", to_coco(records), indent=None)
-    for note in sorted((out / ".compose").rglob("*.json")):
-        note.unlink()
-    notes.rmdir()
-    (out / ".compose").rmdir()
+    shutil.rmtree(out / ".compose")
     empty = sum(not record["boxes"] for record in records)
     return {
         "images": len(records),
@@ -259,8 +258,9 @@ def _compose_item(
     image_path, label_path = (
         out / folder / f"{item.key}.png" for folder in ("offline_dataset", "offline_dataset_label")
     )
-    if note.is_file() and image_path.is_file() and label_path.is_file():
-        return {**json.loads(note.read_text(encoding="utf-8")), "kept": True}
+    finished = _read_note(note, image_path, label_path)
+    if finished is not None:
+        return {**finished, "kept": True}
     key, scene_path, scene_label_path = sources.scenes[item.scene]
     scene, label = _scene(scene_path, scene_label_path, config.enlarge)
     image, mixed, boxes, areas = _mixed(config, seed, sources, item, scene, label)
@@ -276,8 +276,19 @@ def _compose_item(
         "boxes": boxes,
         "areas": areas,
     }
-    atomic_write_json(note, record, indent=None)
+    files = [file_sha256(image_path), file_sha256(label_path)]
+    atomic_write_json(note, {"record": record, "files": files}, indent=None)
     return {**record, "kept": False}
+
+
+def _read_note(note: Path, *files: Path) -> dict[str, Any] | None:
+    """Give the record of a finished image; None without a note, or where it or one of the files is damaged or changed."""
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+        intact = content["files"] == [file_sha256(file) for file in files]
+        return dict(content["record"]) if intact else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _mixed(
@@ -382,12 +393,9 @@ def _digest(config: ComposeConfig, seed: int, sources: Sources) -> str:
 
 def _forget_other_runs(out: Path, notes: Path, keys: set[str]) -> None:
     """Remove what runs with other parameters left behind, and notes of images that are gone."""
-    for note in (out / ".compose").glob("*/*.json") if (out / ".compose").is_dir() else ():
-        if note.parent != notes:
-            note.unlink()
-    for folder in (out / ".compose").glob("*") if (out / ".compose").is_dir() else ():
-        if folder != notes:
-            folder.rmdir()
+    for other in (out / ".compose").glob("*"):
+        if other.is_dir() and other != notes:
+            shutil.rmtree(other)
     kept = {note.stem for note in notes.glob("*.json")} & keys
     for part in ("offline_dataset", "offline_dataset_label"):
         for path in (out / part).glob("*.png"):

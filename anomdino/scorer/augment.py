@@ -43,7 +43,7 @@ def cut_window(
     rows, row_start = _window(image.shape[0], height, scale, source)
     columns, column_start = _window(image.shape[1], width, scale, source)
     window = (slice(row_start, row_start + rows), slice(column_start, column_start + columns))
-    size = (min(width, round(columns * scale)), min(height, round(rows * scale)))
+    size = (max(1, min(width, round(columns * scale))), max(1, min(height, round(rows * scale))))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     scaled = cv2.resize(image[window], size, interpolation=method)
     scaled_label = cv2.resize(label[window], size, interpolation=cv2.INTER_NEAREST)

@@ -27,6 +27,8 @@ ScoreKind = Literal["energy", "entropy", "max_softmax", "max_logit"]
 LogitsKind = Literal["residual", "closed"]
 
 NUM_CLASSES = 19
+LEAST_CLASSES = 2
+"""Of one class every pixel is sure: there is no entropy, and no margin between the two largest probabilities."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -60,7 +62,7 @@ class ScorerSpec:
 
     Attributes:
         architecture: A name in :data:`ARCHITECTURES`.
-        num_classes: C, the number of closed-set logits.
+        num_classes: C, the number of closed-set logits, two or more.
         options: Keyword arguments of the architecture's builder; JSON values only.
     """
 
@@ -102,8 +104,12 @@ def build_scorer(spec: ScorerSpec) -> Scorer:
     """Build the network of a spec with fresh weights.
 
     Raises:
-        ConfigError: The architecture is unknown, or does not take one of the options.
+        ConfigError: The architecture is unknown, or does not take one of the options; or there are not two classes.
     """
+    if spec.num_classes < LEAST_CLASSES:
+        raise ConfigError(
+            "rpl.num_classes", f"is {spec.num_classes}", f"a closed set has {LEAST_CLASSES} classes or more"
+        )
     if spec.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ConfigError("rpl.architecture", f"'{spec.architecture}' is not known", f"use one of: {known}")
@@ -319,7 +325,7 @@ def _read_spec(path: Path) -> ScorerSpec:
         config = json.loads(path.read_text("utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, this version reads format {FORMAT}")
-        if int(config["num_classes"]) < 1:
+        if int(config["num_classes"]) < LEAST_CLASSES:
             raise ValueError(f"num_classes is {config['num_classes']}")
         return ScorerSpec(str(config["architecture"]), int(config["num_classes"]), dict(config["options"]))
     except (ValueError, KeyError, TypeError) as error:

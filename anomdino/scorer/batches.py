@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError
 from anomdino.scorer.base import normalise
 from anomdino.seeding import rng
 
@@ -108,6 +108,9 @@ class StepSampler(Sampler[list[SampleId]]):
         world: Number of processes.
         shuffle: Draw a new order every epoch; else file order.
         outlier_probability: Share of the batches of an epoch, rounded down, that carry outliers.
+
+    Raises:
+        ConfigError: The processes cannot share the batch equally.
     """
 
     def __init__(
@@ -123,6 +126,8 @@ class StepSampler(Sampler[list[SampleId]]):
         shuffle: bool = True,
         outlier_probability: float = 1.0,
     ) -> None:
+        if batch % world:
+            raise ConfigError("batch", f"{batch} does not divide by {world} processes", "change one")
         self.count, self.batch, self.steps, self.seed, self.start = count, batch, steps, seed, start
         self.rank, self.local = rank, batch // world
         self.shuffle, self.outlier_probability = shuffle, outlier_probability

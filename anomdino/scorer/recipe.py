@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.atomic import atomic_path, atomic_write_json
+from anomdino.io.digest import file_sha256
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.scorer.base import (
     Scorer,
@@ -46,7 +47,7 @@ from anomdino.scorer.losses import OUTLIER, VOID
 from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
 from anomdino.scorer.residual import DecoderScorer
 from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, read_state, steps_of
+from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, read_state, steps_of, tell
 from anomdino.scorer.validation import ClosedSetQuality, closed_set_quality, composed_quality
 from anomdino.seeding import seed_everything
 
@@ -220,7 +221,7 @@ class Trainer:
         if config.source == "checkpoint":
             return []
         plan = self._plan("closed_set", config)
-        finished = _finished(folder, plan, scorer, self.world)
+        finished = _finished(folder, plan, scorer, self.world, live)
         if finished is not None:
             return finished
         weights = class_weights(self.scenes, self.config.num_classes, config.class_balance)
@@ -253,7 +254,7 @@ class Trainer:
         if config.start == "fresh":
             scorer.start_residual(config.copy_context)
         plan = self._plan(phase, config)
-        finished = _finished(folder, plan, scorer, self.world)
+        finished = _finished(folder, plan, scorer, self.world, live)
         if finished is not None:
             return finished
         objective = ResidualObjective(scorer, self.world, config, self.seed)
@@ -369,12 +370,16 @@ class Trainer:
             relevant.pop(irrelevant, None)
         for irrelevant in ("workers", "cache_mb", "checkpoint_every", "live"):
             relevant.pop(irrelevant, None)
-        files = [
-            (key, image.stat().st_size, plane.stat().st_size)
+        return fingerprint(phase=phase, config=relevant, files=self._contents, seed=self.seed)
+
+    @cached_property
+    def _contents(self) -> list[tuple[str, str, str]]:
+        """Key and digests of every image and its label or mask."""
+        return [
+            (key, file_sha256(image), file_sha256(plane))
             for pairs in (self.scenes, self.held_out, self.outliers)
             for key, image, plane in pairs.files
         ]
-        return fingerprint(phase=phase, config=relevant, files=files, seed=self.seed)
 
     def _workers(self) -> int:
         if self.config.workers >= 0:
@@ -452,14 +457,20 @@ def _finish(folder: Path, plan: Plan, scorer: DecoderScorer, history: list[Recor
     world.wait()
 
 
-def _finished(folder: Path, plan: Plan, scorer: DecoderScorer, world: World) -> list[Record] | None:
+def _finished(
+    folder: Path, plan: Plan, scorer: DecoderScorer, world: World, live: Live | None
+) -> list[Record] | None:
+    """Take up a phase that is over, and draw its curves again; None where it is not."""
     otherwise = "the phase is trained from its last resume point"
     content = read_state(folder / "finished.pt", world, otherwise, plan.fingerprint)
     if content is None:
         return None
     scorer.load_state_dict(content["scorer"])
     log.info("%s is done already", plan.name)
-    return list(content["history"])
+    history: list[Record] = list(content["history"])
+    for record in history:
+        tell(live, record)
+    return history
 
 
 def _write(trained: Trained, config: RplConfig, out: Path, seed: int) -> None:

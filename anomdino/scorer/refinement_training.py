@@ -23,6 +23,7 @@ from torch import Tensor, nn, optim
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
+from anomdino.io.npz import write_npz
 from anomdino.scorer.base import normalise
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.changes import changed_colours, changed_score
@@ -38,6 +39,7 @@ from anomdino.scorer.small_training import (
     StoredItem,
     WeightedShare,
     adamw,
+    read_arrays,
     split,
     train,
 )
@@ -148,19 +150,23 @@ def write_item(
     grid = grid_size(*size)
     maps = torch.cat([torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(score)[None]])
     small = resized(maps[None], grid)[0].numpy()
-    with atomic_path(path) as temporary, temporary.open("wb") as stored:
-        np.savez(
-            stored,
-            image=np.clip(np.rint(small[:3]), 0, 255).astype(np.uint8).transpose(1, 2, 0),
-            score=small[3].astype(np.float16),
-            label=cv2.resize(label, grid[::-1], interpolation=cv2.INTER_NEAREST),
-        )
+    stored = {
+        "image": np.clip(np.rint(small[:3]), 0, 255).astype(np.uint8).transpose(1, 2, 0),
+        "score": small[3].astype(np.float16),
+        "label": np.asarray(cv2.resize(label, grid[::-1], interpolation=cv2.INTER_NEAREST)),
+    }
+    with atomic_path(path) as temporary:
+        write_npz(temporary, stored)
 
 
 def read_item(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], LabelMap]:
-    """Read image, score, float32, and label of a file of :func:`write_item`."""
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["image"], stored["score"].astype(np.float32), stored["label"]
+    """Read image, score, float32, and label of a file of :func:`write_item`.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    image, score, label = read_arrays(path, "image", "score", "label")
+    return image, score.astype(np.float32), label
 
 
 class Crops(InTurns[Sample, RefinementShare]):

@@ -217,9 +217,11 @@ class SetScorer:
                 yield loaded
 
     def _load(self, key: str, path: Path) -> _Loaded | None:
-        content = f"{self.digest}-{file_sha256(path)}" if path.is_file() else ""
-        if content and self.source is not None:
-            content += f"-{file_sha256(self.source.files[key])}"
+        files = [path] if self.source is None else [path, self.source.files[key]]
+        try:
+            content = "-".join([self.digest, *map(file_sha256, files)])
+        except OSError:
+            content = ""  # what is wrong with the file, its reader says
         if content and self._is_finished(key, content):
             return None
         image = read_image(path, self.options.max_image_pixels)

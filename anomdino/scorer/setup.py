@@ -71,7 +71,7 @@ def engine_from(
             whatever ``precision`` and ``compile`` say.
 
     Returns:
-        The engine, and the digest of all that its results depend on besides the image.
+        The engine, and the digest of all that its results depend on besides the image, the kind of device included.
 
     Raises:
         CheckpointError: The scorer is missing, damaged or does not fit.
@@ -92,7 +92,6 @@ def engine_from(
         if config.refine_net:
             refinement = load_refinement(trained)
             extra.append(file_sha256(refinement_file(trained)))
-        digest = content_digest(options, Path(trained) / WEIGHTS_FILE, *extra)
         engine = ScoringEngine(
             scorer,
             options,
@@ -102,14 +101,17 @@ def engine_from(
             refinement=refinement,
             portable=portable,
         )
+        digest = content_digest(options, Path(trained) / WEIGHTS_FILE, engine.device.type, *extra)
         return engine, digest
     if not config.transformers:
         raise ConfigError("score.transformers", "is empty", "give a local folder or a hub name")
     from anomdino.scorer.transformers_scorer import load_transformers
 
     network = load_transformers(config.transformers)
-    digest = content_digest(options, None, config.source, config.transformers, network.fingerprint())
-    return ScoringEngine(network, options, device, consume=True, portable=portable), digest
+    fingerprint = network.fingerprint()
+    engine = ScoringEngine(network, options, device, consume=True, portable=portable)
+    names = (config.source, config.transformers, fingerprint)
+    return engine, content_digest(options, None, engine.device.type, *names)
 
 
 def _check_refined(config: ScoreConfig) -> None:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn, optim
 from torch.utils.data import Dataset
 
+from anomdino.errors import DataError
 from anomdino.io.digest import file_sha256
+from anomdino.io.npz import DAMAGED, open_npz
 from anomdino.scorer.batches import B, S, SampleId, StepSampler, held_back, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
@@ -80,6 +83,19 @@ class StoredItem:
     def content(self) -> str:
         """Give the SHA-256 of the file."""
         return file_sha256(self.file)
+
+
+def read_arrays(path: Path, *names: str) -> list[npt.NDArray[Any]]:
+    """Read arrays of a stored image's file.
+
+    Raises:
+        DataError: The file is missing or damaged, or lacks one of them.
+    """
+    try:
+        with open_npz(path) as stored:
+            return [stored[name] for name in names]
+    except DAMAGED as error:
+        raise DataError(path, f"is missing or damaged ({error})", "remove it and run again") from error
 
 
 I = TypeVar("I")  # noqa: E741

@@ -129,7 +129,7 @@ def fit(
     keeper = Keeper(folder, moving, plan, world)
     progress = keeper.resume()
     for record in progress.history:
-        _tell(live, record)
+        tell(live, record)
     runner = world.parallel(objective)
     guard = FiniteGuard(plan.name, CHECK_EVERY.get(world.device.type, 1), keeper, objective.scorer)
     total = plan.schedule.total
@@ -156,7 +156,7 @@ def fit(
         if _due(progress.step, plan.log_every, total):
             record = {"phase": plan.name, "step": progress.step, "lr": lr, **meter.average(world)}
             progress.history.append(record)
-            _tell(live, record)
+            tell(live, record)
             if world.leads and progress.step % plan.say_every == 0:
                 log.info("%s step %d of %d: loss %.4g", plan.name, progress.step, total, record["loss"])
         if _due(progress.step, plan.validate_every, total):
@@ -165,7 +165,7 @@ def fit(
                 record = {"phase": plan.name, "step": progress.step, **_validated(validate, world)}
                 keeper.keep_if_best(record, progress)
             progress.history.append(record)
-            _tell(live, record)
+            tell(live, record)
         if progress.step % plan.checkpoint_every == 0 and progress.step < total:
             guard.check_all(progress.step)
             keeper.save(progress)
@@ -456,6 +456,7 @@ def _trained(optimiser: optim.Optimizer) -> Iterator[nn.Parameter]:
         yield from group["params"]
 
 
-def _tell(live: Live | None, record: Record) -> None:
+def tell(live: Live | None, record: Record) -> None:
+    """Give a record to the curves, where some are drawn."""
     if live is not None:
         live.record(record)

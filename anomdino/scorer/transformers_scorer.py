@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.errors import BackendMissing, CheckpointError
-from anomdino.scorer.base import IMAGENET_MEAN, IMAGENET_STD, NUM_CLASSES, Scorer, ScorerOutput, ScorerSpec
+from anomdino.scorer.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LEAST_CLASSES,
+    NUM_CLASSES,
+    Scorer,
+    ScorerOutput,
+    ScorerSpec,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +98,8 @@ class TransformersScorer(Scorer):
         return ScorerOutput(logits, logits)
 
     def fingerprint(self) -> str:
-        """Digest weights and preprocessing, so that results of others are told apart."""
-        seen = [self.spec.options[name] for name in ("mean", "std", "flip", "size")]
-        digest = hashlib.sha256(json.dumps(seen).encode())
+        """Digest weights, configuration and preprocessing, so that results of others are told apart."""
+        digest = hashlib.sha256(json.dumps(dict(self.spec.options), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().numpy().tobytes())
@@ -135,9 +143,9 @@ def build(
             number of classes.
     """
     library = _library()
-    settings = dict(config)
+    settings = copy.deepcopy(dict(config))  # transformers takes its parts apart
     model_type = str(settings.pop("model_type", ""))
-    _refuse_unsuited("config.json", model_type)
+    _refuse_unsuited("config.json", model_type, num_classes)
     try:
         parsed = library.AutoConfig.for_model(model_type, **settings)
         network = _auto_class(library, parsed).from_config(parsed)
@@ -166,7 +174,7 @@ def load_transformers(name: Path | str) -> TransformersScorer:
     library = _library()
     try:
         config = library.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        _refuse_unsuited(name, config.model_type)
+        _refuse_unsuited(name, config.model_type, config.num_labels)
         network, report = _auto_class(library, config).from_pretrained(
             name, config=config, trust_remote_code=False, output_loading_info=True
         )
@@ -211,9 +219,11 @@ def _own_size(config: Any) -> list[int] | None:
     return None
 
 
-def _refuse_unsuited(name: Path | str, model_type: str) -> None:
+def _refuse_unsuited(name: Path | str, model_type: str, classes: int) -> None:
     if model_type in UNSUITED:
         raise CheckpointError(name, f"is of the kind {model_type}, which {UNSUITED[model_type]}", CURE)
+    if classes < LEAST_CLASSES:
+        raise CheckpointError(name, f"knows {classes} class, a closed set has two or more", CURE)
 
 
 def _json_value(value: Any) -> str:

@@ -6,7 +6,6 @@ The scorer stays as it is. What it gives at each width for a labelled image is s
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
+from anomdino.io.npz import write_npz
 from anomdino.scorer.batches import SampleId
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
@@ -32,6 +32,7 @@ from anomdino.scorer.small_training import (
     StoredItem,
     WeightedShare,
     adamw,
+    read_arrays,
     split,
     train,
 )
@@ -107,23 +108,27 @@ def write_grid(
         raise DataError(path.name, f"has a label of {label.shape} for an image of {size}", "make them equal")
     grid = at_grid(engine.score_widths(image), size)[0].half().cpu().numpy()
     small = cv2.resize(label, (grid.shape[2], grid.shape[1]), interpolation=cv2.INTER_NEAREST)
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, scores=grid, label=small, digest=np.array(digest))
+    with atomic_path(path) as temporary:
+        write_npz(temporary, {"scores": grid, "label": np.asarray(small), "digest": np.array(digest)})
 
 
 def is_written(path: Path, digest: str) -> bool:
-    """Tell whether :func:`write_grid` has written a file with this digest."""
+    """Tell whether :func:`write_grid` has written a file with this digest, and all of it can still be read."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return str(stored["digest"]) == digest
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        *_, stored = read_arrays(path, "scores", "label", "digest")
+    except DataError:
         return False
+    return str(stored) == digest
 
 
 def read_grid(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Read scores, float32 (widths, h, 640), and label, uint8 (h, 640), of a file of :func:`write_grid`."""
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["scores"].astype(np.float32), stored["label"]
+    """Read scores, float32 (widths, h, 640), and label, uint8 (h, 640), of a file of :func:`write_grid`.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    scores, label = read_arrays(path, "scores", "label")
+    return scores.astype(np.float32), label
 
 
 class Crops(InTurns[Crop, FusionShare]):

@@ -10,7 +10,7 @@ from anomdino.errors import DataError
 from anomdino.io.boxes import Boxes
 
 
-def road_with_discs(size, discs, seed=0):
+def road_with_discs(size, discs, seed=0, noise=6):
     """A grey road with noise, and discs in colours of their own: image, truth, and the boxes around the discs."""
     rng = np.random.default_rng(seed)
     image = np.full((*size, 3), (110, 112, 115), np.float64)
@@ -19,7 +19,7 @@ def road_with_discs(size, discs, seed=0):
     for (x, y, radius), colour in zip(discs, ((170, 60, 40), (50, 90, 160)), strict=False):
         inside = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
         image[inside], truth[inside] = colour, 1
-    image = (image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+    image = (image + rng.normal(0, noise, image.shape)).clip(0, 255).astype(np.uint8)
     boxes = [[x - r, y - r, x + r + 1, y + r + 1] for x, y, r in discs]
     return image, truth == 1, Boxes(np.array(boxes, np.float32), np.linspace(0.9, 0.6, len(discs)))
 
@@ -67,9 +67,10 @@ def test_the_confidence_is_that_of_the_best_box_of_each_outline():
 
 
 def test_it_is_grabcut_with_the_trimap_that_is_described():
-    """A window that is not shrunk, its trimap filled pixel by pixel."""
+    """A window that is not shrunk, its trimap filled pixel by pixel; in the noise all of it decides the result."""
     discs = [(70, 60, 20)]
-    image, _, boxes = road_with_discs((140, 150), discs)
+    image, _, boxes = road_with_discs((140, 150), discs, noise=60)
+    image[:, :26] = image[60, 70]  # the colour of the disc, at the end of what surrounds it
     score, mask = seeds_in(discs, (140, 150))
     drawn = draw_outlines(image, score, boxes, mask).shape
     x0, y0, x1, y1 = (float(side) for side in boxes.xyxy[0])
@@ -109,7 +110,7 @@ def test_the_same_input_gives_the_same_outlines_whatever_was_drawn_before():
 
 def test_threads_change_nothing():
     discs = [(40, 60, 14), (110, 60, 22)]
-    image, _, around = road_with_discs((120, 160), discs)
+    image, _, around = road_with_discs((120, 160), discs, noise=60)
     score, mask = seeds_in(discs, (120, 160))
     boxes = Boxes(
         np.concatenate([around.xyxy + shift for shift in (-2, 0, 2)]), np.linspace(0.4, 0.9, 3 * len(around))

@@ -171,9 +171,23 @@ def test_the_network_sees_a_window_of_its_own_size_as_it_is():
     expected = ((image[part] / 255 - mean) / std).transpose(2, 0, 1)
     np.testing.assert_allclose(shown.image.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(shown.context[0].numpy(), np.clip(score[part] / 3, -3, 3), atol=1e-6)
+    far = view(image, 9 * score, box, window).context[0].numpy()
+    np.testing.assert_allclose(far, np.clip(3 * score[part], -3, 3), atol=1e-5)
+    assert far.max() > 2
     area = np.zeros((SIDE, SIDE))
     area[100 - window.y : 150 - window.y, 90 - window.x : 152 - window.x] = 1
     np.testing.assert_array_equal(shown.context[1].numpy(), area)
+
+
+def test_a_window_of_three_times_the_size_is_shown_by_means_of_nine_pixels():
+    image, score = photo((500, 500))
+    box = np.array([150.0, 180.0, 340.4, 320.0])  # 2.5 x 190.4 + 4 = 480
+    window = window_of(box)
+    assert window.side == 3 * SIDE
+    shown = view(image, score, box, window).context[0].numpy()
+    part = score[window.y : window.y + 3 * SIDE, window.x : window.x + 3 * SIDE]
+    means = part.reshape(SIDE, 3, SIDE, 3).mean((1, 3))
+    np.testing.assert_allclose(shown, np.clip(means / 3, -3, 3), atol=1e-5)
 
 
 def test_what_lies_beyond_the_image_is_nothing_to_the_network():

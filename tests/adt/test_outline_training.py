@@ -84,6 +84,34 @@ def test_a_score_that_is_lower_for_anomalies_is_turned_round(items):
     np.testing.assert_allclose(turned.score, -load(items[0], ScoreStatistics(-6.0, 2.0)).score, atol=1e-6)
 
 
+def test_windows_are_drawn_around_the_surest_boxes(tmp_path):
+    image, label = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
+    write_png(tmp_path / "image.png", image)
+    write_png(tmp_path / "label.png", label)
+    write_score(tmp_path / "score.npz", np.eye(40, 60, dtype=np.float32))
+    corners = np.arange(14)
+    boxes = Boxes(
+        np.stack([corners, corners, corners + 9, corners + 9], 1).astype(np.float32),
+        np.array([0.5, 0.02, 0.9, 0.04, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.05, 0.06, 0.01], np.float32),
+    )
+    files = (tmp_path / name for name in ("image.png", "score.npz", "label.png"))
+    found = load(OutlineItem("one", *files, boxes), ScoreStatistics(0.0, 1.0)).found
+    assert found[:, 0].tolist() == [2, 10, 9, 8, 0, 7, 6, 5, 4, 12]  # ten from 0.03 on
+
+
+def test_the_loss_counts_less_far_from_the_box():
+    image, score = np.zeros((200, 200, 3), np.uint8), np.zeros((200, 200), np.float32)
+    label = np.zeros((200, 200), np.uint8)
+    boxes = np.array([[80.0, 80.0, 120.0, 120.0]])
+    for seed in range(20):
+        sample = draw_sample(np.random.default_rng(seed), Loaded(image, score, label, boxes, boxes), "one")
+        in_box, weight = sample.view.context[1] > 0, sample.weight
+        values = {round(value, 3) for value in weight.unique().tolist()}
+        assert {0.3, 1.0} <= values <= {0.0, 0.3, 1.0}  # 0 beyond the image
+        assert not (weight[in_box] == np.float32(0.3)).any()
+        assert (weight == 1).sum() < 1.6 * in_box.sum() < weight.numel()
+
+
 def test_objects_are_the_components_and_all_of_them_together():
     label = np.zeros((50, 60), np.uint8)
     label[5:10, 5:15] = 1
@@ -171,7 +199,7 @@ def test_what_is_void_or_beyond_the_image_does_not_count(items, monkeypatch):
     monkeypatch.setattr(outline_training, "draw_box", lambda source, loaded: box)
     window = window_of(box)
     scale = SIDE / window.side
-    for seed in range(6):
+    for seed in range(20):
         sample = draw_sample(np.random.default_rng(seed), loaded, "0")
         weight = sample.weight.numpy()
         mirrored = weight[:, :20].any()  # the window begins far left of the image
@@ -199,7 +227,7 @@ def test_photo_score_and_target_of_a_window_stay_together(monkeypatch):
         np.repeat(255 * label[..., None], 3, 2), 9.0 * label.astype(np.float32), label, box[None], box[None]
     )
     turned = set()
-    for seed in range(6):
+    for seed in range(20):
         sample = draw_sample(np.random.default_rng(seed), loaded, "0")
         true, inside = sample.target == 1, sample.view.context[1] > 0
         for seen in (sample.view.image[0] > 0, sample.view.context[0] > 1):

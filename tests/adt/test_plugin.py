@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from anomdino.adt import plugin
 from anomdino.adt.box_score import choose_for_objects
 from anomdino.adt.dataset import digest, list_items, read_item
 from anomdino.adt.evidence import fit, weighed
@@ -15,7 +16,7 @@ from anomdino.adt.fusion import FusionRule, fuse
 from anomdino.adt.plugin import boxes_as_given, fuse_folder, oriented, refit
 from anomdino.adt.rule_search import search
 from anomdino.adt.store import load_adt, save_adt
-from anomdino.adt.thresholds import Threshold
+from anomdino.adt.thresholds import Threshold, ThresholdKind
 from anomdino.adt.tuning import apply_choice, fit_evidence
 from anomdino.errors import AnomdinoError, ConfigError, DataError, ProtocolError
 from anomdino.io.boxes import Boxes, read_box_results, write_box_results
@@ -229,6 +230,41 @@ def test_maps_unlike_those_that_the_model_knows_are_noticed(
     rescale(make_set(images=3).scores, tmp_path / "other", function)
     fuse_folder(list_maps(tmp_path / "other"), {}, model, tmp_path / "out")
     assert ("anomdino calibrate" in caplog.text) == (not fits)
+
+
+def test_maps_that_were_turned_are_known_by_a_model_that_was_turned(model, make_set, tmp_path, caplog):
+    rescale(make_set(images=3).scores, tmp_path / "other", lambda s: -s)
+    fuse_folder(
+        list_maps(tmp_path / "other"), {}, oriented(model, higher_is_anomalous=False), tmp_path / "out"
+    )
+    assert "anomdino calibrate" not in caplog.text
+
+
+def test_a_run_that_breaks_off_leaves_no_summary_and_a_finished_one_counts_pixels(
+    model, make_set, tmp_path, monkeypatch
+):
+    files, out = make_set(images=3), tmp_path / "out"
+    maps = list_maps(files.scores)
+    done = fuse_folder(maps, {}, model, out)
+    masks = [read_label(path) for path in sorted((out / "mask").iterdir())]
+    assert {*np.unique(masks)} == {0, 255}
+    assert done.predicted_pixels == int((np.stack(masks) == 255).sum())
+    monkeypatch.setattr(plugin, "write_png", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fuse_folder(maps, {}, model, out)
+    assert not (out / "fusion.json").exists()
+
+
+def test_a_threshold_of_before_is_in_the_way_of_neither_calibrating_nor_refitting(model, make_set):
+    files = make_set(images=4)
+    maps = list_maps(files.scores)
+    old = Threshold(0.5, "f1", "raw", {"set": "other"}, {"output": "raw"}, boxes=False)
+    found, expected = (
+        plugin.calibrate_threshold(one, maps, files.labels, {}, ThresholdKind.parse("fpr:0.1"))
+        for one in (replace(model, threshold=old), model)
+    )
+    assert found == expected
+    assert refit(replace(model, threshold=old), maps.values()).threshold is None
 
 
 def draw_photos(files, folder):

@@ -107,9 +107,19 @@ def test_a_component_is_found_at_the_score_that_a_quarter_reaches():
     found = component_scores(score, label)
     assert sorted(found) == [6.0, 30.0]
     assert (score[0, :8] >= 6).sum() == 2
+    diagonal = np.eye(6, dtype=np.uint8)  # six pixels that touch by their corners: a quarter is two of them
+    assert component_scores(np.arange(36, dtype=np.float32).reshape(6, 6), diagonal).tolist() == [28.0]
 
 
-@pytest.mark.parametrize(("kind", "needed"), [("conformal:0.05", 19), ("conformal_miss:0.1", 9)])
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [
+        ("conformal:0.05", 19),
+        ("conformal_miss:0.1", 9),
+        ("conformal:0.3333333333", 3),
+        ("conformal_miss:0.3333333333", 3),  # a third would be content with two
+    ],
+)
 def test_too_few_images_are_refused_with_the_number_needed(kind, needed):
     rng = np.random.default_rng(0)
     calibration = ThresholdCalibration(BITS)

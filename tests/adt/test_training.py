@@ -14,12 +14,15 @@ from anomdino.adt import training
 from anomdino.adt.dataset import (
     CropDataset,
     CropRules,
+    cut,
+    digest,
     hold_out,
     list_items,
     measure_scores,
     perturb_boxes,
     shrink,
 )
+from anomdino.adt.dataset import _draw_scale as draw_scale
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import TrainingHost, TrainingPlan, plan_from, schedule, train_adt
 from anomdino.config.adt import AdtConfig
@@ -84,6 +87,25 @@ def test_an_interrupted_run_continues_to_the_same_files(make_set, tmp_path, monk
     assert len(calls) == 4
     assert not state.exists()
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "resumed")
+
+
+def test_a_run_with_another_image_held_out_starts_anew(make_set, tmp_path, monkeypatch):
+    """The sources of images say which are held out; the images, in their order, can be the same."""
+    files, epochs, original = make_set(images=4), [], training.train_epoch
+
+    def killed(*args, **kwargs):
+        epochs.append(args[4])
+        if args[4] == 1:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_epoch", killed)
+    for learned in (2, 3, 3):
+        monkeypatch.setattr(training, "hold_out", lambda items, *_, n=learned: (items[:n], items[n:]))
+        with pytest.raises(KeyboardInterrupt):
+            plan = replace(PLAN, samples_per_epoch=4)
+            train_adt(files, plan, tmp_path / "adt", seed=4, host=TrainingHost(state=tmp_path / "state.pt"))
+    assert epochs == [0, 1, 0, 1, 1]
 
 
 def test_a_run_that_had_stopped_stays_so_and_its_curves_stay_whole(make_set, tmp_path, monkeypatch):
@@ -158,6 +180,18 @@ def test_the_chosen_epoch_is_the_best_by_the_measure(make_set, tmp_path, select)
     assert model.provenance["best_epoch"] == wanted + 1
 
 
+@pytest.mark.parametrize("part", ["labels", "boxes", "index", "images"])
+def test_every_part_of_evaluation_data_is_refused(make_set, tmp_path, part):
+    files = make_set(images=2)
+    path = getattr(files, part) or tmp_path / "photos"
+    moved = tmp_path / "evaluation" / path.name
+    moved.parent.mkdir()
+    path.rename(moved) if path.exists() else moved.mkdir()
+    mark_evaluation_only(moved.parent)
+    with pytest.raises(ProtocolError, match="is evaluation data"):
+        list_items(replace(files, **{part: moved}))
+
+
 def test_evaluation_data_is_refused(make_set, tmp_path):
     files = make_set()
     mark_evaluation_only(files.scores)
@@ -180,6 +214,21 @@ def test_images_of_one_source_stay_together(make_set):
     assert len(held_out) == 4
     assert not {i.source for i in training_items} & {i.source for i in held_out}
     assert sorted(i.key for i in training_items + held_out) == [i.key for i in items]
+
+
+def test_sources_are_held_out_until_they_have_the_share_of_the_images(make_set):
+    items = list_items(make_set(images=12))
+    items = [
+        replace(item, source=str(max(0, place - 7))) for place, item in enumerate(items)
+    ]  # 8, 1, 1, 1, 1
+    sizes = set()
+    for seed in range(12):
+        learned, held = hold_out(items, 0.25, seed)
+        assert sorted(learned + held, key=lambda item: item.key) == items
+        assert len(held) >= 3
+        assert len({item.source for item in held}) == 1 or len(held) - 8 < 3
+        sizes.add(len(held))
+    assert min(sizes) == 3
 
 
 def test_one_source_cannot_be_split(make_set):
@@ -210,6 +259,34 @@ def test_a_crop_is_the_same_in_any_process_and_differs_between_epochs(make_set):
         assert torch.equal(one, two)
     assert not torch.equal(first[3].scores, later[3].scores)
     assert sorted(first.order) == list(range(10))
+
+
+def test_every_epoch_has_an_order_and_crops_of_its_own(make_set):
+    items = list_items(make_set(images=8))
+    orders = {tuple(CropDataset(items, CropRules(crop=16), 8, 0, epoch).order) for epoch in range(4)}
+    assert len(orders) == 4
+    assert all(sorted(order) == list(range(8)) for order in orders)
+    crops = [CropDataset(items[:1], CropRules(crop=16), 1, 0, epoch)[0].scores for epoch in range(2)]
+    assert not torch.equal(*crops)
+
+
+def test_a_crop_is_mirrored_as_a_whole():
+    rng = np.random.default_rng(0)
+    score, label = rng.normal(size=(20, 30)).astype(np.float32), rng.integers(0, 2, (20, 30), np.uint8)
+    boxes = Boxes(np.array([[3, 2, 14, 19]], np.float32), np.ones(1, np.float32))
+    plain, mirrored = (
+        cut(score, label, boxes, CropRules(crop=16, flip=flip), np.random.default_rng(1)) for flip in (0, 1)
+    )
+    for one, other in zip(plain[:3], mirrored[:3], strict=True):
+        assert torch.equal(other, one.flip(-1))
+        assert not torch.equal(other, one)
+
+
+def test_scales_are_spread_evenly_by_their_logarithm():
+    draws = [draw_scale(0.25, np.random.default_rng(seed)) for seed in range(400)]
+    assert 0.25 <= min(draws) < 0.27
+    assert 0.95 < max(draws) <= 1
+    assert np.median(draws) == pytest.approx(0.5, abs=0.05)
 
 
 def test_object_crops_hold_small_objects(make_set, tmp_path):
@@ -245,6 +322,22 @@ def test_means_are_those_of_the_whole_image(make_set):
     assert dataset[0].has_boxes.item()
 
 
+@pytest.mark.parametrize(("boxes", "covered"), [(Boxes.empty(), False), (None, True)])
+def test_an_empty_region_has_the_mean_of_the_whole_image(boxes, covered):
+    score = np.random.default_rng(0).normal(-7, 2, (20, 30)).astype(np.float32)
+    whole = Boxes(np.array([[0, 0, 30, 20]], np.float32), np.ones(1, np.float32))
+    found = cut(
+        score,
+        np.zeros((20, 30), np.uint8),
+        whole if boxes is None else boxes,
+        CropRules(crop=8),
+        np.random.default_rng(1),
+    )
+    assert found.has_boxes.item() == covered
+    assert found.mean_fg.item() == pytest.approx(score.mean(), rel=1e-5)
+    assert found.mean_bg.item() == pytest.approx(score.mean(), rel=1e-5)
+
+
 def test_boxes_are_dropped_and_shifted_as_often_and_as_far_as_said():
     boxes = Boxes(np.tile([100.0, 100, 140, 120], (50, 1)), np.full(50, 0.7))
     rules = CropRules(box_jitter=0.1, box_drop_min=0.1, box_drop_max=0.3, box_drop_all=0.15)
@@ -268,6 +361,26 @@ def test_shrinking_keeps_maps_and_boxes_together():
     assert small.shape == label.shape == (30, 40)
     np.testing.assert_array_equal(boxes.mask((30, 40)), label == 1)
     np.testing.assert_array_equal(small == 8, label == 1)
+
+
+def test_boxes_shrink_with_the_rounded_sides_and_labels_keep_their_values():
+    rng = np.random.default_rng(0)
+    score, label = rng.normal(size=(10, 100)), rng.choice(np.array([0, 1, 255], np.uint8), (10, 100))
+    boxes = Boxes(np.array([[10, 2, 20, 8]], np.float32), np.ones(1, np.float32))
+    small, small_label, moved = shrink(score.astype(np.float32), label, boxes, 0.57)
+    assert small.shape == small_label.shape == (6, 57)
+    assert {*np.unique(small_label)} == {0, 1, 255}
+    np.testing.assert_allclose(moved.xyxy, [[5.7, 1.2, 11.4, 4.8]], rtol=1e-6)
+    assert small.mean() == pytest.approx(score.mean(), abs=1e-5)
+
+
+def test_the_digest_is_of_all_that_an_item_holds(make_set):
+    item = list_items(make_set(images=2))[0]
+    other = Boxes(item.boxes.xyxy, item.boxes.scores / 2)
+    moved = Boxes(item.boxes.xyxy + 1, item.boxes.scores)
+    changed = [replace(item, boxes=boxes) for boxes in (other, moved)]
+    changed += [replace(item, key="x"), replace(item, label=item.score), replace(item, image=item.score)]
+    assert len({digest([one]) for one in (item, *changed)}) == 6
 
 
 def test_damaged_labels_are_refused(make_set, tmp_path):

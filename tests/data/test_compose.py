@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from pydantic import ValidationError
 
 from anomdino.config.compose import ComposeConfig
 from anomdino.data import compose as module
-from anomdino.data.compose import compose, objects_of_part, plan_items
+from anomdino.data.compose import compose, objects_of_part, paste_rules, plan_items
+from anomdino.data.mixing import PasteRules
 from anomdino.detector.records import read_records
 from anomdino.errors import DataError, ProtocolError
 from anomdino.io import locking
 from anomdino.io.boxes import Boxes, image_id, write_box_results
 from anomdino.io.locking import exclusive
-from anomdino.protocol import mark_evaluation_only
+from anomdino.protocol import MARKER, mark_evaluation_only
 
 HEIGHT, WIDTH = 64, 96
 FOLDERS = ("offline_dataset", "offline_dataset_label")
@@ -173,6 +175,20 @@ def test_scenes_are_used_evenly():
     uses = np.bincount([item.scene for item in items], minlength=8)
     assert uses.max() - uses.min() <= 1
     assert len({item.scene for item in items if item.split == "val"}) == 2
+    seven = plan_items(ComposeConfig(count=20, val_fraction=0.25), 7, 0)
+    assert len({item.scene for item in seven if item.split == "val"}) == 2  # 1.75
+
+
+def test_objects_are_pasted_by_the_parameters():
+    config = ComposeConfig(
+        scale="ground_row", height_min=0.1, height_max=0.3, ground_height_min=0.2, ground_height_max=0.9,
+        edges="hard", match=0.4, jitter=0.15, shadow=0.7,
+    )  # fmt: skip
+    own = {
+        "scale": "ground_row", "height": (0.1, 0.3), "ground_height": (0.2, 0.9), "edges": "hard",
+        "match": (0.0, 0.4), "jitter": 0.15, "shadow": 0.7,
+    }  # fmt: skip
+    assert asdict(paste_rules(config)) == asdict(PasteRules()) | own
 
 
 @pytest.mark.parametrize("objects", [1, 3, 4, 9])
@@ -206,41 +222,96 @@ def test_fewer_images_are_the_first_of_more(sources):
     assert few == {name: many[name] for name in few}
 
 
-def test_a_broken_off_run_is_taken_up_and_ends_the_same(sources, monkeypatch):
+@pytest.fixture
+def break_off(sources, monkeypatch):
+    """Compose until the disk is full, with four images finished and the label of the fifth missing."""
+
+    def broken(**changes):
+        write, written = module.write_png, []
+
+        def failing(path, *rest):
+            written.append(path)
+            if len(written) == 10:
+                raise OSError(28, "No space left on device")
+            write(path, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_png", failing)
+            with pytest.raises(OSError, match="No space"):
+                run(sources, "broken", **changes)
+        return sources / "broken"
+
+    return broken
+
+
+def test_a_broken_off_run_is_taken_up_and_ends_the_same(sources, break_off):
     run(sources, "whole")
-    write, written = module.write_png, []
-
-    def failing(path, *rest):
-        written.append(path)
-        if len(written) == 9:
-            raise OSError(28, "No space left on device")
-        write(path, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_png", failing)
-        with pytest.raises(OSError, match="No space"):
-            run(sources, "broken")
-    assert not (sources / "broken/ood.json").exists()
+    assert not (break_off() / "ood.json").exists()
     counts = run(sources, "broken")
     assert counts["kept"] == 4
     assert tree(sources / "broken") == tree(sources / "whole")
 
 
-def test_other_parameters_do_not_take_up_a_broken_off_run(sources, monkeypatch):
-    run(sources, "whole", jitter=0.1)
-    write, written = module.write_png, []
+@pytest.mark.parametrize("others", [{"jitter": 0.2}, {"seed": 4}, {"count": 60}])
+def test_other_parameters_do_not_take_up_a_broken_off_run(sources, break_off, others):
+    run(sources, "whole")
+    break_off(**others)
+    assert run(sources, "broken")["kept"] == 0
+    assert tree(sources / "broken") == tree(sources / "whole")
 
-    def failing(path, *rest):
-        written.append(path)
-        if len(written) == 9:
-            raise OSError(28, "No space left on device")
-        write(path, *rest)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_png", failing)
-        with pytest.raises(OSError, match="No space"):
-            run(sources, "broken", jitter=0.2)
-    assert run(sources, "broken", jitter=0.1)["kept"] == 0
+def test_a_source_that_was_written_again_is_composed_again(sources, break_off):
+    run(sources, "whole")
+    break_off()
+    os.utime(sources / "outliers/masks/o3.png", ns=(0, 0))
+    assert run(sources, "broken")["kept"] == 0
+
+
+def test_masks_of_one_and_of_bytes_with_a_rim_say_what_is_object():
+    for mask, expected in (([0, 1, 0], [0, 1, 0]), ([0, 100, 128, 255], [0, 0, 1, 1]), ([0, 0], [0, 0])):
+        found = module.object_pixels(np.array([mask], np.uint8))
+        np.testing.assert_array_equal(found, np.array([expected], bool))
+
+
+def test_parts_of_a_group_touch_by_corners_and_count_from_a_hundredth_on():
+    mask = np.zeros((12, 30), bool)
+    mask[1:10, 1:12] = True  # 99 pixels
+    mask[0, 20] = True  # one of 100
+    assert module._objects_of_group(mask) == (
+        [[1, 1, 12, 10], [20, 0, 21, 1]],
+        [99, 1],
+    )  # in the order of labels
+    mask[10, 12] = True  # touches a corner of the large one
+    assert module._objects_of_group(mask) == ([[1, 1, 13, 11]], [100])
+
+
+def test_crops_lie_everywhere():
+    image = np.arange(10 * 12 * 3, dtype=np.uint16).astype(np.uint8).reshape(10, 12, 3)
+    label = np.arange(120, dtype=np.uint8).reshape(10, 12)
+    rng = np.random.default_rng(0)
+    corners = {int(module._random_crop(image, label, 8, rng)[1][0, 0]) for _ in range(300)}
+    assert corners == {int(label[top, left]) for top in range(3) for left in range(5)}
+
+
+def test_what_was_damaged_since_a_run_broke_off_is_composed_again(sources, break_off):
+    run(sources, "whole")
+    broken = break_off()
+    notes = sorted(finished(broken))
+    notes[0].write_bytes(b"")
+    notes[1].write_text('["no note"]')
+    image, label = (broken / folder / f"{notes[2 + place].stem}.png" for place, folder in enumerate(FOLDERS))
+    image.write_bytes(image.read_bytes()[:100])
+    label.write_bytes(image.read_bytes())
+    assert run(sources, "broken")["kept"] == 0
+    assert tree(sources / "broken") == tree(sources / "whole")
+
+
+def test_files_of_others_among_the_notes_do_not_stop_a_run(sources, break_off):
+    run(sources, "whole")
+    (break_off() / ".compose" / ".DS_Store").write_text("Finder was here")
+    (sources / "broken/.compose/another run").mkdir()
+    (sources / "broken/.compose/another run/thumbs.db").write_text("so was Explorer")
+    assert run(sources, "broken")["kept"] == 4
     assert tree(sources / "broken") == tree(sources / "whole")
 
 
@@ -291,9 +362,11 @@ def test_one_composes_at_a_time(sources, monkeypatch):
 
 
 def test_evaluation_data_are_refused(sources):
-    mark_evaluation_only(sources / "inlier")
-    with pytest.raises(ProtocolError, match="evaluation data"):
-        run(sources)
+    for part in ("inlier", "outliers"):
+        mark_evaluation_only(sources / part)
+        with pytest.raises(ProtocolError, match=rf"{part}.*evaluation data"):
+            run(sources)
+        (sources / part / MARKER).unlink()
 
 
 def test_a_label_of_another_size_is_refused_with_both_sizes(sources):
@@ -352,6 +425,13 @@ def test_the_published_rule_gives_square_crops_and_a_box_for_each_part(sources):
         splinters += len(parts) > len(kept)
     assert several >= 5
     assert splinters >= 1
+
+
+@pytest.mark.parametrize("rule", ["rpl", "improved"])
+def test_images_without_objects_have_none(sources, rule):
+    counts = run(sources, rule=rule, size=40, empty=1.0, count=4)
+    assert counts["images_without_objects"] == 4
+    assert not any((plane(path) == 1).any() for path in (sources / "out/offline_dataset_label").glob("*.png"))
 
 
 def test_crops_have_the_size_asked_for(sources):

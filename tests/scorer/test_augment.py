@@ -31,6 +31,17 @@ def test_style_moves_mean_and_spread_part_of_the_way() -> None:
     assert max(spreads) > 35
 
 
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1)])
+def test_images_of_one_row_or_column_are_shrunk_to_no_less(size: tuple[int, int]) -> None:
+    image, label = photo(0, size), np.zeros(size, np.uint8)
+    for seed in range(20):
+        found = cut_window(
+            image, label, np.random.default_rng(seed), AugmentConfig(crop=(32, 32), scale=(0.2, 0.4))
+        )
+        assert found[0].shape == (*found[1].shape, 3)
+        assert min(found[1].shape) == 1
+
+
 def test_style_keeps_the_order_of_grey_levels() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     for seed in range(20):

@@ -13,8 +13,10 @@ from anomdino.scorer.base import (
     ScorerSpec,
     anomaly_score,
     build_scorer,
+    enlarged,
     gaussian_blur,
     load_scorer,
+    load_strictly,
     normalise,
     pixel_score,
     save_scorer,
@@ -152,7 +154,7 @@ def test_missing_damaged_and_foreign_checkpoints_are_refused(scorer, tmp_path):
         CheckpointError, match=r"of another shape: final\.\d\.weight \(5, 8, 1, 1\) instead of \(7, 8, 1, 1\)"
     ):
         load_scorer(tmp_path)
-    for text in ("{", "[]", json.dumps(config | {"num_classes": -1}), json.dumps(config | {"format": 9})):
+    for text in ("{", "[]", json.dumps(config | {"num_classes": 1}), json.dumps(config | {"format": 9})):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match="no scorer's config"):
             load_scorer(tmp_path)
@@ -163,6 +165,26 @@ def test_unknown_architecture_and_option_are_refused():
         build_scorer(ScorerSpec("smal"))
     with pytest.raises(ConfigError, match="depth"):
         build_scorer(ScorerSpec("small", 19, {"depth": 3}))
+    with pytest.raises(ConfigError, match="2 classes or more"):
+        build_scorer(ScorerSpec("small", 1))
+
+
+def test_weights_of_turned_shapes_and_other_prefixes_are_refused_with_the_cure():
+    module = nn.Linear(3, 5)
+    turned = {"weight": module.weight.T, "bias": module.bias}
+    with pytest.raises(CheckpointError, match=r"weight \(3, 5\) instead of \(5, 3\)"):
+        load_strictly(module, turned, "turned.pth")
+    parallel = {f"module.{name}": value for name, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"(?s)2 missing: weight, bias; 2 unexpected.*weights convert"):
+        load_strictly(module, parallel, "parallel.pth")
+
+
+def test_logits_in_bfloat16_are_enlarged_without_steps():
+    logits = torch.tensor([[[[100.0, 101.0]]]])
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32)):
+        found = enlarged(logits.to(dtype), (1, 9))
+        assert found.dtype == expected
+        np.testing.assert_allclose(found.flatten(), np.linspace(100, 101, 9), atol=1e-5)
 
 
 def test_scorer_parameters_stay_below_three_million():

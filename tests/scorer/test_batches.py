@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError
 from anomdino.scorer.batches import StepSampler, held_back
 
 
@@ -21,6 +21,11 @@ def test_processes_share_each_step_and_a_resume_continues(count, local, world, s
     assert [list(chain.from_iterable(step)) for step in zip(*parts, strict=True)] == whole
     assert list(StepSampler(count, batch, steps, 5, shuffle=shuffle, start=steps // 2)) == whole[steps // 2 :]
     assert [s.number for step in whole for s in step] == list(range(batch * steps))
+
+
+def test_processes_that_cannot_share_a_batch_equally_are_refused():
+    with pytest.raises(ConfigError, match="4 does not divide by 3 processes"):
+        StepSampler(10, 4, 6, 0, rank=1, world=3)
 
 
 def test_an_epoch_visits_each_scene_at_most_once_and_drops_the_rest():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from anomdino.errors import ConfigError, DataError, TrainingError
 from anomdino.io.images import write_png
@@ -152,9 +153,38 @@ def test_windows_beyond_the_image_do_not_count(tmp_path):
         assert loss(batch._replace(score=changed))[name] == value
 
 
-def test_the_loss_is_that_of_the_formula():
+def test_a_window_begins_with_a_cell_and_is_mirrored_as_a_whole(tmp_path):
+    height, width = 48, 96
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)
+    cells = np.stack([np.mgrid[:12, :24][1], np.mgrid[:12, :24][0]]).astype(np.float16)
+    maps = UncertaintyMaps(cells, cells[0], cells[0], cells[0].astype(np.float32), (height, width))
+    entry = ScoredImage("one", *(tmp_path / f"one.{kind}" for kind in ("png", "score.npz", "maps.npz")))
+    write_png(entry.image, image)
+    write_score(entry.score, columns.astype(np.float32))
+    maps.save(entry.maps)
+    corners = set()
+    for number in range(30):
+        plain, mirrored = (
+            Windows([[entry]], DistillationPlan(widths=(width,), crop=(56, 40), flip=flip), 4, 5)[
+                SampleId(number, 0)
+            ]
+            for flip in (0.0, 1.0)
+        )
+        left = round(float((plain.image[0, 0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255))
+        assert left == plain.score[0, 0] == 4 * plain.semantic[0, 0, 0]
+        corners.add(left)
+        assert plain.valid[:48].all()
+        assert not plain.valid[48:].any()
+        for one, other in zip(plain[:4], mirrored[:4], strict=True):
+            torch.testing.assert_close(other, one.flip(-1))
+    assert {0, 56} <= corners <= set(range(0, 57, 4))
+
+
+@pytest.mark.parametrize("blur", [False, None])  # None: as RPL does, who smooths the energy
+def test_the_loss_is_that_of_the_formula(blur):
     plan = DistillationPlan(emphasis=3.0, closed_weight=0.7)
-    options = ScoringOptions(blur=False)
+    options = ScoringOptions(blur=blur)
     scorer = network()
     rng = np.random.default_rng(0)
     semantic = rng.dirichlet(np.ones(4), (2, 8, 12)).transpose(0, 3, 1, 2)
@@ -174,6 +204,8 @@ def test_the_loss_is_that_of_the_formula():
     energy = torch.nn.functional.interpolate(energy[:, None], (32, 48), mode="bilinear", align_corners=True)[
         :, 0
     ].numpy()
+    if blur is None:
+        energy = gaussian_filter(energy, (0, 1, 1), mode="mirror", radius=(0, 3, 3))
     gap = np.abs(energy - score)
     smooth = np.where(gap < 1, gap**2 / 2, gap - 0.5)
     counts = valid * np.where(score > 0.5, 3, 1)

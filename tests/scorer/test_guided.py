@@ -90,6 +90,17 @@ def test_large_radii_are_fitted_on_a_smaller_image_and_applied_to_the_whole_one(
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=2e-3)
 
 
+def test_cells_of_a_smaller_image_are_means_and_windows_have_the_nearest_number_of_them():
+    score, image = random_pair(18, 21)
+    small, colours = (maps.reshape(*maps.shape[:-2], 6, 3, 7, 3).mean((-3, -1)) for maps in (score, image))
+    maps = np.concatenate([fitted(small, colours, 5, EPS), np.stack(list(bounds(small, 5)))])  # 14 / 3 cells
+    enlarged = F.interpolate(
+        torch.from_numpy(maps)[None], size=(18, 21), mode="bilinear", align_corners=False
+    )[0].numpy()
+    expected = np.clip(applied(enlarged[:4], image), enlarged[4], enlarged[5])
+    np.testing.assert_allclose(filtered(score, image, 14), expected, rtol=1e-3, atol=2e-3)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60))
 def test_no_pixel_leaves_the_range_of_the_scores(height, width, radius):

@@ -1,6 +1,7 @@
 """The engine against the plain path, tiles, widths, resumption after a kill, and what goes wrong."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.refinement import Refinement
 from anomdino.scorer.run import DONE_FOLDER, SKIPPED_FILE, Outputs, RunOptions, SetScorer, content_digest
 from anomdino.scorer.setup import engine_from
-from anomdino.scorer.tiling import blend_weights, tiles
+from anomdino.scorer.tiling import Tile, blend_weights, tiles
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from anomdino.uncertainty import UncertaintyMaps, uncertainty_maps
 
@@ -197,6 +199,52 @@ def test_scores_of_widths_are_averaged(small):
     np.testing.assert_allclose(scored.maps.semantic.astype(np.float32).sum(0), 1, atol=5e-3)
 
 
+def by_cells(maps, stride):
+    """Average (..., H, W) over the cells of a grid, one by one."""
+    rows, columns = (range(0, side, stride) for side in maps.shape[-2:])
+    cells = [[maps[..., y : y + stride, x : x + stride].mean((-2, -1)) for x in columns] for y in rows]
+    return np.moveaxis(np.array(cells), (0, 1), (-2, -1))
+
+
+def resampled(maps, size):
+    found = F.interpolate(
+        torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False, antialias=True
+    )
+    return found[0].numpy()
+
+
+@pytest.mark.parametrize("distance", ["margin1", "one_minus_p1", "margin"])
+def test_maps_and_score_of_several_widths_are_those_of_the_formulas(pixel, distance, monkeypatch):
+    monkeypatch.setattr(inference, "STRIP_PIXELS", 700)  # a few rows at a time, in whole cells
+    pixel.mix.weight.data *= 3
+    pixel.mix.bias.data.zero_()
+    image, scores, maps = photo(45, 62), [], []
+    for width, rows, stride in ((124, 90, 8), (62, 45, 4), (44, 32, 3)):
+        output = pixel(to_input(image)) if width == 62 else pixel(
+            F.interpolate(to_input(image), (rows, width), mode="bilinear", align_corners=False, antialias=True)
+        )  # fmt: skip
+        logits, residual = (part.detach().double()[0].numpy() for part in output[:2])
+        p = np.exp(logits) / np.exp(logits).sum(0)
+        entropy = -(p * np.log(p)).sum(0) / np.log(3)
+        second, first = np.sort(p, axis=0)[1:]
+        gap = {"margin1": 1 - first + second, "one_minus_p1": 1 - first, "margin": first - second}[distance]
+        maps.append(resampled(by_cells(np.stack([*p, entropy, gap]), stride), (12, 16)))
+        scores.append(resampled(-np.log(np.exp(residual).sum(0))[None], (45, 62))[0])
+    options = ScoringOptions(widths=(124, 62, 44), blur=False, distance=distance, refine=(8, 40))
+    found = ScoringEngine(pixel, options).score(image)
+    expected = np.mean(maps, axis=0)
+    assert expected.std((1, 2)).min() > 0.02
+    assert abs(expected[3] - expected[4]).mean() > 0.02
+    np.testing.assert_allclose(found.maps.semantic, expected[:3], atol=5e-4)
+    np.testing.assert_allclose(found.maps.entropy, expected[3], atol=5e-4)
+    np.testing.assert_allclose(found.maps.distance, expected[4], atol=5e-4)
+    plain = np.mean(scores, axis=0)
+    np.testing.assert_allclose(found.maps.score, by_cells(plain, 4), atol=1e-4)
+    assert abs(found.score - plain).max() > 0.01  # refined by the photo, which the pooled one is not
+    unrefined = ScoringEngine(pixel, ScoringOptions(widths=(124, 62, 44), blur=False)).score(image)
+    np.testing.assert_allclose(unrefined.score, plain, atol=1e-4)
+
+
 def test_kinds_and_logits_are_those_of_the_parameters(wide):
     image = photo()
     with torch.inference_mode():
@@ -245,6 +293,30 @@ def test_tiled_equals_untiled_where_pixels_are_independent(pixel, overlap):
             getattr(whole.maps, name).astype(np.float32),
             atol=2e-3,
         )
+
+
+@pytest.mark.parametrize("overlap", [0, 5, 40])
+def test_weights_fall_in_a_line_towards_inner_edges_alone(overlap):
+    height, width = 40, 48
+    for tile in (Tile(0, 0, 24, 48), Tile(16, 8, 40, 40), Tile(0, 16, 40, 48)):
+        tall, wide = tile.bottom - tile.top, tile.right - tile.left
+        expected = np.ones((tall, wide))
+        for y, x in np.ndindex(tall, wide):
+            down = [y + 1] * (tile.top > 0) + [tall - y] * (tile.bottom < height)
+            across = [x + 1] * (tile.left > 0) + [wide - x] * (tile.right < width)
+            for steps in (down, across):
+                expected[y, x] *= min([1, *(step / (overlap + 1) for step in steps)])
+        np.testing.assert_allclose(blend_weights(tile, height, width, overlap), expected, rtol=1e-6)
+
+
+def test_tiles_are_as_square_as_their_number_allows_and_a_large_overlap_is_halved():
+    square = tiles(800, 800, 200_000, 0)
+    assert [(part.top > 0, part.left > 0) for part in square] == list(
+        itertools.product([False, True], repeat=2)
+    )
+    narrow = tiles(40, 2000, 2880, 64)  # tiles of 72 columns cannot share 64
+    assert all(part.pixels <= 2880 for part in narrow)
+    assert 32 <= min(left.right - right.left for left, right in itertools.pairwise(narrow)) < 64
 
 
 def test_below_the_limit_nothing_is_cut(wide):
@@ -313,7 +385,9 @@ class Hungry(PixelScorer):
 def test_out_of_memory_halves_the_batch_then_the_tiles(caplog):
     images = [photo(200, 300, seed) for seed in range(4)]
     engine = ScoringEngine(Hungry(60_000), ScoringOptions(tile_overlap=16), consume=True)
-    assert len(engine.score_batch(images)) == 4
+    plain = ScoringEngine(engine.network, ScoringOptions(tile_overlap=16))
+    for image, found in zip(images, engine.score_batch(images), strict=True):
+        np.testing.assert_allclose(found.score, plain.score(image).score, atol=1e-5)
     assert "2 images" in caplog.text.replace("with 2:", "2 images")
     engine = ScoringEngine(Hungry(40_000), ScoringOptions(tile_overlap=16), consume=True)
     assert engine.score(images[0]).score.shape == (200, 300)
@@ -400,6 +474,26 @@ def test_nan_stops_with_the_name_of_the_image(pixel, score):
         score(ScoringEngine(pixel), photo(), "street.png")
 
 
+class Blind(Hungry):
+    """Has no number for dark images."""
+
+    def forward(self, images):
+        output = super().forward(images)
+        return output._replace(
+            residual_logits=output.residual_logits + images.mean((1, 2, 3), keepdim=True).log()
+        )
+
+
+@pytest.mark.parametrize("most", [10_000, 128])
+def test_nan_in_a_batch_stops_with_the_name_of_its_image(most):
+    dark, light = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    engine = ScoringEngine(Blind(most), consume=True)
+    for place, name in enumerate(("first.png", "second.png", "third.png")):
+        images = [light] * place + [dark] + [light] * (2 - place)
+        with pytest.raises(DataError, match=rf"{name}.*64 NaN"):
+            engine.score_batch(images, ["first.png", "second.png", "third.png"])
+
+
 def tree_digest(*folders):
     digest = hashlib.sha256()
     for folder in folders:
@@ -446,8 +540,9 @@ def test_a_second_run_keeps_what_is_finished_and_repairs_the_rest(pixel, photos,
     (tmp_path / "score" / f"{keys[0]}.npz").write_bytes(b"PK damaged")
     (tmp_path / "maps" / f"{keys[1]}.npz").unlink()
     (tmp_path / "maps" / DONE_FOLDER / f"{keys[2]}.json").write_text("{")
+    (tmp_path / "maps" / f"{keys[3]}.npz").write_bytes((tmp_path / "maps" / f"{keys[4]}.npz").read_bytes())
     report = scorer_for(pixel, tmp_path).run(photos)
-    assert (report.scored, report.reused) == (3, 3)
+    assert (report.scored, report.reused) == (4, 2)
     assert "changed or damaged" in caplog.text
     assert tree_digest(tmp_path / "score", tmp_path / "maps") == before
 
@@ -484,7 +579,14 @@ def test_digest_covers_options_and_weights_but_not_speed(tmp_path):
     weights.write_bytes(b"1")
     base = content_digest(ScoringOptions(), weights, "x")
     assert base == content_digest(ScoringOptions(batch=8, compile=True), weights, "x")
-    assert base != content_digest(ScoringOptions(kind="entropy"), weights, "x")
+    other = {
+        "kind": "entropy", "logits": "closed", "widths": (8,), "refine": (4,), "refine_net": True, "map_stride": 2,
+        "semantic": "onehot", "distance": "margin", "max_pixels": 9, "tile_overlap": 9, "precision": "bf16",
+    }  # fmt: skip
+    changed = [{name: value} for name, value in other.items()] + [{"blur": True}, {"blur": False}]
+    assert len({content_digest(ScoringOptions(**one), weights, "x") for one in [{}, *changed]}) == 14
+    named = {field.name for field in fields(ScoringOptions)}
+    assert named == other.keys() | {"blur", "fusion", "batch", "compile", "compile_mode"}
     assert base != content_digest(ScoringOptions(), weights, "y")
     weights.write_bytes(b"2")
     assert base != content_digest(ScoringOptions(), weights, "x")
@@ -492,15 +594,41 @@ def test_digest_covers_options_and_weights_but_not_speed(tmp_path):
 
 def test_a_bad_image_fails_or_is_listed(pixel, photos, tmp_path):
     bad = list(photos)[3]
+    scorer_for(pixel, tmp_path).run(photos)
     photos[bad].write_bytes(photos[bad].read_bytes()[:40])
     with pytest.raises(DataError, match="bild_3"):
         scorer_for(pixel, tmp_path).run(photos)
     report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=1).run(photos)
     assert list(report.skipped) == [bad]
     assert list(json.loads((tmp_path / "maps" / SKIPPED_FILE).read_text())) == [bad]
-    assert not (tmp_path / "score" / f"{bad}.npz").exists()
+    assert not any((tmp_path / folder / f"{bad}.npz").exists() for folder in ("score", "maps"))
     with pytest.raises(DataError, match="max_bad"):
         scorer_for(pixel, tmp_path, skip_bad=True).run(photos)
+    write_png(photos[bad], photo())
+    assert scorer_for(pixel, tmp_path, skip_bad=True).run(photos).scored == 1
+    assert not (tmp_path / "maps" / SKIPPED_FILE).exists()
+
+
+def test_an_image_that_may_not_be_read_is_listed(pixel, photos, tmp_path, monkeypatch):
+    """As chmod 000 makes it, for all but the superuser."""
+    locked, builtin = photos[list(photos)[2]], io.open
+
+    def opened(file, *arguments, **options):
+        if str(file) == str(locked):
+            raise PermissionError(13, "Permission denied", str(file))
+        return builtin(file, *arguments, **options)
+
+    monkeypatch.setattr("io.open", opened)
+    monkeypatch.setattr("builtins.open", opened)
+    report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=1).run(photos)
+    assert [*report.skipped] == [list(photos)[2]]
+    assert "Permission denied" in next(iter(report.skipped.values()))
+
+
+def test_images_above_the_limit_of_pixels_are_listed(pixel, photos, tmp_path):
+    report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=None, max_image_pixels=44 * 60).run(photos)
+    assert sorted(report.skipped) == [key for key in sorted(photos) if int(key[-1]) % 3 == 2]
+    assert all("the limit is 2,640" in reason for reason in report.skipped.values())
 
 
 def test_an_image_far_too_tall_fails_or_is_listed(pixel, photos, tmp_path):
@@ -530,14 +658,14 @@ def test_maps_of_another_method_take_the_place_of_the_score(pixel, photos, tmp_p
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.random.default_rng(int(key[-1])).normal(size=(height, 60)))
     source = MapsSource(tmp_path / "rba", photos)
-    engine = ScoringEngine(pixel)
+    engine = ScoringEngine(pixel, ScoringOptions(map_stride=7))
     outputs = Outputs(tmp_path / "score", tmp_path / "maps")
     SetScorer(engine, outputs, "d", source=source).run(photos)
     for key in photos:
         given_map = np.load(tmp_path / "rba" / f"{key}.npy").astype(np.float32)
         np.testing.assert_array_equal(read_score(outputs.of(key)[0]), given_map)
         maps = UncertaintyMaps.load(outputs.of(key)[1])
-        np.testing.assert_allclose(maps.score[0, 0], given_map[:4, :4].mean(), atol=1e-6)
+        np.testing.assert_allclose(maps.score, by_cells(given_map, 7), atol=1e-6)
     np.save(tmp_path / "rba" / f"{next(iter(photos))}.npy", np.zeros((2, 2)))
     with pytest.raises(DataError, match="2 x 2"):
         SetScorer(engine, outputs, "new", source=source).run(photos)
@@ -593,7 +721,9 @@ def test_engine_from_parameters(small, tmp_path):
     engine, digest = engine_from(ScoreConfig(widths=[32, 64], blur="off"), tmp_path)
     assert engine.options.widths == (32, 64)
     assert not engine.options.blurs
-    assert digest != engine_from(ScoreConfig(), tmp_path)[1]
+    plain = engine_from(ScoreConfig(), tmp_path)[1]
+    assert digest != plain == engine_from(ScoreConfig(), tmp_path)[1]
+    assert plain != engine_from(ScoreConfig(), tmp_path, "meta")[1]  # on CUDA, auto means half precision
     with pytest.raises(CheckpointError, match="does not exist"):
         engine_from(ScoreConfig(), tmp_path / "none")
 
@@ -619,6 +749,13 @@ def test_neighbouring_tiles_share_the_overlap(overlap):
     for spans in (rows, columns):
         for (_, end), (start, _) in itertools.pairwise(spans):
             assert end - start >= overlap
+
+
+def test_maps_of_equal_logits_do_not_exceed_one_by_rounding():
+    for classes in range(2, 40):
+        maps = uncertainty_maps(torch.full((1, classes, 1, 2), 0.1))
+        assert 1 - 1e-6 < float(maps.entropy.min()) <= float(maps.entropy.max()) <= 1
+        assert float(maps.distance.max()) == 1
 
 
 @pytest.mark.parametrize("classes", [2, 3, 19])

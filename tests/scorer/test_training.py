@@ -1,9 +1,11 @@
 import json
 import math
 import re
+import shutil
 from functools import partial
 from itertools import chain
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -232,6 +234,27 @@ def test_resume_point_of_other_parameters_is_not_taken_up(tiny_data, tmp_path, k
     train(tiny_data, tmp_path / "x", other)
     train(tiny_data, tmp_path / "y", other)
     assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
+
+
+def test_a_resume_point_of_other_images_of_as_many_bytes_is_not_taken_up(tiny_data, tmp_path, monkeypatch):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    image, taken = data / "inlier/train/images/s0.png", []
+
+    def hints(self, batch, step):
+        taken.append(step)
+        if step == 4:
+            raise Killed
+        return {}
+
+    monkeypatch.setattr(ClosedSetObjective, "hints", hints)
+    sizes = set()
+    for grey in (90, 150, 150):
+        cv2.imwrite(str(image), np.full((48, 64, 3), grey, np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 0])
+        sizes.add(image.stat().st_size)
+        with pytest.raises(Killed):
+            train(data, tmp_path / "x")
+    assert len(sizes) == 1
+    assert taken == [0, 1, 2, 3, 4] * 2 + [3, 4]
 
 
 def spoil(path, damage):
@@ -667,6 +690,18 @@ def test_live_curves_and_overlays(tiny_data, tmp_path):
     overlays = sorted((live / "plots" / "images").iterdir())
     assert [path.name for path in overlays] == [f"composed_{number}.png" for number in range(4)]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("dvc")]
+
+
+def test_curves_of_a_finished_phase_are_drawn_again_after_a_kill(tiny_data, tmp_path, kill_at, monkeypatch):
+    pytest.importorskip("dvclive")
+    kill_at(ResidualObjective, 1)
+    with pytest.raises(Killed):
+        train(tiny_data, tmp_path / "x", config(live=True))
+    monkeypatch.undo()
+    train(tiny_data, tmp_path / "x", config(live=True))
+    for name in ("loss", "validation_loss"):
+        rows = (tmp_path / f"x/live/plots/metrics/closed_set/{name}.tsv").read_text().splitlines()
+        assert len(rows) == {"loss": 7, "validation_loss": 3}[name]
 
 
 def test_published_training_is_the_default_of_the_residual_block():

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from anomdino.errors import CheckpointError, ConfigError  # noqa: E402
 from anomdino.scorer.base import anomaly_score, load_scorer, save_scorer, to_input  # noqa: E402
 from anomdino.scorer.inference import ScoringEngine  # noqa: E402
 from anomdino.scorer.setup import engine_from  # noqa: E402
-from anomdino.scorer.transformers_scorer import load_transformers  # noqa: E402
+from anomdino.scorer.transformers_scorer import TransformersScorer, load_transformers  # noqa: E402
 
 CLASSES = 7
 
@@ -210,10 +211,46 @@ def test_results_of_another_processor_are_told_apart(tmp_path):
     torch.manual_seed(0)
     tiny_segformer().save_pretrained(tmp_path)
     seen = set()
-    for settings in ({}, {"do_normalize": False}, {"do_rescale": False}):
-        transformers.SegformerImageProcessor(**settings).save_pretrained(tmp_path)
+    for settings in ({}, {"do_normalize": False}, {"do_rescale": False}, {"do_flip_channel_order": True}):
+        future = {"image_processor_type": "FutureProcessor", "image_mean": 0.5, **settings}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(future))
         seen.add(engine_from(ScoreConfig(source="transformers", transformers=str(tmp_path)), "unused")[1])
-    assert len(seen) == 3
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    seen.add(engine_from(ScoreConfig(source="transformers", transformers=str(tmp_path)), "unused")[1])
+    assert len(seen) == 5
+
+
+def test_statistics_of_a_processor_that_turns_colours_are_those_of_bgr(tmp_path):
+    tiny_segformer().save_pretrained(tmp_path)
+    settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 4.0], "do_flip_channel_order": True}
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "FutureProcessor", **settings})
+    )
+    scorer, seen = load_transformers(tmp_path), []
+    scorer.network.register_forward_pre_hook(
+        lambda *arguments: seen.append(arguments[-1]["pixel_values"]), with_kwargs=True
+    )
+    image = photo(64, 96)
+    scorer(to_input(image))
+    expected = (image[..., ::-1] / 255 - settings["image_mean"]) / settings["image_std"]
+    np.testing.assert_allclose(seen[0][0].permute(1, 2, 0), expected, atol=1e-5)
+
+
+def test_small_images_are_continued_by_their_edge_and_evidence_has_a_floor(tmp_path):
+    torch.manual_seed(4)
+    tiny_segformer().save_pretrained(tmp_path)
+    scorer, image = load_transformers(tmp_path), photo(20, 90)
+    continued = np.pad(image, [(0, 44), (0, 0), (0, 0)], mode="edge")
+    with torch.inference_mode():
+        found, expected = scorer(to_input(image)).logits, scorer(to_input(continued)).logits[..., :20, :]
+    torch.testing.assert_close(found, expected)
+    masks = torch.tensor([0.0, -15.0, -40.0]).reshape(1, 1, 1, 3)
+    output = SimpleNamespace(
+        class_queries_logits=torch.tensor([[[0.0, -99, -99]]]), masks_queries_logits=masks
+    )
+    evidence = TransformersScorer._mask_evidence(output)[0, 0, 0]
+    np.testing.assert_allclose(evidence, np.log([0.5, 1 / (1 + np.exp(15)), 1e-8]), rtol=1e-5)
 
 
 def test_a_processor_of_an_unknown_kind_is_read_by_its_settings(tmp_path):
@@ -272,6 +309,14 @@ def test_a_network_that_needs_more_than_an_image_is_refused(tmp_path, monkeypatc
         load_transformers(tmp_path)
 
 
+def test_a_network_of_one_class_is_refused(tmp_path):
+    network = tiny_segformer()
+    network.config.num_labels = 1
+    network.config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="knows 1 class, a closed set has two or more"):
+        load_transformers(tmp_path)
+
+
 def test_saved_and_loaded_as_a_scorer(folder, tmp_path):
     scorer = load_transformers(folder)
     save_scorer(scorer, tmp_path / "rpl")
@@ -280,6 +325,8 @@ def test_saved_and_loaded_as_a_scorer(folder, tmp_path):
     with torch.inference_mode():
         assert torch.equal(scorer(images).logits, again(images).logits)
     assert scorer.fingerprint() == again.fingerprint()
+    save_scorer(again, tmp_path / "copy")
+    assert load_scorer(tmp_path / "copy").fingerprint() == scorer.fingerprint()
 
 
 def test_the_engine_scores_with_it(folder):

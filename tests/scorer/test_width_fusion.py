@@ -194,6 +194,12 @@ def test_files_that_do_not_belong_say_so(scorer):
         load_fusion(scorer, WIDTHS)
 
 
+def with_byte_changed(content, member):
+    """Change the byte after the header of an array in an npz file."""
+    place = content.index(b"\n", content.index(member)) + 1
+    return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+
+
 def test_a_grid_holds_the_scores_of_every_width_and_the_label(scorer, tmp_path):
     engine, _ = engine_from(ScoreConfig(widths=list(WIDTHS)), scorer)
     image = np.random.default_rng(1).integers(0, 255, (60, 80, 3), np.uint8)
@@ -211,15 +217,25 @@ def test_a_grid_holds_the_scores_of_every_width_and_the_label(scorer, tmp_path):
     for found, score in zip(scores, engine.score_widths(image), strict=True):
         expected = resized(score[None], (480, GRID_WIDTH))[0, 0].numpy()
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:100],
+        with_byte_changed(whole, b"scores.npy"),
+        with_byte_changed(whole, b"digest.npy"),
+    ):
+        path.write_bytes(damaged)
+        assert not is_written(path, "one")
+    path.write_bytes(with_byte_changed(whole, b"label.npy"))
     assert not is_written(path, "one")
+    with pytest.raises(DataError, match=r"a\.npz: is missing or damaged"):
+        read_grid(path)
     with pytest.raises(DataError, match="label of"):
         write_grid(path, engine, image, label[1:], "one")
 
 
 def test_cross_entropy_by_hand_without_void():
     logits = torch.tensor([[[0.0, 2.0, 50.0]], [[1.0, 1.0, 1.0]]], requires_grad=True)
-    labels = torch.tensor([[[0, 1, 255]], [[255, 255, 255]]], dtype=torch.uint8)
+    labels = torch.tensor([[[0, 1, 2]], [[255, 255, 255]]], dtype=torch.uint8)  # void from 2 on
     losses = cross_entropy(logits, labels)
     expected = (np.log(2) + np.log1p(np.exp(-2))) / 2
     assert losses[0].item() == pytest.approx(expected, rel=1e-6)
@@ -243,6 +259,21 @@ def stored(folder, count, right, seed=0, shape=(40, GRID_WIDTH)):
         np.savez(path, scores=scores.astype(np.float16), label=label, digest=np.array("x"))
         images.append(StoredItem(f"{folder.name}/{index}", path))
     return images
+
+
+def test_a_crop_that_is_larger_than_the_grid_is_continued_by_its_edge_and_void(tmp_path):
+    image = stored(tmp_path / "a", 1, 0)[0]
+    scores, label = read_grid(image.file)
+    crop = Crops([FusionShare([image])], FusionPlan(crop=GRID_WIDTH, flip=0), seed=1)[SampleId(0, 0)]
+    np.testing.assert_array_equal(crop.scores, np.pad(scores, [(0, 0), (0, 600), (0, 0)], mode="edge"))
+    np.testing.assert_array_equal(crop.label, np.pad(label, [(0, 600), (0, 0)], constant_values=255))
+
+
+def test_a_large_label_keeps_its_values_on_the_grid(scorer, tmp_path):
+    engine, _ = engine_from(ScoreConfig(widths=list(WIDTHS)), scorer)
+    label = np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), (20, 1500))
+    write_grid(tmp_path / "a.npz", engine, np.zeros((20, 1500, 3), np.uint8), label, "one")
+    assert {*np.unique(read_grid(tmp_path / "a.npz")[1])} == {0, 1, 255}
 
 
 def test_crops_depend_on_their_number_alone_and_labels_go_with_the_scores(tmp_path):
