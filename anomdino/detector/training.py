@@ -18,8 +18,14 @@ from torch import nn
 
 from anomdino.config.detector import DetectorConfig
 from anomdino.detector.records import Fold, Record
-from anomdino.detector.weights import WEIGHTS_FILE, load_pretrained, read_checkpoint, save_detector
-from anomdino.errors import DataError, TrainingError
+from anomdino.detector.weights import (
+    WEIGHTS_FILE,
+    load_pretrained,
+    other_shapes,
+    read_checkpoint,
+    save_detector,
+)
+from anomdino.errors import CheckpointError, DataError, TrainingError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.digest import file_sha256
 from anomdino.uncertainty import UncertaintyMaps
@@ -158,18 +164,20 @@ def load_backbone(detector: nn.Module, path: Path | str) -> None:
     """Load backbone weights; the classifier's keys of an ImageNet checkpoint are left out.
 
     Raises:
-        CheckpointError: The file is unsafe or damaged, or lacks weights of the backbone.
+        CheckpointError: The file is unsafe or damaged, or lacks weights of the backbone, or has them in another shape.
     """
-    from anomdino.errors import CheckpointError
-
     state = {
         name.removeprefix("backbone."): value for name, value in read_checkpoint(path)["state_dict"].items()
     }
     own = detector.backbone.state_dict()  # type: ignore[union-attr]
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    if missing:
+    shapes = other_shapes(state, own)
+    if missing or shapes:
+        cause = f"lacks {len(missing)} weights of the backbone: {', '.join(missing[:10])}"
+        if not missing:
+            cause = f"has {len(shapes)} weights of another shape: {', '.join(shapes[:10])}"
         raise CheckpointError(
-            path, f"lacks {len(missing)} weights of the backbone: {', '.join(missing[:10])}", ""
+            path, cause, "choose weights of detector.backbone, with the names that mmdet gives them"
         )
     detector.backbone.load_state_dict({name: state.get(name, own[name]) for name in own})  # type: ignore[union-attr]
 
