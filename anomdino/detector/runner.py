@@ -149,7 +149,7 @@ class History(Hook):  # type: ignore[misc]
         log.info("step %d/%d: held-out %s", runner.iter, self.steps, _words(row))
         states = all_gather_object(random_states())
         if runner.rank == 0:
-            if row[CHOSEN_BY] > self.best():
+            if row[CHOSEN_BY] >= self.best():  # of equal ones the later
                 with atomic_path(self.work / BEST_WEIGHTS) as temporary:
                     torch.save({"state_dict": _unwrapped(runner.model).state_dict()}, temporary)
             with atomic_path(self.work / RANDOM_STATES) as temporary:
@@ -436,7 +436,7 @@ def _hooks(config: DetectorConfig) -> dict[str, Any]:
             "type": "CheckpointHook",
             "by_epoch": False,
             "interval": _interval(config),
-            "max_keep_ckpts": 1,
+            "max_keep_ckpts": 2,  # the older goes before the newer is written: killed there, one must be left
         },
     }
 
