@@ -62,6 +62,7 @@ def train_detector(
     seed: int,
     device: torch.device,
     scorer_folder: Path | str | None = None,
+    keep_state: bool = False,
 ) -> Trained:
     """Train one detector and write it to ``folder``.
 
@@ -72,10 +73,11 @@ def train_detector(
         config: The detector's parameters.
         fold: What it learns from, is chosen by, and predicts.
         folder: Where the trained detector goes.
-        work: Folder of the Runner's own files (checkpoints to resume from, logs); removed in the end.
+        work: Folder of the Runner's own files (checkpoints to resume from, logs), each training's in its own.
         seed: Seed of all random numbers.
         device: Where to train.
         scorer_folder: The trained scorer, for ``backbone: scorer``.
+        keep_state: Leave this training's files in ``work``: asked for again, it is written again without a step.
 
     Raises:
         DataError: Maps are missing, or differ in their number of classes.
@@ -110,7 +112,8 @@ def train_detector(
         atomic_write_json(
             Path(folder) / "history.json", {"losses": history.losses, "evaluations": history.evaluations}
         )
-        shutil.rmtree(work)
+        if not keep_state:
+            shutil.rmtree(work)
     log.info(
         "detector %s: %d steps in %.0f s (%.1f images/s), AR@100 %.3f on %d held-out images",
         fold.name,

@@ -151,7 +151,9 @@ def test_an_image_of_few_cells_has_fewer_queries():
 
 
 def test_training_on_images_of_few_cells_names_the_parameter():
-    network = build_detector(small_config(queries=150), CLASSES).train()
     data = [sample((64, 96), [[2.0, 2.0, 12.0, 12.0]], (64, 96)) for _ in range(2)]
+    just = build_detector(small_config(queries=126), CLASSES).train()
+    assert just.loss(torch.randn(2, 3, 64, 96), copy.deepcopy(data))
+    network = build_detector(small_config(queries=150), CLASSES).train()
     with pytest.raises(ConfigError, match=r"detector\.queries.*only 126 cells"):
         network.loss(torch.randn(2, 3, 64, 96), data)
