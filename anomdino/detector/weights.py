@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TEXT_ENCODER = "text_encoder"
 NEW_PREFIX = "ouafs."
+DAMAGED = (
+    *(OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError),
+    *(AttributeError, AssertionError, MemoryError, struct.error),
+)
+"""What torch's weights-only reader raises on a file that is damaged, beside errors of unpickling."""
 _STATISTICS = ("ouafs.score_mean", "ouafs.score_std")
 _OBSOLETE = ("embeddings.position_ids",)
 
@@ -58,10 +64,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             f"holds objects that may run code, or is damaged: {str(error).splitlines()[0]}",
             "if you trust its source, load it once with torch.load(weights_only=False) and save its state_dict alone",
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError) as error:
-        raise CheckpointError(
-            path, f"is no checkpoint or is damaged ({error})", "copy or download it again"
-        ) from error
+    except DAMAGED as error:
+        cause = f"is no checkpoint or is damaged ({error!r})"
+        raise CheckpointError(path, cause, "copy or download it again") from error
     found: dict[str, Any] = content if isinstance(content, dict) else {"state_dict": content}
     if "state_dict" not in found:
         found = {"state_dict": found.get("model", found)}

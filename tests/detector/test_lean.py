@@ -16,16 +16,16 @@ from tests.detector.test_model import published_width, sample
     ("size", "width"),
     [
         ((64, 96), "small"),
-        ((16, 1040), "small"),  # of 130 columns the outer ones have no proposal
+        ((16, 520), "whole"),  # all tokens become queries; of 65 columns the outer ones have no proposal
         ((64, 96), "published"),
         ((50, 71), "published"),
     ],
 )
 def test_equals_the_networks_own_prediction(prompts, size, width):
     config = (
-        small_config(fusion={"gate_init": 1.0})
-        if width == "small"
-        else published_width(fusion={"gate_init": 1.0})
+        published_width(fusion={"gate_init": 1.0})
+        if width == "published"
+        else small_config(fusion={"gate_init": 1.0}, queries=12 if width == "small" else 2 * 65 + 33 + 17)
     )
     network = build_detector(config, CLASSES).eval()
     for name, parameter in network.named_parameters():

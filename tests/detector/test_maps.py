@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from anomdino.detector.dataset import ComposedDataset, MosaicComposed, RecordReader, train_transforms
 from anomdino.detector.dataset import test_transforms as transforms_of_testing
@@ -227,6 +228,11 @@ def test_sizes_flips_and_crops_are_those_of_the_parameters():
         assert all(mirrored == bool(flip) for _, mirrored, _ in seen)
         assert all(shares.min() > 0.97 for shares, _, _ in seen)
         assert {shape[0] for _, _, shape in seen} == {64, 96}
+    plain, noisy = (
+        run(train_transforms(small_config(flip=0.0, map_noise=noise), 1.0), 0)["data_samples"].maps
+        for noise in (0.0, 0.5)
+    )
+    assert [torch.equal(a, b) for a, b in zip(plain, noisy, strict=True)] == [True] * 4 + [False]
     config = small_config(short_sides=[96], long_side=120, flip=0.0)
     assert extent(run(train_transforms(config, 1.0), 0))[2] == (80, 120)
     config = small_config(short_sides=[96], long_side=400, crop=True)

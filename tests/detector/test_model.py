@@ -159,6 +159,23 @@ def test_checkpoints_that_do_not_fit_are_explained(tmp_path, config):
         load_pretrained(detector, tmp_path / "odd.pth")
 
 
+def test_single_bytes_that_are_damaged_raise_what_names_the_file(tmp_path):
+    """In the pickles of both of torch's formats, byte by byte; a number that changes may leave a checkpoint whole."""
+    path, named = tmp_path / "x.pth", []
+    for zipped in (True, False):
+        weights = {f"layer{index}.weight": torch.zeros(2) for index in range(3)}
+        torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        for place in range(0, min(len(whole), 500), 5):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xC3]) + whole[place + 1 :])
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                named.append(error.what)
+    assert len(named) > 30
+    assert set(named) == {str(path)}
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("executed",))
