@@ -32,7 +32,7 @@ from anomdino.detector.quality import coco_metrics
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.resuming import ResumableLoop, random_states, set_random_states
 from anomdino.detector.weights import read_checkpoint
-from anomdino.errors import ConfigError, TrainingError
+from anomdino.errors import CheckpointError, ConfigError, TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_json
 from anomdino.io.boxes import Boxes
 from anomdino.scorer.distributed import synchronise_batch_norm
@@ -241,8 +241,16 @@ class SafeRunner(Runner):  # type: ignore[misc]
         return wrapped
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
-        """Load a checkpoint of this training into the model and return it."""
-        checkpoint = read_checkpoint(filename)
+        """Load a checkpoint of this training into the model and return it.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        try:
+            checkpoint = read_checkpoint(filename)
+        except CheckpointError as error:
+            cure = f"remove {Path(filename).parent}: the training then starts anew"
+            raise CheckpointError(error.what, error.cause, cure) from error
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         _unwrapped(self.model).load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True
