@@ -3,6 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+from safetensors.torch import save_file
 
 from anomdino.detector.architecture import build_detector, describe_grounding_dino
 from anomdino.detector.mmdet_parts import MODELS, ConfigDict, DetDataSample
@@ -182,12 +184,19 @@ class Evil:
 
 
 class Sneaky:
+    def __init__(self, owner, name):
+        self.looked_up = owner, name
+
     def __reduce__(self):
-        return (getattr, (torch.nn.Module, "register_forward_hook"))
+        return getattr, self.looked_up
 
 
-def test_attribute_lookups_in_a_checkpoint_are_refused(tmp_path):
-    torch.save({"state_dict": {}, "meta": Sneaky()}, tmp_path / "sneaky.pth", pickle_protocol=2)
+@pytest.mark.parametrize(
+    "looked_up",
+    [(torch.nn.Module, "register_forward_hook"), (HistoryBuffer, "register_statistics"), (np.ndarray, "max")],
+)
+def test_attribute_lookups_in_a_checkpoint_are_refused(tmp_path, looked_up):
+    torch.save({"state_dict": {}, "meta": Sneaky(*looked_up)}, tmp_path / "sneaky.pth", pickle_protocol=2)
     with pytest.raises(CheckpointError, match="may run code"):
         read_checkpoint(tmp_path / "sneaky.pth")
 
@@ -427,6 +436,15 @@ def test_a_damaged_description_is_named(tmp_path, config, content):
     if "detector" not in content:
         with pytest.raises(CheckpointError, match=r"config\.json"):
             set_score_statistics(tmp_path, 1.0, 2.0)
+
+
+def test_a_trained_detector_without_its_fusion_is_refused(tmp_path, config):
+    save_detector(build_detector(config, CLASSES), config, CLASSES, tmp_path, {})
+    assert not load_detector(tmp_path)[0].training
+    state = read_checkpoint(tmp_path / "model.safetensors")["state_dict"]
+    save_file({k: v for k, v in state.items() if "ouafs.gates" not in k}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"keys missing: ouafs\.gates"):
+        load_detector(tmp_path)
 
 
 @pytest.mark.parametrize("names", [(" ",), ("car", ""), ("car", "(s)", "bus")])

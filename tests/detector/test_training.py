@@ -185,6 +185,7 @@ def test_the_quality_is_that_of_the_boxes_in_the_file(composed, tmp_path, monkey
             coverage.add(boxes.kept(threshold), read_label(records[key].label))
         return coverage.at(0)
 
+    assert quality["AR@100"] == 1.0  # of the images that it may predict, not of all
     threshold = quality["suggested_threshold"]
     assert kept(threshold)["components_inside"] == 1.0
     assert kept(threshold + 2e-6)["components_inside"] < 1.0
@@ -395,6 +396,12 @@ def test_known_classes_suppress_what_they_cover():
         20,
         60,
     ]  # the second is half covered, the third nearly as sure as the car
+
+
+def test_known_classes_count_from_their_score_on_and_a_whole_cover_is_one():
+    box, unsure = np.array([[0, 0, 10, 10]]), NegativesConfig(names=["car"], score=0.3, cover=1.0, margin=0.1)
+    for score, kept in ((0.25, 1), (0.35, 0)):
+        assert len(suppress_covered(Boxes(box, [0.1]), Boxes(box, [score]), unsure)) == kept
 
 
 def test_means_of_the_maps_inside_a_box_equal_a_slow_formulation():
