@@ -222,6 +222,8 @@ def test_large_boxes_and_loose_ones_count_and_so_do_other_limits():
     loose = Boxes(np.array([[0, 0, 100, 60], [200, 200, 300, 300]]), np.array([0.9, 0.8]))  # IoU 0.6 and 1
     metrics = coco_metrics({"a": loose}, truth, limits=(2, 1))
     assert metrics.ap50 == pytest.approx(1.0)
+    stranger = Boxes(np.concatenate([[[500, 500, 520, 520]], loose.xyxy]), np.array([0.95, 0.9, 0.8]))
+    assert coco_metrics({"a": stranger}, truth, limits=(2, 3)).ar[2] == pytest.approx(0.3 / 2)
     # within one box: 0.5, 0.55 and 0.6 find one object of two; within two: those both, the others one
     assert metrics.ar == {1: pytest.approx(0.3 / 2), 2: pytest.approx(0.3 * 1.0 + 0.7 * 0.5)}
 
