@@ -168,13 +168,13 @@ def test_single_bytes_that_are_damaged_raise_what_names_the_file(tmp_path):
         weights = {f"layer{index}.weight": torch.zeros(2) for index in range(3)}
         torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=zipped)
         whole = path.read_bytes()
-        for place in range(0, min(len(whole), 500), 5):
+        for place in range(0, min(len(whole), 500), 9):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xC3]) + whole[place + 1 :])
             try:
                 read_checkpoint(path)
             except CheckpointError as error:
                 named.append(error.what)
-    assert len(named) > 30
+    assert len(named) > 20
     assert set(named) == {str(path)}
 
 
@@ -410,32 +410,29 @@ def test_weights_of_a_backbone_are_loaded_by_name(tmp_path):
         assert caught.value.cure
 
 
-@pytest.mark.parametrize(
-    ("content", "cause"),
-    [
+def test_what_holds_no_weights_is_refused(tmp_path, config):
+    detector = build_detector(config, CLASSES)
+    for content, cause in (
         ({"state_dict": [1]}, "holds list"),
         ({"model": 3}, "holds int"),
         ({"state_dict": {1: torch.zeros(1)}}, "by name"),
         ([torch.zeros(1)], "holds list"),
         ({"level_embed": 3}, r"level_embed: int in the file, \(3, 32\) here"),
-    ],
-)
-def test_what_holds_no_weights_is_refused(tmp_path, content, cause):
-    detector = build_detector(small_config(), CLASSES)
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=cause):
-        load_pretrained(detector, tmp_path / "x.pth")
+    ):
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=cause):
+            load_pretrained(detector, tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '{"detector": {}, "classes": null}', "{"])
-def test_a_damaged_description_is_named(tmp_path, config, content):
+def test_a_damaged_description_is_named(tmp_path, config):
     save_detector(build_detector(config, CLASSES), config, CLASSES, tmp_path, {})
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_detector(tmp_path)
-    if "detector" not in content:
+    for content in ("[]", "3", "null", '{"detector": {}, "classes": null}', "{"):
+        (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"config\.json"):
-            set_score_statistics(tmp_path, 1.0, 2.0)
+            load_detector(tmp_path)
+        if "detector" not in content:
+            with pytest.raises(CheckpointError, match=r"config\.json"):
+                set_score_statistics(tmp_path, 1.0, 2.0)
 
 
 def test_a_trained_detector_without_its_fusion_is_refused(tmp_path, config):

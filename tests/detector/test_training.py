@@ -523,16 +523,21 @@ def test_of_the_evaluations_the_best_gives_the_weights_of_equal_ones_the_later(
     monkeypatch.setattr(runner_module, "coco_metrics", metrics)
     monkeypatch.setattr(runner_module.History, "after_val_epoch", watched)
     monkeypatch.setattr(runner_module.History, "before_train_iter", noted)
-    for name, given, best in (("a", [0.2, 0.5, 0.5, 0.3], 2), ("b", [0.4, 0.1], 0)):
+    for name, given, best in (("a", [0.5, 0.5, 0.3], 1), ("b", [0.4, 0.1], 0)):
         kept.clear()
         recalls = iter(given)
-        folder = train(composed, tmp_path, name=name, steps=len(given), val_interval=1, batch_size=1)
+        folder = train(
+            composed, tmp_path, name=name, steps=len(given), val_interval=1, batch_size=1, backbone="none"
+        )
         found = load_file(folder / "model.safetensors")
         assert all(torch.equal(value, kept[best][key]) for key, value in found.items())
-        assert not all(torch.equal(value, kept[1][key]) for key, value in found.items())
-        selected = json.loads((folder / "config.json").read_text())["selected"]
-        assert selected["ar100"] == pytest.approx(given[best])
-    assert modes == [True] * 6
+        assert not all(torch.equal(value, kept[1 - best][key]) for key, value in found.items())
+        written = json.loads((folder / "config.json").read_text())
+        assert written["selected"]["ar100"] == pytest.approx(given[best])
+    (fold,) = split_folds(read_set(composed), 1, 0.4, 0)
+    scores = np.concatenate([np.load(record.maps)["score"].ravel() for record in fold.train])
+    assert written["score"]["mean"] == pytest.approx(scores.mean(dtype=float))  # of what it learns from alone
+    assert modes == [True] * 5
 
 
 def test_a_training_reads_of_its_fold_what_belongs_to_it(composed, tmp_path, monkeypatch):
@@ -687,7 +692,7 @@ def test_a_training_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_bef
         steps.append(runner.iter)
         before(self, runner, *args, **kwargs)
 
-    settings = {"steps": 2, "val_interval": 1, "batch_size": 1}
+    settings = {"steps": 2, "val_interval": 1, "batch_size": 1, "backbone": "none", "decoder_layers": 1}
     monkeypatch.setattr(runner_module.SafeRunner, "save_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
         train(composed, tmp_path, **settings)

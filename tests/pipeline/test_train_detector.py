@@ -16,7 +16,7 @@ def project(composed, monkeypatch):  # noqa: F811 - the fixture
     (folder / "data").mkdir()
     composed.rename(folder / "data/train_dataset")
     params = profile_params("demo")
-    small = small_config(steps=2, val_interval=2, batch_size=1)
+    small = small_config(steps=1, val_interval=1, batch_size=1, backbone="none", decoder_layers=1)
     detect = params.detect.model_copy(update={"folds": 2})
     text = render_params(params.model_copy(update={"detector": small, "detect": detect, "device": "cpu"}))
     (folder / "params.yaml").write_text(text)
@@ -43,16 +43,16 @@ def run_stage(monkeypatch, killed_at=None):
 
 
 def test_finished_detectors_survive_a_kill_though_dvc_removes_them(project, monkeypatch):
-    code, taken = run_stage(monkeypatch, killed_at=("fold1", 1))
+    code, taken = run_stage(monkeypatch, killed_at=("fold1", 0))
     assert code != 0
-    assert taken == [("fold0", 0), ("fold0", 1), ("fold1", 0)]
+    assert taken == [("fold0", 0)]
     weights = project / "data/models/detector/fold0/model.safetensors"
     before = weights.read_bytes()
     for file in weights.parent.iterdir():
         file.unlink()
     code, taken = run_stage(monkeypatch)
     assert code == 0
-    assert [name for name, _ in taken] == ["fold1"] * 2 + ["final"] * 2
+    assert [name for name, _ in taken] == ["fold1", "final"]
     assert weights.read_bytes() == before
     folders = [weights.parent, weights.parents[1] / "fold1", weights.parents[1]]
     assert all((folder / "split.json").is_file() for folder in folders)
