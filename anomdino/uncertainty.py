@@ -115,21 +115,22 @@ class UncertaintyMaps:
         """Read maps written by :meth:`save`.
 
         Raises:
-            DataError: The file is missing, damaged or lacks a map.
+            DataError: The file is missing, damaged or lacks a map, the maps differ in size, or one is not finite.
         """
+        cure = "remove it, run the score stage"
         try:
             with open_npz(path) as stored:
                 height, width = stored["image_size"].tolist()
-                return UncertaintyMaps(
-                    stored["semantic"],
-                    stored["entropy"],
-                    stored["distance"],
-                    stored["score"],
-                    (height, width),
-                )
+                found = {name: stored[name] for name in ("semantic", "entropy", "distance", "score")}
         except FileNotFoundError as error:
             raise DataError(path, "does not exist", "run the score stage first: `dvc repro score`") from error
         except DAMAGED as error:
-            raise DataError(
-                path, f"holds no uncertainty maps or is damaged ({error})", "remove it, run the score stage"
-            ) from error
+            raise DataError(path, f"holds no uncertainty maps or is damaged ({error})", cure) from error
+        shapes = {name: values.shape for name, values in found.items()}
+        if found["semantic"].ndim != 3 or len({shape[-2:] for shape in shapes.values()}) > 1:
+            raise DataError(path, f"holds maps of unequal shapes: {shapes}", cure)
+        odd = {name: int((~np.isfinite(values)).sum()) for name, values in found.items()}
+        if any(odd.values()):
+            counts = ", ".join(f"{count} of {name}" for name, count in odd.items() if count)
+            raise DataError(path, f"holds NaN or infinite numbers: {counts}", cure)
+        return UncertaintyMaps(**found, image_size=(height, width))

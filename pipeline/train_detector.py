@@ -5,6 +5,8 @@ Usage: python -m pipeline.train_detector, or torchrun --nproc-per-node N -m pipe
 
 from __future__ import annotations
 
+import shutil
+
 import typer
 
 from pipeline import _stage
@@ -15,8 +17,13 @@ WORK = _stage.DATA / "state" / "detector"
 
 @app.command()
 def main() -> None:
-    """Train every detector that the folds ask for; the final one goes to data/models/detector itself."""
+    """Train every detector that the folds ask for; the final one goes to data/models/detector itself.
+
+    The state of each stays until all are trained: DVC removes those that are, when the stage runs again.
+    """
     with _stage.stage("train_detector", "detector", "detect") as params:
+        from mmengine.dist import get_rank
+
         from anomdino.detector.records import read_records, split_folds
         from anomdino.detector.training import train_detector
         from anomdino.device import resolve_device
@@ -26,7 +33,11 @@ def main() -> None:
         device = resolve_device(params.device)
         for fold in folds:
             folder = _stage.DETECTOR if fold.name == "final" else _stage.DETECTOR / fold.name
-            trained = train_detector(params.detector, fold, folder, WORK, params.seed, device, _stage.RPL)
+            trained = train_detector(
+                params.detector, fold, folder, WORK, params.seed, device, _stage.RPL, keep_state=True
+            )
+        if get_rank() == 0:
+            shutil.rmtree(WORK)
         _stage.done(
             "train_detector",
             detectors=len(folds),

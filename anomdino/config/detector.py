@@ -70,7 +70,7 @@ class DetectorConfig(Block):
     """Sampling points a head and level of deformable attention."""
     feedforward: int = Field(default=128, ge=32)
     """Hidden width of the feed-forward blocks."""
-    fusion_dims: int = Field(default=64, ge=32)
+    fusion_dims: int = Field(default=64, ge=32, multiple_of=4)
     """Width of the attention between image and text."""
     fusion: FusionConfig = Field(default_factory=FusionConfig)
     """The uncertainty fusion."""
@@ -134,9 +134,8 @@ class DetectorConfig(Block):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> DetectorConfig:
-        for name, width in (("embed_dims", self.embed_dims), ("fusion_dims", self.fusion_dims)):
-            if width % self.heads:
-                raise ValueError(f"{name} = {width} is no multiple of heads = {self.heads}")
+        if self.embed_dims % self.heads:
+            raise ValueError(f"embed_dims = {self.embed_dims} is no multiple of heads = {self.heads}")
         if self.embed_dims % self.fusion.heads:
             raise ValueError(
                 f"embed_dims = {self.embed_dims} is no multiple of fusion.heads = {self.fusion.heads}"

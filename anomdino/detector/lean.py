@@ -69,7 +69,7 @@ class LeanPredictor:
 
     Args:
         network: An :class:`~anomdino.detector.model.OuafsGroundingDINO` in evaluation mode.
-        half: Use float16 where it is safe (CUDA).
+        half: Use float16 where it is safe, on CUDA; the CPU stays exact.
         graphs: Replay CUDA graphs, one for a size of image (CUDA).
     """
 
@@ -108,7 +108,8 @@ class LeanPredictor:
         self, image: Tensor, maps: Tensor, text: dict[str, Tensor], tokens: list[list[int]]
     ) -> Prediction:
         network = self.network
-        with torch.autocast(image.device.type, torch.float16, enabled=self.half, cache_enabled=False):
+        half = self.half and image.is_cuda
+        with torch.autocast(image.device.type, torch.float16, enabled=half, cache_enabled=False):
             plain = list(network.extract_feat(image))
             fused = network.ouafs(plain, maps, None, with_loss=False)
             features = fused.features
@@ -193,9 +194,7 @@ class LeanPredictor:
 
         decoder, branches = self.network.decoder, self.network.bbox_head.reg_branches
         padded = ~text["text_token_mask"]
-        entered = reference
         for index, layer in enumerate(decoder.layers):
-            entered = reference
             place = decoder.ref_point_head(coordinate_to_encoding(reference))
             query = layer.norms[0](
                 layer.self_attn(query=query, key=query, value=query, query_pos=place, key_pos=place)
@@ -210,7 +209,7 @@ class LeanPredictor:
             query = layer.norms[3](layer.ffn(query))
             if index + 1 < len(decoder.layers):
                 reference = (branches[index](query).float() + _logit(reference, 1e-3)).sigmoid()
-        return decoder.norm(query), entered
+        return decoder.norm(query), reference
 
 
 def kept(store: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:

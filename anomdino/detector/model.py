@@ -84,8 +84,6 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
             losses |= {name: self.dense_loss * value for name, value in dense.items()}
         if self.ouafs.orth != "none":
             losses["loss_orth"] = fused.loss_orth
-        unused = self.dn_query_generator.label_embedding.weight.sum() * 0.0
-        losses["loss_cls"] = losses["loss_cls"] + unused
         return losses
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: list[Any], rescale: bool = True) -> list[Any]:
@@ -226,7 +224,11 @@ class OuafsGroundingDINO(GroundingDINO):  # type: ignore[misc]
     def _prompt(self, names: tuple[str, ...]) -> tuple[str, list[Any], Any]:
         known: dict[tuple[str, ...], Any] = self.__dict__.setdefault("_prompts", {})
         if names not in known:
-            tokenized, caption, spans, _ = self.get_tokens_and_prompts(list(names), True)
+            tokenized, caption, spans, texts = self.get_tokens_and_prompts(list(names), True)
+            blank = [name for name, text in zip(names, texts, strict=True) if not text.strip()]
+            if blank:
+                which = "detector.prompt" if names[0] in blank else "detect.negatives.names"
+                raise ConfigError(which, f"is or holds {blank[0]!r}, which leaves no word", "name a thing")
             known[names] = (caption, spans, tokenized)
         result: tuple[str, list[Any], Any] = known[names]
         return result

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.errors import DataError
+from anomdino.io.boxes import Boxes
 from anomdino.io.images import image_size, read_label
-from anomdino.io.listing import list_images
+from anomdino.io.listing import image_key, list_images
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import derive_seed
 
@@ -54,12 +55,14 @@ def read_records(
     """Read the annotations of the composed set, in COCO's form or as S2M's list.
 
     S2M's boxes are inclusive at the lower right; its list has no sources and no split: every file is its own source.
+    Boxes are cut to their image; of those without area, and of COCO's crowds, there is no object.
 
     Returns:
         The records sorted by key.
 
     Raises:
-        DataError: The file is missing, is no such JSON, or names an image that is not there.
+        DataError: The file is missing, is no such JSON, holds a box that is not finite, or names an image that is not
+            there or two that have one key.
         ProtocolError: The set is evaluation data.
     """
     refuse_evaluation_data(images, ood_json)
@@ -69,33 +72,31 @@ def read_records(
         entries = _from_list(content, Path(images)) if isinstance(content, list) else _from_coco(content)
     except FileNotFoundError as error:
         raise DataError(path, "does not exist", "run the compose stage first: `dvc repro compose`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            path, f"is neither COCO JSON nor S2M's list ({error!r})", "run the compose stage again"
-        ) from error
-    records = []
-    for file_name, size, source, split, boxes in entries:
-        key = str(Path(file_name).with_suffix("").as_posix())
+    except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
+        cause = f"is neither COCO JSON nor S2M's list ({error!r})"
+        raise DataError(path, cause, "run the compose stage again") from error
+    records: dict[str, Record] = {}
+    for file_name, size, source, split, corners in entries:
         image = Path(images) / file_name
+        key = image_key(image, Path(images))
+        if key in records:
+            cause = f"names {image.name} and {records[key].image.name}, both of the key '{key}'"
+            raise DataError(path, cause, "rename one of the two: maps and labels are named by the key")
         if not image.is_file():
             raise DataError(
                 image, f"is named by {path.name} but does not exist", "run the compose stage again"
             )
-        records.append(
-            Record(
-                key,
-                image,
-                Path(maps) / f"{key}.npz",
-                Path(labels) / f"{key}.png",
-                size,
-                source or key,
-                split,
-                np.array(boxes, np.float32).reshape(-1, 4),
+        found = np.array(corners, np.float32).reshape(-1, 4)
+        if not np.isfinite(found).all():
+            raise DataError(
+                path, f"has a box of {file_name} that is not finite", "run the compose stage again"
             )
-        )
+        boxes = Boxes(found, np.ones(len(found), np.float32)).clipped(size).xyxy
+        file, label = Path(maps) / f"{key}.npz", Path(labels) / f"{key}.png"
+        records[key] = Record(key, image, file, label, size, source or key, split, boxes)
     if not records:
         raise DataError(path, "names no image", "run the compose stage again")
-    return sorted(records, key=lambda record: record.key)
+    return sorted(records.values(), key=lambda record: record.key)
 
 
 def labelled_records(
@@ -138,12 +139,12 @@ _Entry = tuple[str, tuple[int, int], str, str, list[list[float]]]
 def _from_coco(content: dict[str, Any]) -> list[_Entry]:
     boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        if width > 0 and height > 0 and not annotation.get("iscrowd"):
+        x, y, width, height = map(float, annotation["bbox"])
+        if not annotation.get("iscrowd"):
             boxes[annotation["image_id"]].append([x, y, x + width, y + height])
     return [
         (
-            image["file_name"],
+            _named(image),
             (int(image["height"]), int(image["width"])),
             str(image.get("source", "")),
             str(image.get("split", "train")),
@@ -153,11 +154,18 @@ def _from_coco(content: dict[str, Any]) -> list[_Entry]:
     ]
 
 
+def _named(entry: dict[str, Any]) -> str:
+    name: str = entry["file_name"]
+    if not Path(name).name or Path(name).is_absolute():
+        raise ValueError(f"the file_name {name!r}")
+    return name
+
+
 def _from_list(content: list[dict[str, Any]], images: Path) -> list[_Entry]:
     grouped: dict[str, list[list[float]]] = {}
     for item in content:
-        x0, y0, x1, y1 = item["annotations"]["bbox"]
-        grouped.setdefault(item["file_name"], []).append([x0, y0, x1 + 1, y1 + 1])
+        x0, y0, x1, y1 = map(float, item["annotations"]["bbox"])
+        grouped.setdefault(_named(item), []).append([x0, y0, x1 + 1, y1 + 1])
     return [(name, image_size(images / name), "", "train", boxes) for name, boxes in grouped.items()]
 
 

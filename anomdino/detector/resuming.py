@@ -16,8 +16,8 @@ class ResumableLoop(IterBasedTrainLoop):  # type: ignore[misc]
     """mmengine's loop over steps, which on resuming restores random states and makes up for a lost evaluation.
 
     A checkpoint is written before the evaluation of its step, so that a run killed while it evaluates would resume
-    behind that evaluation. The data loader is brought to its place by reading again what was read; only then, and
-    before the first step, random numbers are set.
+    behind that evaluation. The data loader, if a step is left, is brought to its place by reading again what was read;
+    only then, and before the first step, random numbers are set.
 
     The Runner's ``history`` knows the evaluations and the random states of the interrupted run
     (:class:`anomdino.detector.runner.History`).
@@ -45,7 +45,7 @@ class ResumableLoop(IterBasedTrainLoop):  # type: ignore[misc]
         return model
 
     def _take_up(self) -> None:
-        for _ in range(self._iter):
+        for _ in range(self._iter if self._iter < self._max_iters else 0):
             next(self.dataloader_iterator)
         self.runner.history.restore_random_states(self._iter)
         if self._to_evaluate() and not self.runner.history.evaluated(self._iter):

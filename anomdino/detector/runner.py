@@ -32,7 +32,7 @@ from anomdino.detector.quality import coco_metrics
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.resuming import ResumableLoop, random_states, set_random_states
 from anomdino.detector.weights import read_checkpoint
-from anomdino.errors import ConfigError, TrainingError
+from anomdino.errors import CheckpointError, ConfigError, TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_json
 from anomdino.io.boxes import Boxes
 from anomdino.scorer.distributed import synchronise_batch_norm
@@ -149,7 +149,7 @@ class History(Hook):  # type: ignore[misc]
         log.info("step %d/%d: held-out %s", runner.iter, self.steps, _words(row))
         states = all_gather_object(random_states())
         if runner.rank == 0:
-            if row[CHOSEN_BY] > self.best():
+            if row[CHOSEN_BY] >= self.best():  # of equal ones the later
                 with atomic_path(self.work / BEST_WEIGHTS) as temporary:
                     torch.save({"state_dict": _unwrapped(runner.model).state_dict()}, temporary)
             with atomic_path(self.work / RANDOM_STATES) as temporary:
@@ -241,8 +241,16 @@ class SafeRunner(Runner):  # type: ignore[misc]
         return wrapped
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
-        """Load a checkpoint of this training into the model and return it."""
-        checkpoint = read_checkpoint(filename)
+        """Load a checkpoint of this training into the model and return it.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        try:
+            checkpoint = read_checkpoint(filename)
+        except CheckpointError as error:
+            cure = f"remove {Path(filename).parent}: the training then starts anew"
+            raise CheckpointError(error.what, error.cause, cure) from error
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         _unwrapped(self.model).load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True
@@ -436,7 +444,7 @@ def _hooks(config: DetectorConfig) -> dict[str, Any]:
             "type": "CheckpointHook",
             "by_epoch": False,
             "interval": _interval(config),
-            "max_keep_ckpts": 1,
+            "max_keep_ckpts": 2,  # the older goes before the newer is written: killed there, one must be left
         },
     }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anomdino.detector.mmdet_parts import MODELS, generate_masks_with_special_tokens_and_transfer_map
-from anomdino.detector.weights import read_checkpoint
+from anomdino.detector.weights import other_shapes, read_checkpoint
 from anomdino.errors import CheckpointError
 
 PACKAGED_VOCABULARY = Path(__file__).with_name("vocabulary.txt")
@@ -213,11 +213,7 @@ def _load_bert(model: nn.Module, folder: Path) -> None:
     if missing:
         cause = f"lacks {len(missing)} weights of BERT, such as {missing[:3]}"
         raise CheckpointError(path, cause, _cure(folder))
-    odd = [
-        f"{name}: {tuple(renamed[name].shape)} in the file, {tuple(value.shape)} by {CONFIG}"
-        for name, value in own.items()
-        if renamed[name].shape != value.shape
-    ]
+    odd = other_shapes(renamed, own)
     if odd:
         raise CheckpointError(path, f"has {len(odd)} weights of another shape: {odd[0]}", _cure(folder))
     model.load_state_dict({name: renamed[name] for name in own})

@@ -18,8 +18,14 @@ from torch import nn
 
 from anomdino.config.detector import DetectorConfig
 from anomdino.detector.records import Fold, Record
-from anomdino.detector.weights import WEIGHTS_FILE, load_pretrained, read_checkpoint, save_detector
-from anomdino.errors import DataError, TrainingError
+from anomdino.detector.weights import (
+    WEIGHTS_FILE,
+    load_pretrained,
+    other_shapes,
+    read_checkpoint,
+    save_detector,
+)
+from anomdino.errors import CheckpointError, DataError, TrainingError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.digest import file_sha256
 from anomdino.uncertainty import UncertaintyMaps
@@ -56,6 +62,7 @@ def train_detector(
     seed: int,
     device: torch.device,
     scorer_folder: Path | str | None = None,
+    keep_state: bool = False,
 ) -> Trained:
     """Train one detector and write it to ``folder``.
 
@@ -66,10 +73,11 @@ def train_detector(
         config: The detector's parameters.
         fold: What it learns from, is chosen by, and predicts.
         folder: Where the trained detector goes.
-        work: Folder of the Runner's own files (checkpoints to resume from, logs); removed in the end.
+        work: Folder of the Runner's own files (checkpoints to resume from, logs), each training's in its own.
         seed: Seed of all random numbers.
         device: Where to train.
         scorer_folder: The trained scorer, for ``backbone: scorer``.
+        keep_state: Leave this training's files in ``work``: asked for again, it is written again without a step.
 
     Raises:
         DataError: Maps are missing, or differ in their number of classes.
@@ -104,7 +112,8 @@ def train_detector(
         atomic_write_json(
             Path(folder) / "history.json", {"losses": history.losses, "evaluations": history.evaluations}
         )
-        shutil.rmtree(work)
+        if not keep_state:
+            shutil.rmtree(work)
     log.info(
         "detector %s: %d steps in %.0f s (%.1f images/s), AR@100 %.3f on %d held-out images",
         fold.name,
@@ -158,18 +167,20 @@ def load_backbone(detector: nn.Module, path: Path | str) -> None:
     """Load backbone weights; the classifier's keys of an ImageNet checkpoint are left out.
 
     Raises:
-        CheckpointError: The file is unsafe or damaged, or lacks weights of the backbone.
+        CheckpointError: The file is unsafe or damaged, or lacks weights of the backbone, or has them in another shape.
     """
-    from anomdino.errors import CheckpointError
-
     state = {
         name.removeprefix("backbone."): value for name, value in read_checkpoint(path)["state_dict"].items()
     }
     own = detector.backbone.state_dict()  # type: ignore[union-attr]
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    if missing:
+    shapes = other_shapes(state, own)
+    if missing or shapes:
+        cause = f"lacks {len(missing)} weights of the backbone: {', '.join(missing[:10])}"
+        if not missing:
+            cause = f"has {len(shapes)} weights of another shape: {', '.join(shapes[:10])}"
         raise CheckpointError(
-            path, f"lacks {len(missing)} weights of the backbone: {', '.join(missing[:10])}", ""
+            path, cause, "choose weights of detector.backbone, with the names that mmdet gives them"
         )
     detector.backbone.load_state_dict({name: state.get(name, own[name]) for name in own})  # type: ignore[union-attr]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TEXT_ENCODER = "text_encoder"
 NEW_PREFIX = "ouafs."
+DAMAGED = (
+    *(OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError),
+    *(AttributeError, AssertionError, MemoryError, struct.error),
+)
+"""What torch's weights-only reader raises on a file that is damaged, beside errors of unpickling."""
 _STATISTICS = ("ouafs.score_mean", "ouafs.score_std")
 _OBSOLETE = ("embeddings.position_ids",)
 
@@ -51,20 +57,24 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             raise CheckpointError(path, f"is damaged ({error})", "copy or download it again") from error
     try:
         with torch.serialization.safe_globals(_allowed()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             path,
             f"holds objects that may run code, or is damaged: {str(error).splitlines()[0]}",
             "if you trust its source, load it once with torch.load(weights_only=False) and save its state_dict alone",
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError) as error:
-        raise CheckpointError(
-            path, f"is no checkpoint or is damaged ({error})", "copy or download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(path, f"holds {type(content).__name__}, expected a dictionary of weights", "")
-    return content if "state_dict" in content else {"state_dict": content.get("model", content)}
+    except DAMAGED as error:
+        cause = f"is no checkpoint or is damaged ({error!r})"
+        raise CheckpointError(path, cause, "copy or download it again") from error
+    found: dict[str, Any] = content if isinstance(content, dict) else {"state_dict": content}
+    if "state_dict" not in found:
+        found = {"state_dict": found.get("model", found)}
+    state = found["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        cause = f"holds {type(state).__name__}, expected a dictionary of weights by name"
+        raise CheckpointError(path, cause, "choose a file that holds a network's state_dict")
+    return found
 
 
 def _allowed() -> list[Any]:
@@ -121,14 +131,13 @@ def _match(detector: nn.Module, state: Mapping[str, Tensor], path: Path | str, m
     own = detector.state_dict()
     missing = [name for name in own if name not in state and not name.startswith(may_miss)]
     extra = [name for name in state if name not in own]
-    shapes = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} here"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
     parts = [
         f"{len(names)} keys {what}: {', '.join(names[:10])}"
-        for names, what in ((missing, "missing"), (extra, "unexpected"), (shapes, "of another shape"))
+        for names, what in (
+            (missing, "missing"),
+            (extra, "unexpected"),
+            (other_shapes(state, own), "of another shape"),
+        )
         if names
     ]
     if parts:
@@ -136,6 +145,19 @@ def _match(detector: nn.Module, state: Mapping[str, Tensor], path: Path | str, m
             path, "; ".join(parts), "use the detector's parameters that belong to this checkpoint"
         )
     detector.load_state_dict({**own, **state})
+
+
+def other_shapes(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> list[str]:
+    """Describe what a file's ``state`` holds under the names of ``own`` in another shape, or as no tensor at all."""
+    return [
+        f"{name}: {shape} in the file, {tuple(own[name].shape)} here"
+        for name in own
+        if name in state and (shape := _shape(state[name])) != tuple(own[name].shape)
+    ]
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def save_detector(
@@ -195,10 +217,10 @@ def set_score_statistics(
     state = dict(read_checkpoint(folder / WEIGHTS_FILE)["state_dict"])
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = {**content, "score": {"mean": mean, "std": std}, **(notes or {})}
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(folder / CONFIG_FILE, f"cannot be read ({error})", "train again") from error
     score_statistics(folder)
-    content |= {"score": {"mean": mean, "std": std}, **(notes or {})}
     atomic_write_json(folder / CONFIG_FILE, content)
     for name, value in zip(_STATISTICS, (mean, std), strict=True):
         state[name] = torch.full_like(state[name], value)
@@ -229,7 +251,7 @@ def load_detector(
         classes = int(content["classes"])
     except FileNotFoundError as error:
         raise CheckpointError(folder, "holds no detector", "train one: `dvc repro train_detector`") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(
             folder / CONFIG_FILE, f"is damaged or of another version ({error})", "train again"
         ) from error

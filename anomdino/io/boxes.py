@@ -155,7 +155,7 @@ def write_box_results(
     details = sorted({name for found in boxes.values() for name in found.details})
     rows = [
         {
-            "image": key,
+            "image": key.encode("utf-8", "backslashreplace").decode(),  # a name may be no Unicode
             "image_id": image_id(key),
             "height": sizes[key][0],
             "width": sizes[key][1],

@@ -5,25 +5,34 @@ import pytest
 import torch
 
 from anomdino.detector.architecture import build_detector
-from anomdino.detector.lean import SIZES_KEPT, LeanPredictor, kept
+from anomdino.detector.lean import SIZES_KEPT, LeanPredictor, _origin, kept
 from anomdino.errors import ConfigError
 from tests.detector.conftest import CLASSES, small_config
 from tests.detector.test_model import published_width, sample
 
 
 @pytest.mark.parametrize("prompts", [("ood-object",), ("ood-object", "car", "traffic light")])
-@pytest.mark.parametrize("size", [(64, 96), (50, 71)])
-@pytest.mark.parametrize("width", ["small", "published"])
+@pytest.mark.parametrize(
+    ("size", "width"),
+    [
+        ((64, 96), "small"),
+        ((16, 520), "whole"),  # all tokens become queries; of 65 columns the outer ones have no proposal
+        ((64, 96), "published"),
+        ((50, 71), "published"),
+    ],
+)
 def test_equals_the_networks_own_prediction(prompts, size, width):
     config = (
-        small_config(fusion={"gate_init": 1.0})
-        if width == "small"
-        else published_width(fusion={"gate_init": 1.0})
+        published_width(fusion={"gate_init": 1.0})
+        if width == "published"
+        else small_config(fusion={"gate_init": 1.0}, queries=12 if width == "small" else 2 * 65 + 33 + 17)
     )
     network = build_detector(config, CLASSES).eval()
     for name, parameter in network.named_parameters():
         if "reg_branches" in name or "sampling_offsets" in name or "attention_weights" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+        elif parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
     image = torch.randn(1, 3, *size)
     data = sample(size, [], size, text=list(prompts))
     with torch.no_grad():
@@ -100,6 +109,28 @@ def test_origin_names_the_token_of_each_query(gate):
         assert (share > 0) == (gate > 0)
 
 
+def test_origin_of_every_token_by_hand():
+    plain = [torch.randn(1, 4, 2, 3), torch.randn(1, 4, 1, 2)]
+    fused = [feature + torch.randn_like(feature) for feature in plain]
+    chosen, proposed = torch.tensor([7, 6, 5, 0]), torch.tensor([0.9, 0.5, 0.4, 0.1])
+    origin = _origin(plain, fused, chosen, proposed, torch.tensor([6, 8]))
+    places = [(1, 0, 1), (1, 0, 0), (0, 1, 2), (0, 0, 0)]
+    for row, score, (level, y, x) in zip(origin, proposed, places, strict=True):
+        before, after = (levels[level][0, :, y, x] for levels in (plain, fused))
+        norm, added = ((v.square().sum() / 4).sqrt() for v in (before, after - before))
+        torch.testing.assert_close(
+            row, torch.stack([torch.tensor(level), score, norm, added / (norm + added)])
+        )
+
+
+def test_half_precision_and_graphs_are_for_cuda():
+    network = build_detector(small_config(fusion={"gate_init": 1.0}), CLASSES).eval()
+    given = torch.randn(1, 3, 64, 96), torch.rand(1, CLASSES + 3, 8, 12), ("ood-object",)
+    fast = LeanPredictor(network, half=True, graphs=True)(*given)
+    for one, other in zip(LeanPredictor(network)(*given), fast, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_maps_alone_have_no_image_feature():
     network = build_detector(small_config(backbone="none", fusion={"gate_init": 1.0}), CLASSES).eval()
     image, maps = torch.randn(1, 3, 64, 96), torch.rand(1, CLASSES + 3, 8, 12)
@@ -120,7 +151,9 @@ def test_an_image_of_few_cells_has_fewer_queries():
 
 
 def test_training_on_images_of_few_cells_names_the_parameter():
-    network = build_detector(small_config(queries=150), CLASSES).train()
     data = [sample((64, 96), [[2.0, 2.0, 12.0, 12.0]], (64, 96)) for _ in range(2)]
+    just = build_detector(small_config(queries=126), CLASSES).train()
+    assert just.loss(torch.randn(2, 3, 64, 96), copy.deepcopy(data))
+    network = build_detector(small_config(queries=150), CLASSES).train()
     with pytest.raises(ConfigError, match=r"detector\.queries.*only 126 cells"):
         network.loss(torch.randn(2, 3, 64, 96), data)

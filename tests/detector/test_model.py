@@ -3,13 +3,21 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+from safetensors.torch import save_file
 
 from anomdino.detector.architecture import build_detector, describe_grounding_dino
 from anomdino.detector.mmdet_parts import MODELS, ConfigDict, DetDataSample
 from anomdino.detector.model import pad_maps
-from anomdino.detector.training import new_detector
-from anomdino.detector.weights import load_pretrained, read_checkpoint, save_detector
-from anomdino.errors import CheckpointError
+from anomdino.detector.training import load_backbone, new_detector
+from anomdino.detector.weights import (
+    load_detector,
+    load_pretrained,
+    read_checkpoint,
+    save_detector,
+    set_score_statistics,
+)
+from anomdino.errors import CheckpointError, ConfigError
 from tests.detector.conftest import CLASSES, small_config
 
 
@@ -153,18 +161,42 @@ def test_checkpoints_that_do_not_fit_are_explained(tmp_path, config):
         load_pretrained(detector, tmp_path / "odd.pth")
 
 
+def test_single_bytes_that_are_damaged_raise_what_names_the_file(tmp_path):
+    """In the pickles of both of torch's formats, byte by byte; a number that changes may leave a checkpoint whole."""
+    path, named = tmp_path / "x.pth", []
+    for zipped in (True, False):
+        weights = {f"layer{index}.weight": torch.zeros(2) for index in range(3)}
+        torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        for place in range(0, min(len(whole), 500), 9):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xC3]) + whole[place + 1 :])
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                named.append(error.what)
+    assert len(named) > 20
+    assert set(named) == {str(path)}
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("executed",))
 
 
 class Sneaky:
+    def __init__(self, owner, name):
+        self.looked_up = owner, name
+
     def __reduce__(self):
-        return (getattr, (torch.nn.Module, "register_forward_hook"))
+        return getattr, self.looked_up
 
 
-def test_attribute_lookups_in_a_checkpoint_are_refused(tmp_path):
-    torch.save({"state_dict": {}, "meta": Sneaky()}, tmp_path / "sneaky.pth", pickle_protocol=2)
+@pytest.mark.parametrize(
+    "looked_up",
+    [(torch.nn.Module, "register_forward_hook"), (HistoryBuffer, "register_statistics"), (np.ndarray, "max")],
+)
+def test_attribute_lookups_in_a_checkpoint_are_refused(tmp_path, looked_up):
+    torch.save({"state_dict": {}, "meta": Sneaky(*looked_up)}, tmp_path / "sneaky.pth", pickle_protocol=2)
     with pytest.raises(CheckpointError, match="may run code"):
         read_checkpoint(tmp_path / "sneaky.pth")
 
@@ -206,12 +238,16 @@ def test_checkpointing_gives_the_same_gradients():
     images, samples = batch_of([(64, 96)], [[[5, 5, 30, 40]]])
     gradients = []
     for checkpointing in (False, True):
+        runs = []
         torch.manual_seed(1)
         detector = build_detector(
             small_config(checkpointing=checkpointing, image_dropout=0.0), CLASSES
         ).train()
+        for layer in (*detector.encoder.layers, *detector.decoder.layers):
+            layer.ffn.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         torch.manual_seed(2)
         total(detector.loss(images, copy.deepcopy(samples))).backward()
+        assert len(runs) == 3 * (1 + checkpointing)  # each of three layers runs again for the gradients
         gradients.append({name: p.grad for name, p in detector.named_parameters() if p.requires_grad})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -288,3 +324,129 @@ def test_maps_of_unequal_sizes_are_padded_with_a_mask():
     assert stacked.shape == (2, 2, 3, 5)
     assert valid[:, 0].sum((1, 2)).tolist() == [12, 10]
     assert pad_maps([torch.ones(2, 3, 5)], (3, 5))[1] is None
+
+
+def test_zero_gates_have_mmdets_losses_and_gradients():
+    """Two classes, two images of unequal sizes, one of several objects; denoising draws the same numbers."""
+    config = small_config(embed_dims=256, heads=8, image_dropout=0.0)
+    detector = build_detector(config, CLASSES).train()
+    stock = stock_like(config, detector).train()
+    images, samples = batch_of([(64, 96), (50, 70)], [[[5, 5, 30, 40], [40, 20, 50, 30]], [[3, 3, 20, 20]]])
+    for data in samples:
+        data.set_metainfo({"text": ("car", "traffic light")})
+        data.gt_instances.labels += torch.arange(len(data.gt_instances)) % 2
+    found = []
+    for network, text in ((detector, ("car", "traffic light")), (stock, "car. traffic light. ")):
+        given = [with_entities(copy.deepcopy(data)) for data in samples]
+        for data in given:
+            data.set_metainfo({"text": text})
+        torch.manual_seed(3)
+        losses = network.loss(images, given)
+        total({name: v for name, v in losses.items() if name != "loss_orth"}).backward()
+        found.append((losses, {name: p.grad for name, p in network.named_parameters()}))
+    (ours, gradients), (theirs, expected) = found
+    assert set(ours) - set(theirs) == {"loss_orth"}
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, gradient in expected.items():
+        if gradient is not None and name in gradients:
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_weights_of_the_losses_reach_them():
+    images, samples = batch_of([(64, 96)], [[[5, 5, 30, 40]]])
+    seen = []
+    for weight in (0.25, 1.0):
+        torch.manual_seed(1)
+        settings = {"dense_loss": weight, "image_dropout": 0.0, "fusion": {"gate_init": 1.0}}
+        detector = build_detector(small_config(**settings), CLASSES).train()
+        torch.manual_seed(2)
+        seen.append(detector.loss(images, copy.deepcopy(samples)))
+        expected = detector.extract_fused(images, samples).loss_orth
+        torch.testing.assert_close(seen[-1]["loss_orth"], expected)
+        assert expected > 0
+    for name in ("dense_loss_cls", "dense_loss_bbox", "dense_loss_iou"):
+        torch.testing.assert_close(4 * seen[0][name], seen[1][name])
+
+
+def test_image_features_are_dropped_image_by_image_and_never_in_prediction(monkeypatch):
+    detector = build_detector(small_config(image_dropout=0.25), CLASSES).train()
+    images, samples = torch.zeros(200, 3, 8, 8), [sample((8, 8), [], (8, 8)) for _ in range(200)]
+    monkeypatch.setattr(
+        detector, "extract_feat", lambda x: tuple(torch.ones(len(x), 32, 1, 1) for _ in range(3))
+    )
+    features = detector.extract_fused(images, samples).features
+    dropped = features[0].flatten(1).amax(1) == 0
+    assert 0.15 < dropped.float().mean() < 0.35
+    assert all(torch.equal(level.flatten(1).amin(1) == 0, dropped) for level in features)
+    assert all((level == 1).all() for level in detector.eval().extract_fused(images, samples).features)
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics():
+    images, samples = batch_of([(64, 96)], [[[5, 5, 30, 40]]])
+    for frozen in (False, True):
+        config = small_config(freeze_backbone=frozen, image_dropout=0.0)
+        detector = new_detector(config, CLASSES, 0.0, 1.0).train()
+        before = copy.deepcopy(detector.backbone.state_dict())
+        total(detector.loss(images, copy.deepcopy(samples))).backward()
+        kept = all(torch.equal(value, before[name]) for name, value in detector.backbone.state_dict().items())
+        assert kept == frozen
+        assert any(p.grad is not None for p in detector.backbone.parameters()) != frozen
+
+
+def test_weights_of_a_backbone_are_loaded_by_name(tmp_path):
+    source, detector = (build_detector(small_config(), CLASSES) for _ in range(2))
+    own = source.backbone.state_dict()
+    state = {f"backbone.{name}": value + 1 for name, value in own.items()}
+    torch.save({"state_dict": {**state, "head.fc.weight": torch.zeros(1000, 3)}}, tmp_path / "net.pth")
+    load_backbone(detector, tmp_path / "net.pth")
+    assert all(torch.equal(value, own[name] + 1) for name, value in detector.backbone.state_dict().items())
+    odd = {**state, "backbone.stem.0.0.weight": torch.zeros(16, 1, 3, 3)}
+    lacking = {name: value for name, value in state.items() if "stem" not in name}
+    for content, cause in ((odd, r"stem\.0\.0\.weight: \(16, 1, 3, 3\) in the file"), (lacking, "lacks")):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(CheckpointError, match=cause) as caught:
+            load_backbone(detector, tmp_path / "odd.pth")
+        assert caught.value.cure
+
+
+def test_what_holds_no_weights_is_refused(tmp_path, config):
+    detector = build_detector(config, CLASSES)
+    for content, cause in (
+        ({"state_dict": [1]}, "holds list"),
+        ({"model": 3}, "holds int"),
+        ({"state_dict": {1: torch.zeros(1)}}, "by name"),
+        ([torch.zeros(1)], "holds list"),
+        ({"level_embed": 3}, r"level_embed: int in the file, \(3, 32\) here"),
+    ):
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=cause):
+            load_pretrained(detector, tmp_path / "x.pth")
+
+
+def test_a_damaged_description_is_named(tmp_path, config):
+    save_detector(build_detector(config, CLASSES), config, CLASSES, tmp_path, {})
+    for content in ("[]", "3", "null", '{"detector": {}, "classes": null}', "{"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            load_detector(tmp_path)
+        if "detector" not in content:
+            with pytest.raises(CheckpointError, match=r"config\.json"):
+                set_score_statistics(tmp_path, 1.0, 2.0)
+
+
+def test_a_trained_detector_without_its_fusion_is_refused(tmp_path, config):
+    save_detector(build_detector(config, CLASSES), config, CLASSES, tmp_path, {})
+    assert not load_detector(tmp_path)[0].training
+    state = read_checkpoint(tmp_path / "model.safetensors")["state_dict"]
+    save_file({k: v for k, v in state.items() if "ouafs.gates" not in k}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"keys missing: ouafs\.gates"):
+        load_detector(tmp_path)
+
+
+@pytest.mark.parametrize("names", [(" ",), ("car", ""), ("car", "(s)", "bus")])
+def test_a_prompt_without_a_word_is_explained(names):
+    detector = build_detector(small_config(), CLASSES).eval()
+    with pytest.raises(ConfigError, match="no word") as caught:
+        detector._text([names], None)
+    assert caught.value.what == ("detector.prompt" if names == (" ",) else "detect.negatives.names")

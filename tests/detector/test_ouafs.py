@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anomdino.detector.ouafs import MaskedGroupNorm, Ouafs, area_halved, orthogonality_loss
+from anomdino.detector.ouafs import MapStem, MaskedGroupNorm, Ouafs, area_halved, orthogonality_loss
 
 DIMS, CLASSES, LEVELS = 16, 5, 3
 
@@ -173,3 +173,81 @@ def test_area_halving_averages_what_is_there():
     assert area_halved(x, None).flatten().tolist() == [4.0, 15.0, 3.0, 30.0]
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]).view(1, 1, 3, 3)
     assert area_halved(x * mask, mask).flatten().tolist() == [3.0, 0.0, 0.0, 0.0]
+
+
+def slow_pool(x, size):
+    """Area means of windows of ``size`` a side; those at the end are smaller."""
+    b, c, h, w = x.shape
+    out = x.new_zeros(b, c, -(-h // size), -(-w // size))
+    for i in range(out.shape[2]):
+        for j in range(out.shape[3]):
+            out[:, :, i, j] = x[:, :, i * size : (i + 1) * size, j * size : (j + 1) * size].mean((2, 3))
+    return out
+
+
+@pytest.mark.parametrize("form", ["cosine", "hadamard"])
+def test_all_levels_equal_the_formulas(form):
+    """Every weight differs from level to level and map to map; features, loss and statistics by hand."""
+    weights = {"orth": form, "orth_l1": 0.3, "orth_l2": 0.7}
+    module = Ouafs(DIMS, CLASSES, LEVELS, score_map=True, heads=2, key_pool=3, dropout=0.5, **weights).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    module.score_mean.fill_(2.0)
+    module.score_std.fill_(3.0)
+    features, maps = levels_of(9, 14, batch=1), torch.rand(1, CLASSES + 3, 9, 14)
+    maps[:, CLASSES + 2] = torch.linspace(-40.0, 60.0, 9 * 14).view(9, 14)
+    first = {"semantic": 0, "entropy": CLASSES, "distance": CLASSES + 1, "score": CLASSES + 2}
+    e = {}
+    for name, start in first.items():
+        part = maps[:, start : start + (CLASSES if name == "semantic" else 1)]
+        if name == "score":
+            part = ((part - 2.0) / 3.0).clamp(-5.0, 10.0)
+        stem = module.stems[name]
+        hidden = F.conv2d(part, stem.project.weight, stem.project.bias)
+        hidden = F.gelu(F.group_norm(hidden, 4, stem.norm.weight, stem.norm.bias))
+        e[name] = F.conv2d(hidden, stem.mix.weight, stem.mix.bias, padding=1)
+    fused, penalties, attention = module(features, maps), [], module.attention
+    for level, f0 in enumerate(features):
+        if level:
+            e = {name: slow_pool(value, 2) for name, value in e.items()}
+        gate = {name: value[level].view(1, -1, 1, 1) for name, value in module.gates.items()}
+        joined = F.conv2d(
+            torch.cat([f0, e["semantic"]], 1), module.join[level].weight, module.join[level].bias
+        )
+        d_s, d_e = gate["semantic"] * joined, gate["entropy"] * module.entropy_weight[level] * e["entropy"]
+        f2 = f0 + d_s + d_e
+        keys = (e["distance"] if level else slow_pool(e["distance"], 3)).flatten(2).transpose(1, 2)
+        q, k, v = (
+            layer(x)[0].view(-1, 2, DIMS // 2).transpose(0, 1)
+            for layer, x in (
+                (attention.query, f2.flatten(2).transpose(1, 2)),
+                (attention.key, keys + attention.level_embedding[level]),
+                (attention.value, keys),
+            )
+        )
+        mixed = (q @ k.transpose(1, 2) / math.sqrt(DIMS // 2)).softmax(-1) @ v
+        attended = attention.out(mixed.transpose(0, 1).reshape(-1, DIMS)).T.view_as(f0)
+        d_d = gate["distance"] * attended
+        expected = f2 + d_d + gate["score"] * e["score"]
+        torch.testing.assert_close(fused.features[level], expected, rtol=1e-4, atol=1e-4)
+        for a, b in ((d_s, d_e), (d_e, d_d), (d_s, d_d)):
+            product = a * b
+            if form == "cosine":
+                squares = [x.square().sum(1) + 1e-3 for x in (a, b)]
+                product = product.sum(1) / (squares[0] * squares[1]).sqrt()
+            penalties.append(0.3 * product.abs().mean() + 0.7 * product.square().mean())
+    torch.testing.assert_close(fused.loss_orth, torch.stack(penalties).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_for_training_alone():
+    module, features, maps = fusion(dropout=0.5), levels_of(8, 8), torch.rand(2, CLASSES + 3, 8, 8)
+    first, second = (module(features, maps).features[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    module.eval()
+    without = fusion(dropout=0.0).eval()
+    without.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(features, maps).features[0], without(features, maps).features[0])
+
+
+def test_stems_of_the_published_width_have_as_many_groups_as_the_neck():
+    assert MapStem(1, 256).norm.num_groups == 32

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from anomdino.config.detector import DetectorConfig
 from anomdino.config.params import profile_params
 from anomdino.detector import backbones, model, text  # noqa: F401 - they register their classes
-from anomdino.detector.architecture import describe
+from anomdino.detector.architecture import describe, describe_grounding_dino
 from anomdino.detector.mmdet_parts import MODELS, ConfigDict
 from anomdino.detector.text import PACKAGED_VOCABULARY
 
@@ -79,3 +79,39 @@ def test_every_key_of_a_published_network_has_its_place(name, bert):
     assert {key for key in state if not key.startswith("ouafs.")} == set(theirs)
     assert {key: state[key] for key in theirs} == theirs
     assert any(key.startswith("ouafs.") for key in state)
+
+
+OURS = {
+    "type", "num_feature_levels", "test_cfg.max_per_img", "data_preprocessor.bgr_to_rgb", "bbox_head.embed_dims",
+    "encoder.num_cp", "encoder.fusion_layer_cfg.dropout", "backbone.frozen_stages", "backbone.convert_weights",
+}  # fmt: skip
+"""What of the paper profile is meant to differ: images are RGB here, the backbone is frozen, ..."""
+SIZES = {f"{part}.num_{what}" for part in ("encoder.layer_cfg.self_attn_cfg", "decoder.layer_cfg.cross_attn_cfg")
+         for what in ("heads", "levels", "points")}  # fmt: skip
+
+
+def leaves(value, place=""):
+    if isinstance(value, dict):
+        return {k: v for name, part in value.items() for k, v in leaves(part, f"{place}.{name}").items()}
+    return {place[1:]: list(value) if isinstance(value, tuple) else value}
+
+
+@pytest.mark.parametrize("name", ["swin_t", "swin_l"])
+def test_settings_are_those_of_the_published_configuration(name):
+    """Losses, matching, noise, normalisation, initial values and widths, leaf by leaf of mmdet's file."""
+    if not CONFIGS.is_dir():
+        pytest.skip("this installation of mmdet has no configuration files")
+    settings = profile_params("paper").detector.model_dump(mode="json")
+    fusion = {**settings["fusion"], **CHANGES[name].get("fusion", {})}
+    config = DetectorConfig(**{**settings, **CHANGES[name], "fusion": fusion})
+    ours = leaves(describe_grounding_dino(config))
+    theirs = leaves(Config.fromfile(CONFIGS / FILES[name]).model.to_dict())
+    same = {leaf for leaf, value in ours.items() if leaf in theirs and theirs[leaf] == value}
+    named = {leaf for leaf in {*ours, *theirs} if leaf.startswith("language_model.")}
+    assert ours.keys() - same - named <= OURS | SIZES
+    unset = {"backbone.init_cfg.type", "backbone.init_cfg.checkpoint"}
+    unset |= {"backbone.drop_rate", "backbone.attn_drop_rate", "backbone.qk_scale"}  # mmdet's defaults
+    assert theirs.keys() - same - named <= OURS | unset
+    assert {"bbox_head.loss_bbox.loss_weight", "data_preprocessor.mean", "backbone.drop_path_rate"} < same
+    assert not ours["data_preprocessor.bgr_to_rgb"]
+    assert ours["backbone.frozen_stages"] == 4

@@ -215,3 +215,23 @@ def test_coverage_over_other_thresholds():
     rows = coverage.curve()
     assert [row["components_inside"] for row in rows] == [1.0, 0.5]
     assert [row["boxes_per_image"] for row in rows] == [2.0, 1.0]
+
+
+def test_large_boxes_and_loose_ones_count_and_so_do_other_limits():
+    truth = {"a": np.array([[0, 0, 100, 100], [200, 200, 300, 300]], np.float32)}
+    loose = Boxes(np.array([[0, 0, 100, 60], [200, 200, 300, 300]]), np.array([0.9, 0.8]))  # IoU 0.6 and 1
+    metrics = coco_metrics({"a": loose}, truth, limits=(2, 1))
+    assert metrics.ap50 == pytest.approx(1.0)
+    stranger = Boxes(np.concatenate([[[500, 500, 520, 520]], loose.xyxy]), np.array([0.95, 0.9, 0.8]))
+    assert coco_metrics({"a": stranger}, truth, limits=(2, 3)).ar[2] == pytest.approx(0.3 / 2)
+    # within one box: 0.5, 0.55 and 0.6 find one object of two; within two: those both, the others one
+    assert metrics.ar == {1: pytest.approx(0.3 / 2), 2: pytest.approx(0.3 * 1.0 + 0.7 * 0.5)}
+
+
+def test_clean_images_are_merged_and_thresholds_compared_in_single_precision():
+    clean = np.zeros((8, 8), np.uint8)
+    parts = [Coverage(), Coverage()]
+    for part in parts:
+        part.add(Boxes(np.array([[0, 0, 4, 4]]), np.array([0.7])), clean)  # 0.7 in float32 is less than 0.7
+    merged = (parts[0] + parts[1]).at(0.7)
+    assert merged["boxes_per_clean_image"] == merged["boxes_per_image"] == 1.0

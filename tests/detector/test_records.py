@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from anomdino.detector.records import Record, labelled_records, read_records, split_folds
 from anomdino.errors import DataError, ProtocolError
 from anomdino.io.images import write_png
+from anomdino.io.listing import list_images
 from anomdino.protocol import mark_evaluation_only
 from tests.detector.conftest import read_set
 
@@ -139,3 +141,78 @@ def test_labels_that_miss_or_belong_to_an_evaluation_are_refused(tmp_path):
     mark_evaluation_only(tmp_path / "images")
     with pytest.raises(ProtocolError):
         labelled_records(*folders, str)
+
+
+def coco(*boxes, **image):
+    entry = {"id": 1, "file_name": "a.png", "height": 60, "width": 90, **image}
+    annotations = [{"image_id": 1, "bbox": box} for box in boxes]
+    return {"images": [entry], "annotations": annotations}
+
+
+def read_entries(tmp_path, content):
+    (tmp_path / "ood.json").write_text(json.dumps(content))
+    return read_records(tmp_path / "ood.json", tmp_path / "images", tmp_path / "maps", tmp_path / "labels")
+
+
+def test_boxes_are_cut_to_their_image_and_what_is_no_object_is_left_out(tmp_path):
+    write_png(tmp_path / "images/a.png", np.zeros((60, 90, 3), np.uint8))
+    content = coco([-5, 3, 20, 100], [10, 10, 0, 5], [10, 10, 5, -2], [200, 3, 4, 4], [0, 0, 90, 60])
+    content["annotations"].append({"image_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 1})
+    (record,) = read_entries(tmp_path, content)
+    assert record.boxes.tolist() == [[0, 3, 15, 60], [0, 0, 90, 60]]
+    entries = [
+        {"file_name": "a.png", "annotations": {"bbox": box}} for box in ([10, 10, 5, 5], [-3, 0, 95, 2])
+    ]
+    (record,) = read_entries(tmp_path, entries)
+    assert record.boxes.tolist() == [[0, 0, 90, 3]]
+
+
+@pytest.mark.parametrize("box", [[float("nan"), 0, 5, 5], [0, 0, float("inf"), 5], ["a", 0, 5, 5], [1, 2, 3]])
+def test_boxes_that_are_no_numbers_are_refused(tmp_path, box):
+    write_png(tmp_path / "images/a.png", np.zeros((60, 90, 3), np.uint8))
+    with pytest.raises(DataError, match=r"ood\.json"):
+        read_entries(tmp_path, coco(box))
+
+
+@pytest.mark.parametrize("name", [3, "", "/a.png"])
+def test_file_names_that_name_nothing_below_the_folder_are_refused(tmp_path, name):
+    with pytest.raises(DataError, match="neither COCO"):
+        read_entries(tmp_path, coco(file_name=name))
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(DataError, match="neither COCO"):
+        read_records(tmp_path / "folder.json", tmp_path, tmp_path, tmp_path)
+
+
+def test_two_images_of_one_key_are_refused(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        write_png(tmp_path / "images" / name, np.zeros((60, 90, 3), np.uint8))
+    content = coco()
+    content["images"].append({**content["images"][0], "id": 2, "file_name": "a.jpg"})
+    with pytest.raises(DataError, match=r"a\.jpg and a\.png, both of the key 'a'"):
+        read_entries(tmp_path, content)
+
+
+def test_keys_have_the_unicode_form_that_scores_are_written_under(tmp_path):
+    name = unicodedata.normalize("NFD", "äö x.png")
+    write_png(tmp_path / "images" / name, np.zeros((60, 90, 3), np.uint8))
+    (record,) = read_entries(tmp_path, coco(file_name=name))
+    assert [record.key] == list(list_images(tmp_path / "images"))
+    assert record.image.is_file()
+    assert record.maps == tmp_path / "maps" / "äö x.npz"
+
+
+def test_images_that_choose_the_weights_are_drawn_from_all_sources():
+    records = fake_records(60)
+    (fold,) = split_folds(records, 1, 0.5, seed=0)
+    first = fold.val[: len(fold.val) // 2]
+    assert len({record.source for record in first}) > 0.7 * len({record.source for record in fold.val})
+    assert {r.key for r in fold.val} == {r.key for r in fold.predict}
+    assert [r.key for r in fold.predict] == sorted(r.key for r in fold.predict)
+
+
+def test_the_final_detector_learns_from_nine_tenths():
+    final = split_folds(fake_records(90), 3, 0.4, seed=0)[-1]
+    assert len(final.val) == 9
+    assert final.predict == []
+    with pytest.raises(DataError, match="2 source images"):
+        split_folds(fake_records(6), 3, 0.4, seed=0)

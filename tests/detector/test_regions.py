@@ -1,5 +1,7 @@
 """Boxes round regions of the score map, compared with a slow formulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,6 +76,12 @@ def test_objects_are_boxed_in_pixels_of_the_image():
     assert found.scores[0] == pytest.approx(0.2 / (1 + np.exp(7.4 - 4.5 * contrast)), rel=0.05)
     assert found.scores[1] > 0.1
     assert (found.scores[2:] < 0.01).all()  # noise
+
+
+def test_regions_lie_in_an_image_that_is_no_multiple_of_the_cells():
+    maps = replace(maps_of(scene([(10, 20, 18, 26, 6.0)])), image_size=(60 * 4 - 3, 90 * 6))
+    found = score_regions(maps, std=2.0, weight=0.2)
+    np.testing.assert_allclose(found.xyxy[0], [10 * 6, 20 * 3.95, 18 * 6, 26 * 3.95], atol=0.1)
 
 
 def test_scale_and_offset_of_the_score_do_not_matter():

@@ -10,7 +10,7 @@ from anomdino.detector.records import split_folds
 from anomdino.detector.resuming import random_states, set_random_states
 from anomdino.detector.training import _fingerprint, train_detector
 from anomdino.detector.weights import read_checkpoint
-from anomdino.errors import TrainingError
+from anomdino.errors import CheckpointError, TrainingError
 from anomdino.uncertainty import UncertaintyMaps
 from tests.detector.conftest import read_set, small_config
 from tests.forked import launch
@@ -141,6 +141,19 @@ def test_no_checkpoint_is_written_at_a_step_whose_loss_is_not_finite(composed, t
     with pytest.raises(TrainingError, match="not finite at step 2"):
         train(composed, tmp_path, "diverged", val_interval=1, log_interval=1)
     assert [file.name for file in (tmp_path / "work_diverged").rglob("iter_*.pth")] == ["iter_1.pth"]
+
+
+def test_only_a_checkpoint_that_is_there_is_resumed_from_and_only_if_asked_for(tmp_path):
+    config, checkpoint = small_config(), tmp_path / "iter_2.pth"
+    assert runner_module.resumable(tmp_path, config) is None
+    (tmp_path / "last_checkpoint").write_text(str(checkpoint))
+    assert runner_module.resumable(tmp_path, config) is None
+    checkpoint.write_bytes(b"half of it")
+    assert runner_module.resumable(tmp_path, config) == checkpoint
+    assert runner_module.resumable(tmp_path, config.model_copy(update={"resume": False})) is None
+    with pytest.raises(CheckpointError, match=r"iter_2\.pth") as caught:
+        runner_module.SafeRunner.load_checkpoint(None, str(checkpoint))
+    assert str(tmp_path) in caught.value.cure
 
 
 def test_random_states_survive_a_file_that_holds_no_code(tmp_path):

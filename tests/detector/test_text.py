@@ -117,3 +117,28 @@ def test_a_released_detector_keeps_it(bert, tmp_path):
     halve_detector(tmp_path / "detector", tmp_path / "released")
     shutil.rmtree(bert)
     assert Detector.load(tmp_path / "released").classes == CLASSES
+
+
+def test_captions_of_a_batch_are_encoded_each_as_alone():
+    from anomdino.detector.text import LocalBert
+
+    encoder = LocalBert().train()
+    assert not any(module.training for module in encoder.modules())  # frozen: nothing is dropped
+    torch.testing.assert_close(
+        encoder(["Traffic Light. "])["embedded"], encoder(["traffic light. "])["embedded"]
+    )
+    captions = ["car. ", "traffic light. person. ", "car. "]
+    together = encoder(captions)
+    for index, caption in enumerate(captions):
+        alone = encoder([caption])
+        count = alone["text_token_mask"].sum()
+        assert together["text_token_mask"][index].sum() == count
+        torch.testing.assert_close(together["embedded"][index, :count], alone["embedded"][0])
+
+
+def test_prompts_of_too_many_words_are_refused():
+    from anomdino.detector.text import LocalBert
+
+    with pytest.raises(CheckpointError, match="have 43 tokens, the detector takes 42"):
+        LocalBert(max_tokens=42)(["car. " * 20 + "bus"])
+    assert LocalBert(max_tokens=43)(["car. " * 20 + "bus"])["embedded"].shape[1] == 43

@@ -35,6 +35,8 @@ def test_dropout_keeps_the_mean():
     lean = LeanBiAttention.like(stock)
     lean.load_state_dict(stock.state_dict())
     vision, lang = torch.randn(1, 20, 8), torch.randn(1, 3, 8)
+    for one, other in zip(stock.eval()(vision, lang), lean.eval()(vision, lang), strict=True):
+        torch.testing.assert_close(one, other)
     for module in (stock, lean):
         module.train()
     means = [[sum(m(vision, lang)[i] for _ in range(3000)) / 3000 for i in (0, 1)] for m in (stock, lean)]

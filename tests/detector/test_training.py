@@ -1,5 +1,7 @@
 import json
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from anomdino.config.detect import DetectConfig, NegativesConfig
 from anomdino.detector import run as run_module
 from anomdino.detector import runner as runner_module
+from anomdino.detector import training as training_module
 from anomdino.detector.architecture import build_detector
 from anomdino.detector.dataset import train_transforms
 from anomdino.detector.infer import (
@@ -19,15 +22,19 @@ from anomdino.detector.infer import (
     suppress_covered,
     with_map_means,
 )
+from anomdino.detector.lean import Prediction
 from anomdino.detector.mmdet_parts import Chain
-from anomdino.detector.quality import Coverage
+from anomdino.detector.quality import BoxMetrics, Coverage
 from anomdino.detector.records import split_folds
+from anomdino.detector.regions import score_regions
 from anomdino.detector.run import Input, detect_out_of_fold, detect_set
+from anomdino.detector.runner import BoxRecall, History
 from anomdino.detector.training import map_statistics, split_of, train_detector
 from anomdino.errors import CheckpointError, DataError, ProtocolError, TrainingError
 from anomdino.io.atomic import atomic_write_json
-from anomdino.io.boxes import Boxes, image_id, read_box_results
+from anomdino.io.boxes import Boxes, image_id, read_box_results, write_box_results
 from anomdino.io.images import read_label
+from anomdino.uncertainty import UncertaintyMaps
 from tests.detector.conftest import CLASSES, make_maps, read_set, small_config
 
 CPU = torch.device("cpu")
@@ -178,6 +185,7 @@ def test_the_quality_is_that_of_the_boxes_in_the_file(composed, tmp_path, monkey
             coverage.add(boxes.kept(threshold), read_label(records[key].label))
         return coverage.at(0)
 
+    assert quality["AR@100"] == 1.0  # of the images that it may predict, not of all
     threshold = quality["suggested_threshold"]
     assert kept(threshold)["components_inside"] == 1.0
     assert kept(threshold + 2e-6)["components_inside"] < 1.0
@@ -390,6 +398,12 @@ def test_known_classes_suppress_what_they_cover():
     ]  # the second is half covered, the third nearly as sure as the car
 
 
+def test_known_classes_count_from_their_score_on_and_a_whole_cover_is_one():
+    box, unsure = np.array([[0, 0, 10, 10]]), NegativesConfig(names=["car"], score=0.3, cover=1.0, margin=0.1)
+    for score, kept in ((0.25, 1), (0.35, 0)):
+        assert len(suppress_covered(Boxes(box, [0.1]), Boxes(box, [score]), unsure)) == kept
+
+
 def test_means_of_the_maps_inside_a_box_equal_a_slow_formulation():
     rng = np.random.default_rng(4)
     size = (50, 71)
@@ -428,3 +442,269 @@ def test_negative_prompts_reach_the_network(config):
     assert len(boxes) <= config.queries
     caption = next(iter(detector.network.language_model._known))[0]
     assert caption == "ood-object. car. traffic light. "
+
+
+def test_learning_rates_and_weight_decay_by_the_rule():
+    """Fusion and backbone by their factors; gates and normalisation outside the fusion do not decay."""
+    config = small_config(
+        lr=2e-3, backbone_lr_factor=0.25, fusion_lr_factor=3.0, weight_decay=0.01, clip=0.7, amp=True
+    )
+    detector = build_detector(config, CLASSES)
+    wrapper = runner_module._optimiser(detector, config, CPU)
+    found = {id(p): group for group in wrapper.optimizer.param_groups for p in group["params"]}
+    norms = {
+        f"{name}.{part}"
+        for name, module in detector.named_modules()
+        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm | torch.nn.BatchNorm2d)
+        for part, _ in module.named_parameters(recurse=False)
+    }
+    for name, parameter in detector.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = 2e-3
+        decay = 0.0 if name in norms and not name.startswith(("ouafs.", "backbone.")) else 0.01
+        if name.startswith("ouafs."):
+            rate, decay = 6e-3, 0.0 if name.startswith("ouafs.gates") else 0.01
+        elif name.startswith("backbone."):
+            rate = 5e-4
+        group = found[id(parameter)]
+        assert (group["lr"], group["weight_decay"]) == pytest.approx((rate, decay)), name
+    assert isinstance(wrapper.optimizer, torch.optim.AdamW)
+    assert type(wrapper).__name__ == "OptimWrapper"  # mixed precision is for CUDA
+    parameter = next(p for p in detector.parameters() if p.requires_grad)
+    parameter.grad = torch.full_like(parameter, 9.0)
+    wrapper._clip_grad()
+    assert parameter.grad.norm() == pytest.approx(0.7, rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_learning_rates_follow_the_schedule(schedule):
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    steps, warmup = 50, 8
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    described = runner_module._schedule(small_config(schedule=schedule, steps=steps, warmup=warmup))
+    schedulers = [PARAM_SCHEDULERS.build({**one, "optimizer": optimiser}) for one in described]
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    for step, rate in enumerate(rates):
+        expected = 0.05 + 0.95 * min(1, step / (warmup - 1))
+        if schedule == "step":
+            expected *= 0.1 if step >= 40 else 1
+        elif step >= warmup:
+            expected = 0.01 + 0.99 * (1 + np.cos(np.pi * (step - warmup) / (steps - warmup))) / 2
+        assert rate == pytest.approx(expected, abs=1e-6), step
+
+
+def test_of_the_evaluations_the_best_gives_the_weights_of_equal_ones_the_later(
+    composed, tmp_path, monkeypatch
+):
+    """AP50 says otherwise, and so does the order; the network trains between the evaluations."""
+    kept, modes = [], []
+
+    def metrics(predicted, truth):
+        recall = next(recalls)
+        return BoxMetrics({1: 1 - recall, 10: 1 - recall, 100: recall}, 1 - recall)
+
+    after, before = runner_module.History.after_val_epoch, runner_module.History.before_train_iter
+
+    def watched(self, runner, metrics=None):
+        kept.append({name: value.clone() for name, value in runner.model.state_dict().items()})
+        after(self, runner, metrics)
+
+    def noted(self, runner, *args, **kwargs):
+        modes.append(runner.model.training)
+        before(self, runner, *args, **kwargs)
+
+    monkeypatch.setattr(runner_module, "coco_metrics", metrics)
+    monkeypatch.setattr(runner_module.History, "after_val_epoch", watched)
+    monkeypatch.setattr(runner_module.History, "before_train_iter", noted)
+    for name, given, best in (("a", [0.5, 0.5, 0.3], 1), ("b", [0.4, 0.1], 0)):
+        kept.clear()
+        recalls = iter(given)
+        folder = train(
+            composed, tmp_path, name=name, steps=len(given), val_interval=1, batch_size=1, backbone="none"
+        )
+        found = load_file(folder / "model.safetensors")
+        assert all(torch.equal(value, kept[best][key]) for key, value in found.items())
+        assert not all(torch.equal(value, kept[1 - best][key]) for key, value in found.items())
+        written = json.loads((folder / "config.json").read_text())
+        assert written["selected"]["ar100"] == pytest.approx(given[best])
+    (fold,) = split_folds(read_set(composed), 1, 0.4, 0)
+    scores = np.concatenate([np.load(record.maps)["score"].ravel() for record in fold.train])
+    assert written["score"]["mean"] == pytest.approx(scores.mean(dtype=float))  # of what it learns from alone
+    assert modes == [True] * 5
+
+
+def test_a_training_reads_of_its_fold_what_belongs_to_it(composed, tmp_path, monkeypatch):
+    """Mosaics and score statistics of the images that it learns from, evaluations of so many held-out ones as asked."""
+    (fold,) = split_folds(read_set(composed), 1, 0.4, 0)
+    seen = {}
+    transforms = runner_module.train_transforms
+
+    def noted(config, std, records):
+        seen["mosaic"] = [record.key for record in records]
+        return transforms(config, std, records)
+
+    monkeypatch.setattr(runner_module, "train_transforms", noted)
+    config = small_config(val_images=1, long_side=160, mosaic=0.5)
+    detector = build_detector(config, CLASSES)
+    runner, _ = runner_module.build_runner(detector, config, fold, tmp_path, 77, CPU, 1.0, None)
+    assert runner.seed == 77
+    train_set, val_set = (loader["dataset"] for loader in (runner._train_dataloader, runner._val_dataloader))
+    assert seen["mosaic"] == [r.key for r in train_set.records] == [r.key for r in fold.train]
+    assert [r.key for r in val_set.records] == [r.key for r in fold.val[:1]]
+    assert runner._train_dataloader["sampler"]["shuffle"]
+    assert not runner._val_dataloader["sampler"]["shuffle"]
+
+
+def test_losses_of_the_history_are_means_of_the_steps_since_the_last_line(config, tmp_path):
+    history = History(config.model_copy(update={"log_interval": 2, "steps": 3}), 1, tmp_path)
+    for step, loss in enumerate((1.0, 4.0, 7.0)):
+        outputs = {"loss": torch.tensor(loss), "lr": torch.tensor(5.0)}
+        history.after_train_iter(SimpleNamespace(iter=step), step, None, outputs)
+    assert history.losses == [{"step": 2, "loss": 2.5}, {"step": 3, "loss": 7.0}]
+
+
+def test_boxes_of_the_prompt_alone_are_evaluated(composed):
+    (record,) = [r for r in read_set(composed) if r.key == "part1/001"]
+    metric = BoxRecall([record])
+    bboxes = torch.tensor(np.concatenate([record.boxes + 30, record.boxes]))
+    for labels, expected in (([0, 0], 1.0), ([0, 1], 0.0)):
+        scores = torch.tensor([0.5, 0.9])
+        instances = {"bboxes": bboxes, "scores": scores, "labels": torch.tensor(labels)}
+        metric.results.clear()
+        metric.process(None, [{"key": record.key, "pred_instances": instances}])
+        assert metric.compute_metrics(metric.results)["ar1"] == expected
+
+
+def test_statistics_read_no_more_than_two_hundred_images_evenly(monkeypatch):
+    read = []
+    maps = make_maps(np.random.default_rng(0), (8, 8))
+    monkeypatch.setattr(UncertaintyMaps, "load", lambda path: read.append(path) or maps)
+    map_statistics([SimpleNamespace(maps=index) for index in range(450)])
+    assert len(read) <= 200
+    assert np.ptp(np.diff(read)) == 0
+    assert read[-1] >= 440
+
+
+def test_other_parameters_data_or_seeds_start_a_training_anew(composed, config, monkeypatch):
+    (fold,) = split_folds(read_set(composed), 1, 0.4, 0)
+    moved = replace(fold.train[-1], boxes=np.array([[1, 2, 3, 4]], np.float32))
+    given = [
+        (config, fold, 5, (5, 0.0, 1.0)),
+        (config.model_copy(update={"lr": 3e-3}), fold, 5, (5, 0.0, 1.0)),
+        (config, fold, 6, (5, 0.0, 1.0)),
+        (config, fold, 5, (5, 0.5, 1.0)),
+        (config, replace(fold, name="fold0"), 5, (5, 0.0, 1.0)),
+        (config, replace(fold, val=fold.val[:1]), 5, (5, 0.0, 1.0)),
+        (config, replace(fold, train=[*fold.train[:-1], moved]), 5, (5, 0.0, 1.0)),
+    ]
+    digests = [training_module._fingerprint(*each, None) for each in given]
+    fold.train[0].image.write_bytes(fold.train[0].image.read_bytes() + b"more")
+    digests.append(training_module._fingerprint(*given[0], None))
+    assert len(set(digests)) == len(digests)
+
+
+def scripted(detector, scores, boxes):
+    """Let the network predict these: scores (queries, prompts), boxes (cx, cy, w, h) in shares; note what it sees."""
+    seen = []
+
+    def predict(image, maps, prompts):
+        seen.append((tuple(image.shape[2:]), prompts))
+        origin = torch.zeros(len(boxes), 4)
+        return Prediction(torch.tensor(scores), torch.tensor(boxes), origin)
+
+    detector.predictor = predict
+    return seen
+
+
+def test_shares_become_pixels_and_known_classes_suppress_their_own_boxes(config):
+    """Three queries, two class names: each name's confidence goes with the box of its own query."""
+    names = NegativesConfig(names=["car", "bus"], score=0.3, cover=0.8, margin=0.1)
+    detect = DetectConfig(min_score=0.1, nms_iou=1.0, short_side=96, negatives=names)
+    network = build_detector(config, CLASSES).train()
+    detector = Detector(network, config.model_copy(update={"prompt": "lost cargo"}), CLASSES, detect)
+    assert not network.training
+    boxes = [[0.25, 0.5, 0.5, 0.2], [0.75, 0.25, 0.1, 0.3], [0.5, 0.5, 0.25, 0.5]]
+    rng = np.random.default_rng(0)
+    image, maps = rng.integers(0, 255, (100, 200, 3)).astype(np.uint8), make_maps(rng, (100, 200))
+    for scores, kept in (
+        ([[0.5, 0.0, 0.0], [0.4, 0.0, 0.9], [0.3, 0.0, 0.0]], [0, 2]),
+        ([[0.5, 0.0, 0.7], [0.4, 0.0, 0.0], [0.3, 0.2, 0.2]], [1, 2]),
+        ([[0.5, 0.0, 0.0], [0.4, 0.0, 0.0], [0.3, 0.8, 0.0]], [0, 1]),
+    ):
+        seen = scripted(detector, scores, boxes)
+        found = detector.detect(image, maps)
+        expected = np.array([[0, 40, 100, 60], [140, 10, 160, 40], [75, 25, 125, 75]])[kept]
+        np.testing.assert_allclose(found.xyxy, expected, atol=1e-3)
+        np.testing.assert_allclose(found.scores, np.array(scores)[kept, 0])
+        assert seen == [((96, 192), ("lost cargo", "car", "bus"))]
+
+
+def test_regions_are_measured_in_the_deviation_of_the_detectors_scores(config):
+    detect = DetectConfig(min_score=0.0, nms_iou=1.0, nms_cover=1.0, regions=0.8)
+    detector = Detector(build_detector(config, CLASSES), config, CLASSES, detect)
+    detector.network.ouafs.score_std.fill_(2.5)
+    scripted(detector, [[0.01]], [[0.5, 0.5, 0.1, 0.1]])
+    rng = np.random.default_rng(0)
+    maps = make_maps(rng, (64, 96))
+    maps.score[4:8, 6:12] += 6
+    found = detector.detect(np.zeros((64, 96, 3), np.uint8), maps)
+    expected = score_regions(maps, 2.5, 0.8)
+    assert len(found) == len(expected) + 1
+    np.testing.assert_array_equal(found.scores[0], expected.scores[0])
+
+
+def test_parts_within_better_boxes_go_though_no_overlap_is_too_large(config):
+    boxes = Boxes(np.array([[0, 0, 40, 40], [5, 5, 15, 15]]), np.array([0.9, 0.5]))
+    assert len(best_boxes(boxes, DetectConfig(nms_iou=1.0, nms_cover=0.6))) == 1
+
+
+def test_images_of_a_source_that_was_learned_from_are_not_predicted(composed, tmp_path):
+    records = read_set(composed)
+    (fold,) = split_folds(records, 1, 0.4, 0)
+    split = split_of(fold)
+    held = next(record for record in fold.predict)
+    twin = replace(held, key="twin")
+    atomic_write_json(tmp_path / "split.json", {**split, "train": [*split["train"], "twin"]})
+    with pytest.raises(ProtocolError, match="was trained on"):
+        detect_out_of_fold(tmp_path, [*records, twin], tmp_path / "b.json", DetectConfig(folds=1), CPU)
+
+
+def test_a_training_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+    composed, tmp_path, monkeypatch
+):
+    save, steps = runner_module.SafeRunner.save_checkpoint, []
+
+    def dying(self, *args, **kwargs):
+        if self.iter == 1:
+            raise KeyboardInterrupt
+        save(self, *args, **kwargs)
+
+    before = runner_module.History.before_train_iter
+
+    def noted(self, runner, *args, **kwargs):
+        steps.append(runner.iter)
+        before(self, runner, *args, **kwargs)
+
+    settings = {"steps": 2, "val_interval": 1, "batch_size": 1, "backbone": "none", "decoder_layers": 1}
+    monkeypatch.setattr(runner_module.SafeRunner, "save_checkpoint", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(composed, tmp_path, **settings)
+    monkeypatch.setattr(runner_module.SafeRunner, "save_checkpoint", save)
+    monkeypatch.setattr(runner_module.History, "before_train_iter", noted)
+    train(composed, tmp_path, **settings)
+    assert steps == [1]
+
+
+def test_a_name_that_is_no_unicode_has_a_row_in_the_table(tmp_path):
+    key = os.fsdecode(b"caf\xe9")
+    write_box_results(tmp_path / "b.json", {key: Boxes.empty()}, {key: (3, 4)})
+    (row,) = pq.read_table(tmp_path / "b.parquet").to_pylist()
+    assert (row["image"], row["image_id"]) == ("caf\\udce9", image_id(key))
+    assert len(read_box_results(tmp_path / "b.json", [key])[key]) == 0

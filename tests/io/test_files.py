@@ -1,6 +1,7 @@
 """Atomic files, listings, score maps, boxes."""
 
 import errno
+import hashlib
 import json
 import os
 import unicodedata
@@ -160,6 +161,27 @@ def test_no_box_is_a_value_like_any_other(tmp_path):
 def test_nan_boxes_are_refused():
     with pytest.raises(DataError, match="NaN"):
         Boxes(np.array([[0, 0, np.nan, 3]]), np.array([0.5])).clipped((9, 9))
+
+
+def test_numbers_of_images_are_the_first_52_bits_of_their_keys_digest():
+    for key in ("a", "a/é x"):
+        assert image_id(key) == int(hashlib.sha256(key.encode()).hexdigest()[:13], 16)
+
+
+def test_boxes_cover_the_pixels_whose_centres_they_hold():
+    boxes = Boxes(
+        np.array([[0.6, 0, 1.4, 5], [0.4, 0, 0.6, 1], [3, 0.51, 4, 1.49]]), np.array([0.9, 0.8, 0.7])
+    )
+    assert boxes.on_pixels().scores.tolist() == boxes.scores[1:2].tolist()
+    assert boxes.coverage((5, 5))[0].tolist() == [boxes.scores[1], 0, 0, 0, 0]
+
+
+def test_results_are_in_the_order_of_keys_and_scores_in_millionths(tmp_path):
+    boxes = {key: Boxes(np.array([[0, 0, 2, 2]]), np.array([0.12345649])) for key in "ba"}
+    write_box_results(tmp_path / "b.json", boxes, dict.fromkeys("ba", (3, 3)))
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert [row["image_id"] for row in written] == [image_id("a"), image_id("b")]
+    assert [row["score"] for row in written] == [0.123456] * 2
 
 
 def test_box_files_read_back_and_by_pycocotools(tmp_path):

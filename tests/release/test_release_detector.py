@@ -12,6 +12,7 @@ from anomdino.config.params import load_params, render_params
 from anomdino.detector.records import Fold, Record
 from anomdino.detector.weights import load_detector
 from anomdino.errors import DataError
+from anomdino.io.digest import file_sha256
 from anomdino.io.images import write_png
 from anomdino.io.listing import list_images
 from anomdino.seeding import derive_seed
@@ -69,6 +70,7 @@ def test_the_detector_is_trained_on_from_the_released_one(sources):
     tiny_release(target)
     params = (target / "params.yaml").read_bytes()
     before = load_file(target / "models/detector/model.safetensors")
+    digest = file_sha256(target / "models/detector/model.safetensors")
     result = run(
         sources, "lr=1e-30", "weight_decay=0"
     )  # stands still: what is written is what it started from
@@ -82,6 +84,7 @@ def test_the_detector_is_trained_on_from_the_released_one(sources):
     network, config, content = load_detector(target / "models/detector")
     assert config.init_checkpoint == ""
     assert str(sources) not in json.dumps(content)
+    assert content["trained_on_from_sha256"] == digest
     assert content["seed"] == derive_seed(5, "detector", "final") % 2**31
     street = list_images(sources / "work/street/offline_dataset")
     assert street
@@ -99,6 +102,9 @@ def test_both_halves_are_learned_from_and_no_scene_is_on_both_sides(sources):
     fold = release_detector.composed(
         params, 8, sources / "scenes", sources / "objects", sources / "work", sources / "light" / "models"
     )
+    halves = [record.key.split("/")[0] for record in (*fold.train, *fold.val)]
+    assert halves.count("large") == halves.count("small") == 8
+    assert {record.key.split("/")[0] for record in fold.val[:2]} == {"large", "small"}
     for part in (fold.train, fold.val):
         assert {record.key.split("/")[0] for record in part} == {"large", "small"}
         assert all(record.maps.exists() for record in part)
