@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score, precision_score, recall_score
+from torch.utils.data import DataLoader, Subset
 
 from anomdino.adt import training
 from anomdino.adt.dataset import (
@@ -20,9 +22,13 @@ from anomdino.adt.dataset import (
     list_items,
     measure_scores,
     perturb_boxes,
+    read_item,
     shrink,
 )
 from anomdino.adt.dataset import _draw_scale as draw_scale
+from anomdino.adt.fusion import fuse
+from anomdino.adt.losses import mask_loss
+from anomdino.adt.model import AdtNet, Architecture, ScoreStatistics, surrogate_logits
 from anomdino.adt.store import load_adt
 from anomdino.adt.training import TrainingHost, TrainingPlan, plan_from, schedule, train_adt
 from anomdino.config.adt import AdtConfig
@@ -106,6 +112,79 @@ def test_a_run_with_another_image_held_out_starts_anew(make_set, tmp_path, monke
             plan = replace(PLAN, samples_per_epoch=4)
             train_adt(files, plan, tmp_path / "adt", seed=4, host=TrainingHost(state=tmp_path / "state.pt"))
     assert epochs == [0, 1, 0, 1, 1]
+
+
+def test_a_run_goes_on_with_the_same_inputs_alone_and_the_seed_is_that_of_the_weights(
+    make_set, tmp_path, monkeypatch
+):
+    files, seen = make_set(images=4), []
+
+    def killed(net, loader, optimiser, plan, epoch, *, amp):
+        seen.append((epoch, net.statistics.mean, sum(p.sum().item() for p in net.parameters())))
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return original(net, loader, optimiser, plan, epoch, amp=amp)
+
+    original = training.train_epoch
+    monkeypatch.setattr(training, "train_epoch", killed)
+    plan, host = replace(PLAN, samples_per_epoch=4), TrainingHost(state=tmp_path / "state.pt")
+    learned, _ = hold_out(list_items(files), plan.holdout, 4)
+    for change, seed in ((0, 4), (0, 4), (1, 4), (0, 5)):
+        score = read_score(learned[0].score)
+        write_score(learned[0].score, score + change)
+        with pytest.raises(KeyboardInterrupt):
+            train_adt(files, plan, tmp_path / "adt", seed=seed, host=host)
+    assert [epoch for epoch, *_ in seen] == [0, 1, 1, 0, 1, 0, 1]
+    expected = np.concatenate([read_score(item.score).ravel() for item in learned]).mean()
+    assert seen[3][1] == pytest.approx(expected, rel=1e-6)  # of the images that are learned from
+    assert seen[3][2] != seen[5][2]
+
+
+def test_a_gradient_is_clipped(make_set):
+    items = list_items(make_set(images=4))
+    moved = {}
+    for clip in (5.0, 1e-15):
+        torch.manual_seed(0)
+        net = AdtNet(Architecture(), ScoreStatistics(-6.0, 2.0))
+        before = torch.cat([p.detach().flatten() for p in net.parameters()])
+        plan = replace(PLAN, clip=clip, weight_decay=0.0)
+        dataset = CropDataset(items, plan.crops, 4, 0, 0)
+        loader = DataLoader(Subset(dataset, range(4)), 4)
+        training.train_epoch(net, loader, training.make_optimiser(net, plan), plan, 0, amp=False)
+        moved[clip] = (
+            (torch.cat([p.detach().flatten() for p in net.parameters()]) - before).abs().max().item()
+        )
+    assert moved[1e-15] < 1e-4 < 1e-3 < moved[5.0]
+
+
+def test_validation_measures_what_using_the_network_gives(make_set, model):
+    items, plan = list_items(make_set(images=3)), replace(PLAN, rule=model.rule)
+    row = training.validate(model.net, items, plan)
+    fused = [fuse(*(read_item(item)[0], item.boxes), model) for item in items]
+    labels = np.stack([read_item(item)[1] for item in items])
+    masks, thresholds = (np.stack([getattr(one, name) for one in fused]) for name in ("mask", "threshold"))
+    inside = np.stack([one.surfaces.inside.numpy() for one in fused])
+    losses = [
+        mask_loss(
+            surrogate_logits(one.surfaces.decision, one.surfaces.threshold, model.net.architecture.ramp),
+            torch.from_numpy(label), one.surfaces.inside, plan.loss,
+        ).total.item()
+        for one, label in zip(fused, labels, strict=True)
+    ]  # fmt: skip
+    assert row["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    known = labels != 255
+    truth, found = labels[known] == 1, masks[known]
+    assert 0 < row["val_f1"] == pytest.approx(f1_score(truth, found), rel=1e-9)
+    assert row["val_precision"] == pytest.approx(precision_score(truth, found), rel=1e-9)
+    assert row["val_recall"] == pytest.approx(recall_score(truth, found), rel=1e-9)
+    assert row["val_t_fg"] == pytest.approx(thresholds[inside].mean(), rel=1e-5)
+    assert row["val_t_bg"] == pytest.approx(thresholds[~inside].mean(), rel=1e-5)
+    assert abs(row["val_t_fg"] - row["val_t_bg"]) > 1e-4
+
+
+def test_the_chosen_box_score_is_that_of_rule_and_crops(make_set):
+    chosen = training.with_box_score(TrainingPlan(), list_items(make_set(images=4)))
+    assert chosen.rule.box_score == chosen.crops.box_score != TrainingPlan().crops.box_score
 
 
 def test_a_run_that_had_stopped_stays_so_and_its_curves_stay_whole(make_set, tmp_path, monkeypatch):
