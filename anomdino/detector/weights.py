@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,12 @@ from torch import Tensor, nn
 from anomdino.config.detector import DetectorConfig
 from anomdino.errors import CheckpointError
 from anomdino.io.atomic import atomic_write_bytes, atomic_write_json
-from anomdino.io.tensors import write_tensors
+from anomdino.io.tensors import DAMAGED_CHECKPOINT, write_tensors
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TEXT_ENCODER = "text_encoder"
 NEW_PREFIX = "ouafs."
-DAMAGED = (
-    *(OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError),
-    *(AttributeError, AssertionError, MemoryError, struct.error),
-)
-"""What torch's weights-only reader raises on a file that is damaged, beside errors of unpickling."""
 _STATISTICS = ("ouafs.score_mean", "ouafs.score_std")
 _OBSOLETE = ("embeddings.position_ids",)
 
@@ -64,7 +58,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             f"holds objects that may run code, or is damaged: {str(error).splitlines()[0]}",
             "if you trust its source, load it once with torch.load(weights_only=False) and save its state_dict alone",
         ) from error
-    except DAMAGED as error:
+    except DAMAGED_CHECKPOINT as error:
         cause = f"is no checkpoint or is damaged ({error!r})"
         raise CheckpointError(path, cause, "copy or download it again") from error
     found: dict[str, Any] = content if isinstance(content, dict) else {"state_dict": content}

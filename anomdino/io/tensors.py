@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from anomdino.io.atomic import atomic_path
 
+DAMAGED_CHECKPOINT = (
+    *(OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError),
+    *(AttributeError, AssertionError, MemoryError, struct.error, BadZipFile),
+)
+"""What torch's weights-only reader raises on a file that is damaged, beside errors of unpickling."""
 READABLE = 0o644
 """Mode of the files; the library leaves them to their owner alone."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from anomdino.errors import CheckpointError
 from anomdino.io.digest import file_sha256
-from anomdino.io.tensors import write_tensors
+from anomdino.io.tensors import DAMAGED_CHECKPOINT, write_tensors
 from anomdino.scorer.base import load_strictly
 
 WRAPPERS = ("model", "model_state", "state_dict")
@@ -204,7 +204,7 @@ def _read_torch(path: Path) -> Any:
             "torch.load(path, weights_only=False), keep the tensors alone, "
             "torch.save({k: v for k, v in state.items()}, new_path), and convert the new file",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except DAMAGED_CHECKPOINT as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             path, f"is damaged or no PyTorch checkpoint ({reason})", "fetch it again"

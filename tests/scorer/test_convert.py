@@ -187,6 +187,23 @@ def test_truncated_files_are_refused(tmp_path, network):
         read_checkpoint(tmp_path / "none.pth")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_byte_that_is_damaged_is_named_or_changes_a_number(tmp_path):
+    path, named = tmp_path / "x.pth", []
+    for zipped in (True, False):
+        weights = {f"layer{index}.weight": torch.zeros(2) for index in range(3)}
+        torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 5):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xC3]) + whole[place + 1 :])
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                named.append(error.what)
+    assert len(named) > 30
+    assert set(named) == {str(path)}
+
+
 def test_convert_writes_safetensors_with_the_sha256_of_the_source(tmp_path, network, small_target):
     source, target = tmp_path / "rev3.pth", tmp_path / "out" / "rpl.safetensors"
     torch.save({"model": network.state_dict(), "epoch": 1}, source)
