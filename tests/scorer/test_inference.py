@@ -622,7 +622,7 @@ def test_an_image_that_may_not_be_read_is_listed(pixel, photos, tmp_path, monkey
     monkeypatch.setattr("builtins.open", opened)
     report = scorer_for(pixel, tmp_path, skip_bad=True, max_bad=1).run(photos)
     assert [*report.skipped] == [list(photos)[2]]
-    assert "Permission denied" in next(iter(report.skipped.values()))
+    assert "permission denied" in next(iter(report.skipped.values()))
 
 
 def test_images_above_the_limit_of_pixels_are_listed(pixel, photos, tmp_path):
