@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 FOLDERS = ("overlay", "photo")
 STAMP = "%Y%m%dT%H%M%S"
+OWN = re.compile(r"\d{8}T\d{6}\.\d{3}Z")
+"""Names of sightings; other pictures of the folder, those of photos, stay."""
 
 
 class Sightings:
@@ -39,8 +42,8 @@ class Sightings:
         self._writer, self._name, self._keep, self._gap = writer, name, keep, timedelta(seconds=gap)
         self._last: datetime | None = None
         self._range = SteadyRange(writer)
-        overlay = writer.folder / "overlay"
-        self._there = deque(sorted(file.stem for file in overlay.glob("*Z.jpg")))
+        stems = (file.stem for file in (writer.folder / "overlay").glob("*.jpg"))
+        self._there = deque(sorted(filter(OWN.fullmatch, stems)))
 
     def look(self, prediction: Prediction) -> None:
         """Let the range of the heat follow a frame, so that colours of pictures far apart in time compare."""

@@ -99,9 +99,10 @@ def test_without_a_folder_no_picture_is_named():
 
 
 def test_the_latest_pictures_are_kept_those_of_runs_before_are_the_first_to_go(tmp_path):
-    mine = tmp_path / "overlay" / "holiday.jpg"
+    mine = [tmp_path / "overlay" / name for name in ("0Z.jpg", "holiday.jpg")]
     watched(Source(True, True), tmp_path, frames=2)
-    mine.write_bytes(b"not of a run")
+    for file in mine:
+        file.write_bytes(b"of a photo")
     later = Source(True, True)
     later.frames = iter(
         [LiveFrame(0, BEGIN + timedelta(days=1, hours=hour), frame(True)) for hour in range(2)]
@@ -109,7 +110,7 @@ def test_the_latest_pictures_are_kept_those_of_runs_before_are_the_first_to_go(t
     watched(later, tmp_path, keep=3, frames=2)
     names = ["20261130T230000.050Z", "20261201T225959.950Z", "20261201T235959.950Z"]
     assert files(tmp_path / "photo") == [f"{name}.jpg" for name in names]
-    assert files(tmp_path / "overlay") == [*(f"{name}.jpg" for name in names), "holiday.jpg"]
+    assert files(tmp_path / "overlay") == ["0Z.jpg", *(f"{name}.jpg" for name in names), "holiday.jpg"]
 
 
 def test_what_stays_in_view_is_pictured_after_the_gap(tmp_path):
