@@ -93,7 +93,7 @@ class LiveSource:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._newest: tuple[int, datetime, Any] | None = None
-        self._ended: AnomdinoError | None = None
+        self._ended: Exception | None = None
         self._frames, self._taken = 0, -1
         self._thread = threading.Thread(target=self._run, name=f"reader of {self.name}", daemon=True)
 
@@ -148,7 +148,17 @@ class LiveSource:
         return self._newest if self._newest is not None and self._newest[0] > self._taken else None
 
     def _run(self) -> None:
-        """Follow the source, and open it again when it is lost; the thread's work."""
+        """Do the thread's work; whatever ends it, who waits for frames is told."""
+        try:
+            ended: Exception | None = self._until_lost()
+        except Exception as error:
+            ended = error
+        with self._changed:
+            self._ended = ended
+            self._changed.notify_all()
+
+    def _until_lost(self) -> AnomdinoError | None:
+        """Follow the source, and open it again when it is lost; give the error for which it is given up."""
         pause, lost_since = FIRST_PAUSE, time.monotonic()
         while not self._closing.is_set():
             before = self._frames
@@ -161,14 +171,12 @@ class LiveSource:
             if self._frames > before:
                 pause, lost_since = FIRST_PAUSE, now
             if not self._frames or now - lost_since >= self._patience:
-                with self._changed:
-                    self._ended = error
-                    self._changed.notify_all()
-                return
+                return error
             if not self._closing.is_set():
                 log.warning("%s: %s; opened again in %g s", error.what, error.cause, pause)
             self._closing.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        return None
 
     def _follow(self) -> None:
         """Keep the newest frame until the source ends, breaks or is closed."""

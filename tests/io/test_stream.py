@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,6 +137,19 @@ def test_a_silent_source_counts_as_lost():
     with serving(camera) as address, LiveSource(address, silence=0.3) as source:
         until(lambda: camera.connections >= 2 and source.frames >= 10)
         np.testing.assert_allclose(colour(source.take()), COLOURS[1], atol=4)
+
+
+def test_who_waits_is_told_of_any_error_of_the_reader(monkeypatch):
+    def broken(*_):
+        yield SimpleNamespace()
+        raise MemoryError("no room for a frame")
+
+    monkeypatch.setattr(live, "decodable", broken)
+    monkeypatch.setattr(live, "upright", lambda _: np.zeros((48, 64, 3), np.uint8))
+    with serving(camera_of([COLOURS[0]] * 8)) as address, LiveSource(address, silence=1) as source:
+        assert source.take(timeout=10) is not None
+        with pytest.raises(MemoryError):
+            source.take(timeout=10)
 
 
 def test_closing_ends_the_thread():
