@@ -65,7 +65,7 @@ def predict(
     """Find anomalies in photos and videos.
 
     A photo gives a file in score/, mask/, boxes/ and overlay/ each.
-    A video gives overlay/NAME.mp4 and frames/NAME.jsonl, a line a frame.
+    A video gives overlay/NAME.mp4, frames/NAME.jsonl, a line a frame, and objects/NAME.html, a picture an object.
     summary.json lists all.
     """
     from anomdino.io.atomic import require_folder
@@ -126,5 +126,6 @@ def video_line(line: Mapping[str, Any]) -> str:
     name = line["video"].encode("utf-8", "backslashreplace").decode()  # a name may be no Unicode
     return (
         f"{name}: {counted(line['frames'], 'frame')} of {line['width']} x {line['height']}{ended}, "
-        f"{line['with_anomaly']} with an anomaly{when}, {line['frames_per_second']:.2f} frames/s"
+        f"{line['with_anomaly']} with an anomaly{when}, {counted(line['objects'], 'object')} "
+        f"({line['seen_again']} seen again), {line['frames_per_second']:.2f} frames/s"
     )

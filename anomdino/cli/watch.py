@@ -47,6 +47,14 @@ def watch(
         float,
         typer.Option(min=0, help="Seconds from one such picture to the next at least; 0 takes every frame."),
     ] = 0.0,
+    at_look: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Such a picture not of every frame, but when an object is seen for the N-th time: one an object; with "
+            "2, what shows up in one look alone gives none.",
+        ),
+    ] = None,
     models: Models = None,
     params: ParamsFile = None,
     device: Device = "auto",
@@ -99,7 +107,7 @@ def watch(
             sightings = None
             if out is not None:
                 writer = PredictionWriter(out, cascade.adt.rule, boxes=boxes)
-                sightings = Sightings(writer, live.name, keep, gap)
+                sightings = Sightings(writer, live.name, keep, gap, at_look)
             watch_source(
                 cascade, live, _print, sightings=sightings, frames=frames, seconds=seconds, watched=seen
             )

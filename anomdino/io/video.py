@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -138,7 +138,10 @@ def video_info(path: Path | str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
 
 
 def read_frames(
-    path: Path | str, selection: Selection = ALL, max_pixels: int = MAX_PIXELS
+    path: Path | str,
+    selection: Selection = ALL,
+    max_pixels: int = MAX_PIXELS,
+    passed: Callable[[npt.NDArray[np.uint8]], object] | None = None,
 ) -> Iterator[Frame]:
     """Decode a video frame by frame; damaged frames are left out, with a warning.
 
@@ -146,6 +149,7 @@ def read_frames(
         path: The video.
         selection: Which frames are given.
         max_pixels: Videos with larger frames are refused before one is decoded.
+        passed: Is called with the image of each frame between those that are given, before the next one is.
 
     Raises:
         DataError: The file cannot be opened, or the stream breaks, or its frames change their size; the frames before
@@ -168,6 +172,8 @@ def read_frames(
             begun = index if begun is None else begun
             if (index - begun) % selection.every == 0:
                 yield Frame(index, time, upright(raw))
+            elif passed is not None:
+                passed(upright(raw))
 
 
 def _check_header(path: Path, max_pixels: int) -> None:

@@ -20,7 +20,7 @@ _Named = tuple[str, Path]
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 SUMMARY = "summary.json"
-RESULTS = frozenset({"score", "mask", "boxes", "overlay", "threshold", "frames"})
+RESULTS = frozenset({"score", "mask", "boxes", "overlay", "threshold", "frames", "objects"})
 """The folders that :class:`~anomdino.prediction.writing.PredictionWriter` and videos write below ``out``."""
 
 

@@ -19,6 +19,7 @@ from anomdino.prediction.instances import INSTANCES
 from anomdino.prediction.photos import Done, predict_photos
 from anomdino.prediction.videos import predict_videos
 from anomdino.prediction.writing import PredictionWriter
+from anomdino.tracking.tracker import require_scipy
 
 
 def predict_all(
@@ -51,12 +52,13 @@ def predict_all(
         What was made of the photos and of the videos.
 
     Raises:
-        AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full, PyAV is missing and
-            there are videos, a photo and a frame would have one name, or another run writes to the folder.
+        AnomdinoError: With ``strict``, what is wrong with an input; always, when the disk is full, there are videos and
+            PyAV or SciPy is missing, a photo and a frame would have one name, or another run writes to the folder.
         KeyboardInterrupt: The user stopped it; what was finished is there.
     """
     if inputs.videos:
         require_pyav()  # before hours of photos, not after
+        require_scipy()
     if frame_maps:
         _refuse_shared_names(inputs)
     with one_run_in(writer.folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,12 @@ from anomdino.io.video import (
     video_info,
     writing_video,
 )
+from anomdino.prediction.objects import ObjectLog, logging_objects, remove_objects, told_of
 from anomdino.prediction.photos import Done, named, skip
 from anomdino.prediction.writing import PredictionWriter, SteadyRange, description
 from anomdino.progress import track
+from anomdino.tracking.objects import objects_of
+from anomdino.tracking.tracker import Tracker
 from anomdino.viz.overlay import draw_overlay
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ def predict_videos(
     strict: bool = False,
     done: Done | None = None,
 ) -> Done:
-    """Predict video by video, each into ``frames/KEY.jsonl`` and ``overlay/KEY.mp4``.
+    """Predict video by video, each into ``frames/KEY.jsonl``, ``overlay/KEY.mp4`` and ``objects/KEY.jsonl``.
 
     Args:
         cascade: The loaded networks.
@@ -73,6 +76,7 @@ def predict_videos(
             if strict:
                 raise named(error, path) from error
             writer.remove_video(key, path)
+            remove_objects(writer.folder, key)
             skip(done, "video", key, path, error)
         except KeyboardInterrupt:  # before its first frame was done
             done.interrupted = True
@@ -114,6 +118,7 @@ class _VideoRun:
         self.frames = self.with_anomaly = self.skipped = 0
         self.range = SteadyRange(writer)
         self.begin: float | None = None
+        self.tracker = Tracker()
 
     def run(self, selection: Selection, max_pixels: int) -> dict[str, Any]:
         """Predict the frames, write the files, and give the video's line of the summary.
@@ -128,14 +133,17 @@ class _VideoRun:
         with ExitStack() as files:
             lines = files.enter_context(atomic_path(folder / "frames" / f"{self.key}.jsonl"))
             table = files.enter_context(lines.open("w", encoding="utf-8"))
+            objects = files.enter_context(
+                logging_objects(folder, self.key, self.path.name, pictures=self.writer.overlay)
+            )
             film = None
             if self.writer.overlay:
                 target = folder / "overlay" / f"{self.key}.mp4"
                 film = files.enter_context(writing_video(target, info.rate / selection.every))
-            frames = read_frames(self.path, selection, max_pixels)
+            frames = read_frames(self.path, selection, max_pixels, self.tracker.follow)
             try:
                 for frame in track(frames, self.path.name, selection.count(info), unit="frame"):
-                    line = self.predict(frame, film)
+                    line = self.predict(frame, film, objects)
                     table.write(json.dumps(line, allow_nan=False) + "\n")
                     self.count(frame, line)
             except KeyboardInterrupt:
@@ -166,12 +174,14 @@ class _VideoRun:
             "frames": self.frames,
             "with_anomaly": self.with_anomaly,
             "stretches": self.stretches.found,
+            "objects": objects.objects,
+            "seen_again": objects.again,
             "skipped": self.skipped,
             "ended": ended,
             "frames_per_second": round(self.frames / max(1e-9, seconds), 3),
         }
 
-    def predict(self, frame: Frame, film: VideoWriter | None) -> dict[str, Any]:
+    def predict(self, frame: Frame, film: VideoWriter | None, objects: ObjectLog) -> dict[str, Any]:
         """Predict a frame, write its pictures, and give its line; one that cannot be scored is listed with the reason."""
         line: dict[str, Any] = {"frame": frame.index, "time": round(frame.time, 4)}
         try:
@@ -181,13 +191,19 @@ class _VideoRun:
                 raise
             if not self.skipped:
                 log.warning("skipped: %s", error)
+            self.tracker.follow(frame.image)
             return line | {"skipped": error.cause}
+        inside = objects_of(found.mask, found.score, found.boxes)
+        tracks = self.tracker.look(frame.image, inside.xyxy)
+        told = told_of(inside, tracks)
         if self.maps:
             self.writer.write_maps(f"{self.key}/{frame.index:06d}", found)
         if film is not None:
             self.begin = frame.time if self.begin is None else self.begin
-            film.write(self.picture(frame, found), frame.time - self.begin)
-        return line | description(found)
+            film.write(self.picture(frame, found, told), frame.time - self.begin)
+        objects.add(frame, found.mask, tracks, told)
+        objects.close(self.tracker.tracks)
+        return line | description(found) | {"objects": told}
 
     def count(self, frame: Frame, line: Mapping[str, Any]) -> None:
         """Count a frame whose line is written: one at which the user stops is in none of the numbers."""
@@ -199,12 +215,18 @@ class _VideoRun:
         self.with_anomaly += anomalous
         self.stretches.add(frame.time, anomalous)
 
-    def picture(self, frame: Frame, found: Prediction) -> npt.NDArray[np.uint8]:
+    def picture(
+        self, frame: Frame, found: Prediction, objects: Sequence[Mapping[str, Any]]
+    ) -> npt.NDArray[np.uint8]:
         """Draw a frame."""
-        title = f"{self.path.name}  {frame.time:.2f} s"
-        span = self.range.follow(found)
         return draw_overlay(
-            frame.image, found.score, span, boxes=self.writer.drawn(found), mask=found.mask, title=title
+            frame.image,
+            found.score,
+            self.range.follow(found),
+            boxes=self.writer.drawn(found),
+            mask=found.mask,
+            numbers=[(one["id"], one["xyxy"]) for one in objects],
+            title=f"{self.path.name}  {frame.time:.2f} s",
         )
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +15,10 @@ from anomdino.cascade import Cascade, Prediction
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_bytes
 from anomdino.io.stream import LiveFrame, LiveSource
+from anomdino.prediction.objects import told_of
 from anomdino.prediction.writing import PredictionWriter, SteadyRange, description, encode_jpeg
+from anomdino.tracking.objects import objects_of
+from anomdino.tracking.tracker import Tracker
 from anomdino.viz.overlay import draw_overlay
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ OWN = re.compile(r"\d{8}T\d{6}\.\d{3}Z")
 
 
 class Sightings:
-    """Pictures of the frames with an anomaly, the latest ones alone, so that the disk does not fill.
+    """Pictures of the frames with an anomaly, or of each object once, the latest alone, so that the disk does not fill.
 
     A sighting is two files, ``overlay/TIME.jpg``, the drawn one, and ``photo/TIME.jpg``, the frame itself.
 
@@ -36,9 +39,13 @@ class Sightings:
         name: What stands in the pictures.
         keep: Number of sightings that stay; when there are more the oldest go, those of runs before among them.
         gap: Seconds from a sighting to the next one at least: what stays in view would push out all others.
+        at_look: A sighting is a frame in which an object is seen for this time; ``None`` takes all with an anomaly.
     """
 
-    def __init__(self, writer: PredictionWriter, name: str, keep: int, gap: float = 0.0) -> None:
+    def __init__(
+        self, writer: PredictionWriter, name: str, keep: int, gap: float = 0.0, at_look: int | None = None
+    ) -> None:
+        self._at_look = at_look
         self._writer, self._name, self._keep, self._gap = writer, name, keep, timedelta(seconds=gap)
         self._last: datetime | None = None
         self._range = SteadyRange(writer)
@@ -49,12 +56,24 @@ class Sightings:
         """Let the range of the heat follow a frame, so that colours of pictures far apart in time compare."""
         self._range.follow(prediction)
 
-    def write(self, frame: LiveFrame, prediction: Prediction) -> str | None:
-        """Write a sighting, let the oldest go, and give its name, ``20261130T225959.123Z``; none within the gap.
+    def write(
+        self, frame: LiveFrame, prediction: Prediction, objects: Sequence[Mapping[str, Any]]
+    ) -> str | None:
+        """Write a sighting, let the oldest go, and give its name, ``20261130T225959.123Z``.
+
+        Args:
+            frame: A frame with an anomaly.
+            prediction: What was found in it.
+            objects: Its objects (:func:`anomdino.prediction.objects.told_of`).
+
+        Returns:
+            The name; ``None`` within the gap, and where no object is seen for the time that is asked for.
 
         Raises:
             DiskError: The disk is full or not writable.
         """
+        if self._at_look is not None and all(one["look"] != self._at_look for one in objects):
+            return None
         if self._last is not None and frame.arrived - self._last < self._gap:
             return None
         self._last, name = frame.arrived, stamp(frame.arrived)
@@ -65,6 +84,7 @@ class Sightings:
             self._range.span,
             boxes=self._writer.drawn(prediction),
             mask=prediction.mask,
+            numbers=[(one["id"], one["xyxy"]) for one in objects],
             title=title,
         )
         for kind, picture in zip(FOLDERS, (drawn, frame.image), strict=True):
@@ -117,7 +137,8 @@ def watch(
         cascade: The loaded networks.
         source: The camera or stream, entered.
         report: Gets the line of every frame: its number, the time it arrived (UTC, ISO 8601), the seconds from there
-            until now, share of the mask, range of the score, boxes, and the name of its sighting.
+            until now, share of the mask, range of the score, boxes, objects
+            (:func:`~anomdino.prediction.objects.told_of`), and the name of its sighting.
         sightings: Where pictures of frames with an anomaly go.
         frames: Number of frames to look at.
         seconds: How long to look.
@@ -127,7 +148,7 @@ def watch(
         DataError: The source was lost and given up.
         DiskError: The disk is full or not writable.
     """
-    watched, started = watched or Watched(), time.monotonic()
+    watched, tracker, started = watched or Watched(), Tracker(), time.monotonic()
     try:
         while frames is None or watched.looked < frames:
             left = None if seconds is None else seconds - (time.monotonic() - started)
@@ -136,7 +157,7 @@ def watch(
             frame = source.take(left)
             if frame is None:
                 break
-            line = _look(cascade, source, frame, sightings, watched)
+            line = _look(cascade, source, frame, tracker, sightings, watched)
             watched.looked += 1
             report(line)
     finally:
@@ -145,7 +166,12 @@ def watch(
 
 
 def _look(
-    cascade: Cascade, source: LiveSource, frame: LiveFrame, sightings: Sightings | None, watched: Watched
+    cascade: Cascade,
+    source: LiveSource,
+    frame: LiveFrame,
+    tracker: Tracker,
+    sightings: Sightings | None,
+    watched: Watched,
 ) -> dict[str, Any]:
     line: dict[str, Any] = {
         "frame": frame.index,
@@ -157,12 +183,15 @@ def _look(
         if not watched.skipped:
             log.warning("skipped: %s", error)
         watched.skipped += 1
+        tracker.follow(frame.image)
         return line | {"skipped": error.cause}
+    inside = objects_of(found.mask, found.score, found.boxes)
+    objects = told_of(inside, tracker.look(frame.image, inside.xyxy))
     sighting = None
     if sightings is not None:
         sightings.look(found)
     if found.mask.any():
         watched.with_anomaly += 1
-        sighting = sightings.write(frame, found) if sightings is not None else None
+        sighting = sightings.write(frame, found, objects) if sightings is not None else None
     line["delay"] = round((datetime.now(UTC) - frame.arrived).total_seconds(), 3)
-    return line | description(found) | {"sighting": sighting}
+    return line | description(found) | {"objects": objects, "sighting": sighting}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -20,6 +20,9 @@ from anomdino.io.boxes import Boxes
 from anomdino.progress import track
 from anomdino.report.published import PublishedTable
 from anomdino.viz.overlay import ScoreRange, shrunk
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 EMBEDDED_LIMIT = 80
@@ -174,29 +177,35 @@ class ReportWriter:
             boxes_name: What the boxes are.
             gallery_note: Why no image is shown, in place of the controls.
         """
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-        environment = Environment(
-            loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
-        )
-        page = environment.get_template("report.html.j2").render(
-            title=title,
-            facts=facts,
-            tables=[_rendered(table) for table in tables],
-            plots=plots,
-            sets=sorted({str(entry["set"]) for entry in self._entries}),
-            summary_note=summary_note,
-            mask_name=mask_name,
-            boxes_name=boxes_name,
-            gallery_note=gallery_note,
-            scripts=self._scripts,
-            css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-            javascript=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
-            entries_json=json.dumps(self._entries, allow_nan=False).replace("<", "\\u003c"),
+        page = (
+            environment()
+            .get_template("report.html.j2")
+            .render(
+                title=title,
+                facts=facts,
+                tables=[_rendered(table) for table in tables],
+                plots=plots,
+                sets=sorted({str(entry["set"]) for entry in self._entries}),
+                summary_note=summary_note,
+                mask_name=mask_name,
+                boxes_name=boxes_name,
+                gallery_note=gallery_note,
+                scripts=self._scripts,
+                css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+                javascript=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+                entries_json=json.dumps(self._entries, allow_nan=False).replace("<", "\\u003c"),
+            )
         )
         path = self.folder / "index.html"
         atomic_write_text(path, page)
         return path
+
+
+def environment() -> Environment:
+    """Give what renders the templates: every value is escaped, one that is missing is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
 
 
 def _record(entry: ImageEntry, max_side: int) -> tuple[dict[str, Any], dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,6 +95,7 @@ def draw_overlay(
     boxes: Boxes | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
     truth: npt.NDArray[np.uint8] | None = None,
+    numbers: Sequence[tuple[int, Sequence[float]]] = (),
     title: str = "",
     colormap: str = "inferno",
     blend: float = 0.55,
@@ -108,6 +110,7 @@ def draw_overlay(
         boxes: Boxes in pixels of ``image``.
         mask: bool (H, W), the predicted anomaly; its outline is drawn.
         truth: uint8 (H, W) with 0 / 1 / 255; the outline of 1 is drawn and 255 is hatched dark.
+        numbers: Of objects that are followed through a video, with their boxes, xyxy; written below them.
         title: Written at the left of the footer.
         colormap: A matplotlib colour map.
         blend: Share of the heat colour at the upper end.
@@ -127,12 +130,14 @@ def draw_overlay(
     if truth is not None:
         labels = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST)
         canvas[labels == 255] = canvas[labels == 255] // 2
-        _outline(canvas, shrunk(truth == 1, (width, height)), TRUTH_COLOUR, thickness)
+        outline(canvas, shrunk(truth == 1, (width, height)), TRUTH_COLOUR, thickness)
     if mask is not None:
-        _outline(canvas, shrunk(mask, (width, height)), MASK_COLOUR, thickness)
+        outline(canvas, shrunk(mask, (width, height)), MASK_COLOUR, thickness)
     picture = Image.fromarray(canvas)
     if boxes is not None:
         _draw_boxes(picture, boxes, scale, thickness)
+    for number, box in numbers:
+        _draw_tag(picture, f"#{number}", [float(v) * scale for v in box], MASK_COLOUR, below=True)
     return _with_footer(
         picture, span, colormap, title, boxes is not None, mask is not None, truth is not None
     )
@@ -152,9 +157,10 @@ def shrunk(region: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[
     return np.asarray(share > 0, np.bool_)
 
 
-def _outline(
+def outline(
     canvas: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_], colour: Rgb, thickness: int
 ) -> None:
+    """Draw the outline of a region, bool (H, W), into a picture, uint8 (H, W, 3), RGB, with a dark rim."""
     contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
     cv2.drawContours(canvas, contours, -1, colour, thickness, cv2.LINE_AA)
@@ -162,17 +168,27 @@ def _outline(
 
 def _draw_boxes(picture: Image.Image, boxes: Boxes, scale: float, thickness: int) -> None:
     draw = ImageDraw.Draw(picture)
-    font = _font(max(11, round(max(picture.size) / 70)))
     for index in np.argsort(boxes.scores, kind="stable"):
-        x0, y0, x1, y1 = (float(v) * scale for v in boxes.xyxy[index])
+        x0, y0, x1, y1 = box = [float(v) * scale for v in boxes.xyxy[index]]
         draw.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=BOX_COLOUR, width=thickness)
-        text = f"{boxes.scores[index]:.2f}"
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        wide, high = right - left + 4, bottom - top + 4
-        at_x = min(max(x0, 0), picture.width - wide)
-        at_y = y0 - high if y0 >= high else min(y1, picture.height - high)
-        draw.rectangle((at_x, at_y, at_x + wide, at_y + high), fill=BOX_COLOUR)
-        draw.text((at_x + 2 - left, at_y + 2 - top), text, fill=(0, 0, 0), font=font)
+        _draw_tag(picture, f"{boxes.scores[index]:.2f}", box, BOX_COLOUR)
+
+
+def _draw_tag(
+    picture: Image.Image, text: str, box: Sequence[float], colour: Rgb, *, below: bool = False
+) -> None:
+    """Write a few signs above a box, or below it; on its other side where there is no room."""
+    draw, font = ImageDraw.Draw(picture), _font(max(11, round(max(picture.size) / 70)))
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    wide, high = right - left + 4, bottom - top + 4
+    at_x = min(max(box[0], 0), picture.width - wide)
+    lowest = picture.height - high
+    if below:
+        at_y = box[3] if box[3] <= lowest else max(0, box[1] - high)
+    else:
+        at_y = box[1] - high if box[1] >= high else min(box[3], lowest)
+    draw.rectangle((at_x, at_y, at_x + wide, at_y + high), fill=colour)
+    draw.text((at_x + 2 - left, at_y + 2 - top), text, fill=(0, 0, 0), font=font)
 
 
 def _with_footer(

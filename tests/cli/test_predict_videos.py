@@ -75,11 +75,12 @@ def test_a_file_that_is_no_video_fails_clearly(models, tmp_path):
 
 def test_the_line_of_a_video_names_the_first_stretches():
     line = {"video": "a/film", "frames": 9, "width": 64, "height": 40, "ended": "", "skipped": 0}
-    line["frames_per_second"] = 2.0
+    line |= {"frames_per_second": 2.0, "objects": 7, "seen_again": 2}
     found = [[0.5, 0.5], [1, 2.25], [3, 4], [5, 6], [7, 8], [9, 10]]
     text = video_line({**line, "with_anomaly": 6, "stretches": found})
     assert text == (
-        "a/film: 9 frames of 64 x 40, 6 with an anomaly (seconds 0.5, 1-2.25, 3-4, 5-6, 7-8 ...), 2.00 frames/s"
+        "a/film: 9 frames of 64 x 40, 6 with an anomaly (seconds 0.5, 1-2.25, 3-4, 5-6, 7-8 ...), "
+        "7 objects (2 seen again), 2.00 frames/s"
     )
     assert "seconds" not in video_line({**line, "with_anomaly": 0, "stretches": []})
     stopped = {**line, "with_anomaly": 0, "stretches": [], "ended": "interrupted", "skipped": 2}

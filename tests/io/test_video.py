@@ -93,6 +93,19 @@ def test_a_selection_takes_its_frames_and_knows_their_number(tmp_path, selection
     assert selection.count(VideoInfo(1, 1, 10.0, 0)) is None
 
 
+def test_frames_between_those_that_are_given_are_passed_in_their_order(tmp_path):
+    path, seen = written(tmp_path / "film.mp4", count=20), []
+    every = {frame.index: frame.image for frame in read_frames(path)}
+
+    def passed(image):
+        (index,) = [index for index, other in every.items() if np.array_equal(image, other)]
+        seen.append(index)
+
+    given = read_frames(path, Selection(every=4, start=0.3, end=1.3), passed=passed)
+    seen.extend(-frame.index for frame in given)
+    assert seen == [-3, 4, 5, 6, -7, 8, 9, 10, -11, 12]
+
+
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"start": -1}, {"start": 2, "end": 2}, {"end": 0}])
 def test_selections_that_make_no_sense(wrong):
     with pytest.raises(ConfigError):

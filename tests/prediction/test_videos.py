@@ -71,7 +71,14 @@ def files(folder):
 
 def test_every_frame_has_its_line_and_its_picture(tmp_path):
     _, done = predicted(tmp_path / "out", film(tmp_path / "drive.mp4"))
-    assert files(tmp_path / "out") == ["frames/drive.jsonl", "overlay/drive.mp4", "summary.json"]
+    assert files(tmp_path / "out") == [
+        "frames/drive.jsonl",
+        "objects/drive.html",
+        "objects/drive.jsonl",
+        "objects/drive/0001.jpg",
+        "overlay/drive.mp4",
+        "summary.json",
+    ]
     for index, line in enumerate(lines(tmp_path / "out", "drive")):
         assert (line["frame"], line["time"]) == (index, pytest.approx(index / 10, abs=1e-4))
         assert line["anomaly_share"] == pytest.approx(0.25 if index in RED else 0, abs=0.03)
@@ -90,6 +97,57 @@ def test_every_frame_has_its_line_and_its_picture(tmp_path):
     assert (line["frames"], line["with_anomaly"], line["rate"], line["ended"]) == (10, 4, 10.0, "")
     assert (line["height"], line["width"], line["every"]) == (*SIZE, 1)
     assert summary["skipped"] == []
+
+
+def test_an_object_is_one_from_its_first_look_to_its_last(tmp_path):
+    _, done = predicted(tmp_path / "out", film(tmp_path / "drive.mp4"))
+    told = [line["objects"] for line in lines(tmp_path / "out", "drive")]
+    assert [[(one["id"], one["look"]) for one in objects] for objects in told] == [
+        [], [], [], [(1, 1)], [(1, 2)], [(1, 3)], [], [], [(1, 4)], [],
+    ]  # fmt: skip
+    (line,) = map(json.loads, (tmp_path / "out/objects/drive.jsonl").read_text().splitlines())
+    assert (line["id"], line["looks"], line["frames"]) == (1, 4, [3, 8])
+    assert [line["first"], line["last"]] == pytest.approx([0.3, 0.8], abs=1e-3)
+    assert line["best"]["xyxy"] == pytest.approx([0, 0, 32, 24], abs=1)
+    assert (done.lines[0]["objects"], done.lines[0]["seen_again"]) == (1, 1)
+
+
+def moving(path, count=13):
+    """A red square that goes five columns a frame to the right, over ground with a texture."""
+    ground = np.random.default_rng(0).integers(90, 150, (12, 40, 1), dtype=np.uint8)
+    ground = np.repeat(np.repeat(np.repeat(ground, 8, 0), 8, 1), 3, 2)
+    with writing_video(path, 10.0) as writer:
+        for index in range(count):
+            picture = ground.copy()
+            texture = ground[30:60, 20:60].astype(int) - 120
+            at = 20 + 5 * index
+            picture[30:60, at : at + 40] = np.clip(np.array([220, 30, 30]) + texture, 0, 255)
+            writer.write(picture, index / 10)
+    return path
+
+
+def test_frames_that_are_passed_over_show_where_an_object_goes(tmp_path, monkeypatch):
+    path = moving(tmp_path / "drive.mp4")
+    predicted(tmp_path / "out", path, selection=Selection(every=12), overlay=False, max_pixels=40_000)
+    first, last = (line["objects"] for line in lines(tmp_path / "out", "drive"))
+    assert last[0]["xyxy"][0] - first[0]["xyxy"][0] == pytest.approx(
+        60, abs=4
+    )  # one and a half of its widths
+    assert (first[0]["id"], last[0]["id"]) == (1, 1)
+    monkeypatch.setattr("anomdino.tracking.tracker.Tracker.follow", lambda *_: None)
+    predicted(tmp_path / "out", path, selection=Selection(every=12), overlay=False, max_pixels=40_000)
+    first, last = (line["objects"] for line in lines(tmp_path / "out", "drive"))
+    assert (first[0]["id"], last[0]["id"]) == (1, 2)
+
+
+def test_films_show_the_numbers_of_objects(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        videos, "draw_overlay", lambda image, *_, numbers, **__: drawn.append(list(numbers)) or image
+    )
+    predicted(tmp_path / "out", film(tmp_path / "drive.mp4", count=5))
+    assert [[number for number, _ in numbers] for numbers in drawn] == [[], [], [], [1], [1]]
+    assert drawn[3][0][1] == pytest.approx([0, 0, 32, 24], abs=1)
 
 
 def test_frames_a_second_and_titles(tmp_path, monkeypatch):
@@ -142,7 +200,13 @@ def test_maps_of_every_frame_where_they_are_asked_for(tmp_path):
     predicted(tmp_path / "out", film(tmp_path / "drive.mp4"), frame_maps=True, overlay=False)
     names = [f"{index:06d}" for index in range(10)]
     expected = [f"mask/drive/{name}.png" for name in names] + [f"score/drive/{name}.npz" for name in names]
-    assert files(tmp_path / "out") == ["frames/drive.jsonl", *expected, "summary.json"]
+    assert files(tmp_path / "out") == [
+        "frames/drive.jsonl",
+        *expected[:10],
+        "objects/drive.jsonl",
+        *expected[10:],
+        "summary.json",
+    ]
     for index, name in enumerate(names):
         score = read_score(tmp_path / "out" / "score" / "drive" / f"{name}.npz", SIZE)
         mask = read_label(tmp_path / "out" / "mask" / "drive" / f"{name}.png")
@@ -238,7 +302,8 @@ def test_stopped_by_the_user_it_keeps_what_was_found(tmp_path):
     paths = [film(tmp_path / "drive.mp4"), film(tmp_path / "next.mp4")]
     with pytest.raises(KeyboardInterrupt):
         predicted(tmp_path / "out", *paths, cascade=FindsRed({5: KeyboardInterrupt()}))
-    assert files(tmp_path / "out") == ["frames/drive.jsonl", "overlay/drive.mp4", "summary.json"]
+    assert [name for name in files(tmp_path / "out") if "next" in name] == []
+    assert {"frames/drive.jsonl", "objects/drive.html", "overlay/drive.mp4"} < set(files(tmp_path / "out"))
     (line,) = json.loads((tmp_path / "out/summary.json").read_text())["videos"]
     assert (line["video"], line["frames"], line["ended"]) == ("drive", 4, "interrupted")
     assert len(lines(tmp_path / "out", "drive")) == 4
@@ -288,9 +353,13 @@ def test_a_full_disk_stops_at_once_and_leaves_no_half_file(tmp_path, monkeypatch
 def test_results_of_a_run_before_that_are_not_made_now_go(tmp_path):
     out, path = tmp_path / "out", film(tmp_path / "drive.mp4")
     predicted(out, path, frame_maps=True)
-    assert len(files(out)) == 3 + 2 * 10
+    assert len(files(out)) == 6 + 2 * 10
+    (out / "objects/drive/0002.jpg").write_text("of the user")
     predicted(out, path, overlay=False)
-    assert files(out) == ["frames/drive.jsonl", "summary.json"]
+    assert files(out) == [
+        "frames/drive.jsonl", "objects/drive.jsonl", "objects/drive/0002.jpg", "summary.json",
+    ]  # fmt: skip
+    (out / "objects/drive/0002.jpg").unlink()
     predicted(out, path)
     path.write_text("<!DOCTYPE html><html>not here</html>")
     predicted(out, path)
@@ -311,10 +380,11 @@ def test_a_summary_of_before_does_not_outlive_its_files(tmp_path, monkeypatch):
     assert "summary.json" not in files(out)
 
 
-def test_without_pyav_nothing_begins(tmp_path, monkeypatch):
+@pytest.mark.parametrize("missing", ["av", "scipy.optimize"])
+def test_without_what_videos_need_nothing_begins(tmp_path, monkeypatch, missing):
     write_png(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))
     given, cascade = Inputs({"a": tmp_path / "a.png"}, {"d": film(tmp_path / "d.mp4")}), FindsRed()
-    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(BackendMissing, match=r"anomdino\[video\]"):
         predict_all(cascade, given, PredictionWriter(tmp_path / "out", FusionRule()), max_pixels=10_000)
     assert cascade.seen == 0

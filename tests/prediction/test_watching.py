@@ -127,6 +127,23 @@ def test_what_stays_in_view_is_pictured_after_the_gap(tmp_path):
     assert len(files(tmp_path / "photo")) == 3
 
 
+def test_objects_keep_their_numbers(tmp_path):
+    _, lines = watched(Source(True, True, False, None, True), frames=5)
+    assert [line.get("objects") for line in lines] == [
+        [{"id": 1, "xyxy": [0, 0, 32, 24], "score": 0.8235, "pixels": 768, "look": look}] if look else nothing
+        for look, nothing in ((1, []), (2, []), (0, []), (0, None), (3, []))
+    ]
+
+
+@pytest.mark.parametrize(("at_look", "pictured"), [(1, [0]), (2, [1]), (3, [3]), (9, [])])
+def test_a_picture_for_each_object_at_one_of_its_looks(tmp_path, at_look, pictured):
+    lines, source = [], Source(True, True, False, True, True)
+    pictures = Sightings(PredictionWriter(tmp_path, FusionRule(output="fused")), "cam", 100, at_look=at_look)
+    watch(FindsRed(), source, lines.append, sightings=pictures, frames=5)
+    assert [index for index, line in enumerate(lines) if line["sighting"]] == pictured
+    assert len(files(tmp_path)) == 2 * len(pictured)
+
+
 def test_a_frame_that_cannot_be_scored_is_told_and_it_goes_on(caplog):
     seen, lines = watched(Source(None, None, True), frames=3)
     assert [line.get("skipped") for line in lines] == ["has a score that is NaN"] * 2 + [None]

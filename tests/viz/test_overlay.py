@@ -87,6 +87,27 @@ def test_boxes_and_outlines_follow_a_photo_that_is_shrunk():
     np.testing.assert_array_equal(boxed[:-FOOTER], sure[:-FOOTER])  # the surest box is drawn last
 
 
+@pytest.mark.parametrize(
+    ("box", "rows"),
+    [((100, 40, 200, 90), (45, 57)), ((100, 40, 200, 200), (8, 20)), ((100, 0, 200, 200), (0, 12))],
+)
+def test_numbers_stand_below_their_object_or_above_it_where_there_is_no_room(box, rows):
+    image, score = np.full((200, 1200, 3), 60, np.uint8), np.zeros((200, 1200), np.float32)
+    bare = draw_overlay(image, score, ScoreRange(0, 1), max_side=600)
+    wide, short = (
+        changed_region(
+            draw_overlay(image, score, ScoreRange(0, 1), numbers=[(number, box)], max_side=600), bare
+        )
+        for number in (12, 1)
+    )
+    top, bottom, left, right = wide
+    assert abs(top - rows[0]) <= 3
+    assert abs(bottom - rows[1]) <= 3
+    assert (left, short[2]) == (50, 50)
+    assert 65 <= right <= 85
+    assert (short[:2], short[3] < right) == ((top, bottom), True)
+
+
 @pytest.mark.parametrize("side", ["mask", "truth"])
 def test_small_things_of_a_large_photo_are_seen(side):
     """Three columns of the photo are one of the picture: of each place, none may fall between."""
