@@ -58,6 +58,12 @@ def predict(
     every: Annotated[int, typer.Option(min=1, help="Of a video, look at every N-th frame; 1 is all.")] = 1,
     start: Annotated[float, typer.Option(min=0, help="Of a video, begin at this second.")] = 0.0,
     end: Annotated[float | None, typer.Option(min=0, help="Of a video, end before this second.")] = None,
+    sequence: Annotated[
+        float | None,
+        typer.Option(
+            help="The photos of a folder are frames of a drive, in the order of their names, so many a second."
+        ),
+    ] = None,
     frames: Annotated[
         bool, typer.Option(help="Of a video, write score map and mask of every frame too: many large files.")
     ] = False,
@@ -76,7 +82,7 @@ def predict(
     from anomdino.prediction.writing import PredictionWriter
 
     require_folder(out)
-    given, selection = collect(inputs, out), Selection(every, start, end)
+    given, selection = collect(inputs, out, sequence), Selection(every, start, end)
     found = InstanceFile(out / INSTANCES) if instances else None  # a package may be missing: said at once
     cascade = load_cascade(
         models,

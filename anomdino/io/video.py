@@ -67,11 +67,13 @@ class Frame:
         index: Its number, the first is 0.
         time: Seconds since the first.
         image: uint8 (H, W, 3), RGB, upright.
+        name: Of the file that is the frame, if there is one.
     """
 
     index: int
     time: float
     image: npt.NDArray[np.uint8]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ class Selection:
         if self.end is not None and not self.start < self.end < LATEST:
             cause = f"is {self.end}, not after the start, {self.start}, or no time"
             raise ConfigError("end", cause, "leave it out for the whole video")
+
+    def holds(self, time: float) -> bool:
+        """Whether a time, seconds since the first frame, lies in the stretch that is asked for."""
+        return self.start <= time and (self.end is None or time < self.end)
 
     def count(self, info: VideoInfo) -> int | None:
         """Give how many frames of a video are asked for, by its header; ``None`` where that does not say."""

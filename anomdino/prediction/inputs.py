@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anomdino.errors import DataError
+from anomdino.io.footage import Footage, PhotoSequence, VideoFile, in_order
 from anomdino.io.listing import IMAGE_SUFFIXES, image_key, walk_files
 from anomdino.io.stream import is_live, without_password
 from anomdino.io.video import VIDEO_SUFFIXES
@@ -31,16 +32,23 @@ class Inputs:
     Attributes:
         photos: Photos by key, sorted.
         videos: Videos by key, sorted.
+        sequences: Folders of photos that are frames of a drive, by key, sorted.
     """
 
     photos: dict[str, Path] = field(default_factory=dict)
     videos: dict[str, Path] = field(default_factory=dict)
+    sequences: dict[str, PhotoSequence] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.photos) + len(self.videos)
+        return len(self.photos) + len(self.footage)
+
+    @property
+    def footage(self) -> dict[str, Footage]:
+        """Videos, then sequences, by key."""
+        return {**{key: VideoFile(path) for key, path in self.videos.items()}, **self.sequences}
 
 
-def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
+def collect(inputs: Sequence[str], out: Path | None = None, sequence: float | None = None) -> Inputs:
     """List the photos and videos that a user names, by key.
 
     A folder gives those in it with their tree; files and what matches quoted globs, folders among them, give keys
@@ -51,10 +59,13 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
     Args:
         inputs: Paths and patterns.
         out: Where results go; what a run before wrote there is not taken from folders and globs.
+        sequence: Photos of a folder are frames of a drive, in the order of their names, so many a second. Its key is
+            that of its photos up to the last ``/``, and the folder's name where they have none.
 
     Raises:
+        ConfigError: ``sequence`` is not above 0.
         DataError: An input matches nothing, or nothing but results of a run before; a folder holds neither photo nor
-            video; or files of two folders have the same key.
+            video; or files of two folders, or two drives, have the same key.
     """
     named: list[_Named] = []
     files: list[Path] = []
@@ -90,7 +101,7 @@ def collect(inputs: Sequence[str], out: Path | None = None) -> Inputs:
         raise DataError(
             inputs[0], f"matches nothing but what lies in the results, {out}", "choose another -o"
         )
-    return _keyed(named)
+    return _keyed(named, sequence)
 
 
 def _named_folder(folder: Path, out: Path | None) -> list[_Named]:
@@ -123,17 +134,41 @@ def _is_result(path: Path, out: Path | None) -> bool:
     return path.resolve().relative_to(out.resolve()).parts[0] in RESULTS
 
 
-def _keyed(named: Iterable[_Named]) -> Inputs:
+def _keyed(named: Iterable[_Named], sequence: float | None) -> Inputs:
     """Sort out photos and videos by key, every file once."""
     seen: set[Path] = set()
     photos: dict[str, list[Path]] = {}
     videos: dict[str, list[Path]] = {}
+    folders: dict[Path, tuple[str, list[Path]]] = {}
     for key, path in named:
         if path.resolve() not in seen:  # a pattern may match a folder and what is in it
             seen.add(path.resolve())
-            kind = videos if path.suffix.lower() in VIDEO_SUFFIXES else photos
-            kind.setdefault(key, []).append(path)
-    return Inputs(_distinct(photos), _distinct(videos))
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                videos.setdefault(key, []).append(path)
+            elif sequence is None:
+                photos.setdefault(key, []).append(path)
+            else:
+                own = key.rpartition("/")[0] or path.parent.resolve().name
+                folders.setdefault(path.parent, (own, []))[1].append(path)
+    films = _distinct(videos)
+    return Inputs(_distinct(photos), films, {} if sequence is None else _drives(folders, films, sequence))
+
+
+def _drives(
+    folders: Mapping[Path, tuple[str, list[Path]]], films: Mapping[str, Path], rate: float
+) -> dict[str, PhotoSequence]:
+    """Make a sequence of the photos of each folder."""
+    found: dict[str, PhotoSequence] = {}
+    for folder, (key, photos) in folders.items():
+        other = films.get(key) or (found[key].path if key in found else None)
+        if other is not None:
+            cause, cure = (
+                f"would be written under the name '{key}', as {other}",
+                "predict them into two output folders",
+            )
+            raise DataError(folder, cause, cure)
+        found[key] = PhotoSequence(folder, in_order(photos), rate)
+    return dict(sorted(found.items()))
 
 
 def _distinct(named: Mapping[str, list[Path]]) -> dict[str, Path]:

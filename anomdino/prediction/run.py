@@ -56,7 +56,7 @@ def predict_all(
             PyAV or SciPy is missing, a photo and a frame would have one name, or another run writes to the folder.
         KeyboardInterrupt: The user stopped it; what was finished is there.
     """
-    if inputs.videos:
+    if inputs.footage:
         require_pyav()  # before hours of photos, not after
         require_scipy()
     if frame_maps:
@@ -70,7 +70,7 @@ def predict_all(
             if not photos.interrupted:
                 predict_videos(
                     cascade,
-                    inputs.videos,
+                    inputs.footage,
                     writer,
                     selection=selection,
                     maps=frame_maps,

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,8 @@ import numpy.typing as npt
 from anomdino.cascade import Cascade, Prediction
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
-from anomdino.io.video import (
-    ALL,
-    Frame,
-    Selection,
-    VideoWriter,
-    read_frames,
-    video_info,
-    writing_video,
-)
+from anomdino.io.footage import Footage
+from anomdino.io.video import ALL, Frame, Selection, VideoWriter, writing_video
 from anomdino.prediction.objects import ObjectLog, logging_objects, remove_objects, told_of
 from anomdino.prediction.photos import Done, named, skip
 from anomdino.prediction.writing import PredictionWriter, SteadyRange, description
@@ -40,7 +32,7 @@ INTERRUPTED = "interrupted"
 
 def predict_videos(
     cascade: Cascade,
-    videos: Mapping[str, Path],
+    videos: Mapping[str, Footage],
     writer: PredictionWriter,
     *,
     selection: Selection = ALL,
@@ -53,7 +45,7 @@ def predict_videos(
 
     Args:
         cascade: The loaded networks.
-        videos: Paths by key (:func:`anomdino.prediction.inputs.collect`).
+        videos: By key (:func:`anomdino.prediction.inputs.collect`).
         writer: Where results go.
         selection: Which frames.
         maps: Write score map and mask of every frame too, as ``KEY/NUMBER``.
@@ -66,9 +58,10 @@ def predict_videos(
         AnomdinoError: With ``strict``, what is wrong with a video; always, when the disk is full or PyAV is missing.
     """
     started, done = time.perf_counter(), done or Done()
-    for key, path in videos.items():
+    for key, footage in videos.items():
+        path = footage.path
         try:
-            run = _VideoRun(cascade, writer, key, path, maps, strict)
+            run = _VideoRun(cascade, writer, key, footage, maps, strict)
             line = run.run(selection, max_pixels)
             done.lines.append(line)
             done.interrupted = line["ended"] == INTERRUPTED
@@ -110,9 +103,10 @@ class _VideoRun:
     """One video on its way."""
 
     def __init__(
-        self, cascade: Cascade, writer: PredictionWriter, key: str, path: Path, maps: bool, strict: bool
+        self, cascade: Cascade, writer: PredictionWriter, key: str, footage: Footage, maps: bool, strict: bool
     ) -> None:
-        self.cascade, self.writer, self.key, self.path = cascade, writer, key, path
+        self.cascade, self.writer, self.key, self.footage = cascade, writer, key, footage
+        self.path = footage.path
         self.maps, self.strict = maps, strict
         self.stretches = Stretches()
         self.frames = self.with_anomaly = self.skipped = 0
@@ -127,22 +121,22 @@ class _VideoRun:
             DataError: The video cannot be read, or no frame of it can be used.
         """
         started, folder, ended = time.perf_counter(), self.writer.folder, ""
-        info = video_info(self.path, max_pixels)
+        info = self.footage.info(max_pixels)
         if self.maps:
             self.writer.remove_frames(self.key)
         with ExitStack() as files:
             lines = files.enter_context(atomic_path(folder / "frames" / f"{self.key}.jsonl"))
             table = files.enter_context(lines.open("w", encoding="utf-8"))
             objects = files.enter_context(
-                logging_objects(folder, self.key, self.path.name, pictures=self.writer.overlay)
+                logging_objects(folder, self.key, self.footage.name, pictures=self.writer.overlay)
             )
             film = None
             if self.writer.overlay:
                 target = folder / "overlay" / f"{self.key}.mp4"
                 film = files.enter_context(writing_video(target, info.rate / selection.every))
-            frames = read_frames(self.path, selection, max_pixels, self.tracker.follow)
+            frames = self.footage.frames(selection, max_pixels, self.tracker.follow)
             try:
-                for frame in track(frames, self.path.name, selection.count(info), unit="frame"):
+                for frame in track(frames, self.footage.name, selection.count(info), unit="frame"):
                     line = self.predict(frame, film, objects)
                     table.write(json.dumps(line, allow_nan=False) + "\n")
                     self.count(frame, line)
@@ -184,6 +178,8 @@ class _VideoRun:
     def predict(self, frame: Frame, film: VideoWriter | None, objects: ObjectLog) -> dict[str, Any]:
         """Predict a frame, write its pictures, and give its line; one that cannot be scored is listed with the reason."""
         line: dict[str, Any] = {"frame": frame.index, "time": round(frame.time, 4)}
+        if frame.name:
+            line["photo"] = frame.name
         try:
             found = self.cascade.predict(frame.image, f"{self.path}, frame {frame.index}")
         except DataError as error:
@@ -226,7 +222,7 @@ class _VideoRun:
             boxes=self.writer.drawn(found),
             mask=found.mask,
             numbers=[(one["id"], one["xyxy"]) for one in objects],
-            title=f"{self.path.name}  {frame.time:.2f} s",
+            title=f"{frame.name or self.footage.name}  {frame.time:.2f} s",
         )
 
 

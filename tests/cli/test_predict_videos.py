@@ -85,3 +85,30 @@ def test_the_line_of_a_video_names_the_first_stretches():
     assert "seconds" not in video_line({**line, "with_anomaly": 0, "stretches": []})
     stopped = {**line, "with_anomaly": 0, "stretches": [], "ended": "interrupted", "skipped": 2}
     assert "40, interrupted, 2 skipped, 0 with" in video_line(stopped)
+
+
+def test_photos_of_a_folder_in_sequence(models, drive, tmp_path):
+    out, source = tmp_path / "out", tmp_path / "town" / "noon"
+    for frame in read_frames(drive / "film.mp4"):
+        write_png(source / f"{frame.index + 7}.png", frame.image)
+    (source / "9.png").write_bytes(b"")
+    everything = ["--threshold", "fixed:-1", "--min-component", 0]
+    result = predict(tmp_path / "town", "-o", out, "--models", models, "--sequence", 4, *everything)
+    assert result.exit_code == 0, result.output
+    assert (
+        "noon: 5 frames of 64 x 40, 5 with an anomaly (seconds 0-1.25), 1 object (1 seen again)"
+        in result.output
+    )
+    lines = [json.loads(line) for line in (out / "frames/noon.jsonl").read_text().splitlines()]
+    assert [(line["photo"], line["time"]) for line in lines] == [
+        ("7.png", 0), ("8.png", 0.25), ("10.png", 0.75), ("11.png", 1.0), ("12.png", 1.25),
+    ]  # fmt: skip
+    assert [line["objects"][0]["id"] for line in lines] == [1] * 5
+    times = [frame.time for frame in read_frames(out / "overlay/noon.mp4")]
+    assert times == pytest.approx([0, 0.25, 0.75, 1, 1.25], abs=1e-3)
+    assert (out / "objects/noon.html").is_file()
+    assert not (out / "score").exists()
+    (line,) = json.loads((out / "summary.json").read_text())["videos"]
+    assert (line["video"], line["path"], line["rate"]) == ("noon", str(source), 4.0)
+    refused = predict(source, "-o", out, "--models", models, "--sequence", 0)
+    assert "frames a second" in str(refused.exception)

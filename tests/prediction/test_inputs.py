@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError
 from anomdino.io.images import write_png
 from anomdino.prediction.inputs import collect
 
@@ -147,3 +147,60 @@ def test_a_stream_is_sent_to_the_command_for_streams():
         with pytest.raises(DataError, match=r"is a stream or a camera\n.*`anomdino watch`") as caught:
             collect([address])
         assert "secret" not in str(caught.value)
+
+
+def drives(*inputs, out=None, rate=4.0):
+    found = collect([str(one) for one in inputs], out, rate)
+    assert found.photos == {}
+    return {key: [photo.name for photo in drive.photos] for key, drive in found.sequences.items()}, found
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    for name in ("noon/2.png", "noon/10.png", "noon/left/1.png", "night/1.png"):
+        write_png(tmp_path / "town" / name, np.zeros((4, 5, 3), np.uint8))
+    return tmp_path / "town"
+
+
+def test_photos_of_a_folder_are_a_drive(recordings):
+    named, found = drives(recordings)
+    assert named == {"night": ["1.png"], "noon": ["2.png", "10.png"], "noon/left": ["1.png"]}
+    assert (found.sequences["noon"].path, found.sequences["noon"].rate) == (recordings / "noon", 4.0)
+    assert list(found.footage) == ["night", "noon", "noon/left"]
+    assert len(found) == 3
+
+
+def test_a_drive_without_a_folder_above_it_has_the_name_of_its_own(recordings, monkeypatch):
+    assert drives(recordings / "night")[0] == {"night": ["1.png"]}
+    assert drives(recordings / "night", recordings / "noon/left")[0] == {
+        "left": ["1.png"],
+        "night": ["1.png"],
+    }
+    assert drives(recordings / "noon/10.png", recordings / "noon/2.png")[0] == {"noon": ["2.png", "10.png"]}
+    monkeypatch.chdir(recordings / "noon/left")
+    assert drives(".")[0] == {"left": ["1.png"]}
+
+
+def test_drives_of_one_name_are_refused(recordings):
+    for name in ("other/noon/1.png", "noon.png"):
+        write_png(recordings / name, np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(
+        DataError, match=r"other/noon: would be written under the name 'noon', as .*/town/noon"
+    ):
+        drives(recordings / "noon", recordings / "other/noon")
+    (recordings / "noon.mp4").write_bytes(b"")
+    with pytest.raises(DataError, match=r"town/noon: would be written under the name 'noon', as .*/noon.mp4"):
+        drives(recordings)
+
+
+def test_videos_stay_videos_beside_drives(recordings):
+    (recordings / "late.mp4").write_bytes(b"")
+    found = drives(recordings)[1]
+    assert list(found.videos) == ["late"]
+    assert list(found.footage) == ["late", "night", "noon", "noon/left"]
+    assert found.footage["late"].path == recordings / "late.mp4"
+
+
+def test_a_rate_that_makes_no_sense(recordings):
+    with pytest.raises(ConfigError, match="frames a second"):
+        drives(recordings, rate=0)
