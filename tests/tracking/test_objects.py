@@ -91,3 +91,12 @@ def test_the_edge_of_a_box_is_half_open():
         len(objects_of(mask, score, boxes((1, 1, 4.5, 9, 0.5)))) == 2
     )  # the centres of column 4 lie on its edge
     assert len(objects_of(mask, score, boxes((1, 1, 4.6, 9, 0.5)))) == 1
+
+
+def test_of_thousands_of_parts_the_largest_are_taken():
+    mask = np.zeros((200, 200), bool)
+    mask[::2, ::2] = True  # 10,000 parts of one pixel
+    mask[100, 101] = mask[50, [7, 9]] = True  # two and three of them joined
+    found = objects_of(mask, np.ones(mask.shape, np.float32), Boxes.empty())
+    assert len(found) == 200
+    assert sorted(found.pixels.tolist())[-3:] == [1, 3, 5]
