@@ -34,6 +34,7 @@ from anomdino.io.atomic import atomic_write_json
 from anomdino.io.images import read_image
 from anomdino.memory import keep_freed_memory
 from anomdino.progress import track
+from anomdino.tracking.motion import thumbnail
 from anomdino.tracking.objects import objects_of
 from anomdino.tracking.tracker import Tracker, assigned, overlaps
 
@@ -174,7 +175,7 @@ def follow(drive: Drive, looks: list[Look], way: str, tally: Tally) -> None:
             for index in range(look.frame - EVERY + 1, look.frame):
                 picture = drive.picture(index)
                 started = time.perf_counter()
-                tracker.follow(picture)
+                tracker.follow(thumbnail(picture))
                 tally.seconds += time.perf_counter() - started
                 tally.passed += 1
         boxes = np.array(look.found, np.float32).reshape(-1, 4)

@@ -83,6 +83,7 @@ def watch(
     from anomdino.prediction.watching import Sightings, Watched
     from anomdino.prediction.watching import watch as watch_source
     from anomdino.prediction.writing import PredictionWriter
+    from anomdino.tracking.motion import thumbnail
 
     if out is not None:
         require_folder(out)
@@ -90,7 +91,7 @@ def watch(
     try:
         with (
             nullcontext() if out is None else one_run_in(out),
-            LiveSource(source, patience=patience, max_pixels=max_pixels) as live,
+            LiveSource(source, patience=patience, max_pixels=max_pixels, passed=thumbnail) as live,
         ):
             cascade = load_cascade(
                 models,

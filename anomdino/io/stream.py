@@ -6,10 +6,10 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +32,8 @@ SILENCE = 10.0
 """Seconds without data after which a source counts as lost."""
 CLOSING = 2.0
 """Seconds that closing takes at most."""
+PASSED_STEP, MOST_PASSED = timedelta(seconds=0.1), 100
+"""Between frames of which something is kept, and of how many at most."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before a lost source is opened again: the first wait, doubled each time, and the longest."""
 
@@ -44,11 +46,13 @@ class LiveFrame:
         index: Its number since the source was opened, the first is 0; where numbers are missing, frames were passed over.
         arrived: When it was decoded, UTC.
         image: uint8 (H, W, 3), RGB, upright.
+        passed: What was kept of the frames between the one given before and this one, in their order.
     """
 
     index: int
     arrived: datetime
     image: npt.NDArray[np.uint8]
+    passed: tuple[Any, ...] = ()
 
 
 class LiveSource:
@@ -61,6 +65,8 @@ class LiveSource:
         patience: Seconds for which a lost source is tried again; then it is given up.
         max_pixels: Sources with larger frames are refused.
         silence: Seconds without data after which the source counts as lost.
+        passed: Makes what is kept of a frame that is passed over, from its image; ten a second at most, and a hundred in
+            all: where there would be more, every second one goes. ``None`` keeps nothing.
 
     Raises:
         DataError: ``address`` is neither, or, when it is entered, cannot be opened.
@@ -74,6 +80,7 @@ class LiveSource:
         patience: float = 300.0,
         max_pixels: int = MAX_PIXELS,
         silence: float = SILENCE,
+        passed: Callable[[npt.NDArray[np.uint8]], Any] | None = None,
     ) -> None:
         self.name = without_password(address)
         if not is_live(address):
@@ -95,6 +102,8 @@ class LiveSource:
         self._newest: tuple[int, datetime, Any] | None = None
         self._ended: Exception | None = None
         self._frames, self._taken = 0, -1
+        self._passed, self._step = passed, PASSED_STEP
+        self._between: list[tuple[int, datetime, Any]] = []
         self._thread = threading.Thread(target=self._run, name=f"reader of {self.name}", daemon=True)
 
     def __enter__(self) -> LiveSource:
@@ -141,8 +150,26 @@ class LiveSource:
         if newest is None:
             return None
         index, arrived, raw = newest
-        self._taken = index
-        return LiveFrame(index, arrived, upright(raw))
+        return LiveFrame(index, arrived, upright(raw), self._take_between(index))
+
+    def _take_between(self, index: int) -> tuple[Any, ...]:
+        """Give what was kept of the frames before one that is given now, and begin anew."""
+        with self._changed:
+            kept = tuple(made for number, _, made in self._between if self._taken < number < index)
+            self._taken, self._between, self._step = index, [], PASSED_STEP
+        return kept
+
+    def _pass_over(self, index: int, arrived: datetime, raw: Any) -> None:
+        """Keep something of a frame that another takes the place of, unless one was kept a moment before."""
+        if self._passed is None or index <= self._taken:
+            return
+        if self._between and arrived - self._between[-1][1] < self._step:
+            return
+        made = self._passed(upright(raw))
+        with self._changed:
+            self._between.append((index, arrived, made))
+            if len(self._between) > MOST_PASSED:
+                self._between, self._step = self._between[::2], 2 * self._step
 
     def _fresh(self) -> tuple[int, datetime, Any] | None:
         return self._newest if self._newest is not None and self._newest[0] > self._taken else None
@@ -184,6 +211,8 @@ class LiveSource:
             for raw in decodable(self.name, container, stream):
                 if self._closing.is_set():
                     return
+                if self._newest is not None:
+                    self._pass_over(*self._newest)
                 with self._changed:
                     self._newest = (self._frames, datetime.now(UTC), raw)
                     self._frames += 1

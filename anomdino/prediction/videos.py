@@ -21,6 +21,7 @@ from anomdino.prediction.objects import ObjectLog, logging_objects, remove_objec
 from anomdino.prediction.photos import Done, named, skip
 from anomdino.prediction.writing import PredictionWriter, SteadyRange, description
 from anomdino.progress import track
+from anomdino.tracking.motion import thumbnail
 from anomdino.tracking.objects import objects_of
 from anomdino.tracking.tracker import Tracker
 from anomdino.viz.overlay import draw_overlay
@@ -134,7 +135,7 @@ class _VideoRun:
             if self.writer.overlay:
                 target = folder / "overlay" / f"{self.key}.mp4"
                 film = files.enter_context(writing_video(target, info.rate / selection.every))
-            frames = self.footage.frames(selection, max_pixels, self.tracker.follow)
+            frames = self.footage.frames(selection, max_pixels, self.pass_over)
             try:
                 for frame in track(frames, self.footage.name, selection.count(info), unit="frame"):
                     line = self.predict(frame, film, objects)
@@ -175,6 +176,10 @@ class _VideoRun:
             "frames_per_second": round(self.frames / max(1e-9, seconds), 3),
         }
 
+    def pass_over(self, image: npt.NDArray[np.uint8]) -> None:
+        """Follow what was found through a frame in which nothing is looked for."""
+        self.tracker.follow(thumbnail(image))
+
     def predict(self, frame: Frame, film: VideoWriter | None, objects: ObjectLog) -> dict[str, Any]:
         """Predict a frame, write its pictures, and give its line; one that cannot be scored is listed with the reason."""
         line: dict[str, Any] = {"frame": frame.index, "time": round(frame.time, 4)}
@@ -187,7 +192,7 @@ class _VideoRun:
                 raise
             if not self.skipped:
                 log.warning("skipped: %s", error)
-            self.tracker.follow(frame.image)
+            self.pass_over(frame.image)
             return line | {"skipped": error.cause}
         inside = objects_of(found.mask, found.score, found.boxes)
         tracks = self.tracker.look(frame.image, inside.xyxy)

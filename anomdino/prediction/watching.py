@@ -17,6 +17,7 @@ from anomdino.io.atomic import atomic_write_bytes
 from anomdino.io.stream import LiveFrame, LiveSource
 from anomdino.prediction.objects import told_of
 from anomdino.prediction.writing import PredictionWriter, SteadyRange, description, encode_jpeg
+from anomdino.tracking.motion import thumbnail
 from anomdino.tracking.objects import objects_of
 from anomdino.tracking.tracker import Tracker
 from anomdino.viz.overlay import draw_overlay
@@ -135,7 +136,8 @@ def watch(
 
     Args:
         cascade: The loaded networks.
-        source: The camera or stream, entered.
+        source: The camera or stream, entered; what it keeps of frames that it passes over are thumbnails
+            (:func:`~anomdino.tracking.motion.thumbnail`), through which objects are followed.
         report: Gets the line of every frame: its number, the time it arrived (UTC, ISO 8601), the seconds from there
             until now, share of the mask, range of the score, boxes, objects
             (:func:`~anomdino.prediction.objects.told_of`), and the name of its sighting.
@@ -177,13 +179,15 @@ def _look(
         "frame": frame.index,
         "time": frame.arrived.isoformat(timespec="milliseconds"),
     }
+    for picture in frame.passed:
+        tracker.follow(picture)
     try:
         found = cascade.predict(frame.image, f"{source.name}, frame {frame.index}")
     except DataError as error:
         if not watched.skipped:
             log.warning("skipped: %s", error)
         watched.skipped += 1
-        tracker.follow(frame.image)
+        tracker.follow(thumbnail(frame.image))
         return line | {"skipped": error.cause}
     inside = objects_of(found.mask, found.score, found.boxes)
     objects = told_of(inside, tracker.look(frame.image, inside.xyxy))

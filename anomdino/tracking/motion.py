@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,29 @@ WINDOW, LEVELS = (21, 21), 4
 """Of Lucas-Kanade: pixels that are compared round a point, and how often the pictures are halved."""
 
 
+@dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """What is kept of a picture in order to follow boxes through it.
+
+    Attributes:
+        grey: uint8 (h, w), its longer side at most :data:`SIDE`.
+        scale: Sides of ``grey`` in sides of the picture, at most 1.
+    """
+
+    grey: npt.NDArray[np.uint8]
+    scale: float
+
+
+def thumbnail(image: npt.NDArray[np.uint8]) -> Thumbnail:
+    """Shrink a picture, uint8 (H, W, 3), RGB."""
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if scale < 1:
+        size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return Thumbnail(np.asarray(grey, np.uint8), scale)
+
+
 class BoxFlow:
     """Moves boxes along with what they show.
 
@@ -36,32 +61,24 @@ class BoxFlow:
     """
 
     def __init__(self) -> None:
-        self._before: npt.NDArray[np.uint8] | None = None
-        self._scale = 1.0
+        self._before: Thumbnail | None = None
 
-    def advance(self, image: npt.NDArray[np.uint8], boxes: Floats) -> Floats:
+    def advance(self, picture: Thumbnail, boxes: Floats) -> Floats:
         """Move boxes from the picture before to this one.
 
         Args:
-            image: uint8 (H, W, 3), RGB; a first one, or one of another size, moves nothing.
-            boxes: float64 (N, 4), xyxy in pixels of the picture before.
+            picture: Of :func:`thumbnail`; a first one, or one of another size, moves nothing.
+            boxes: float64 (N, 4), xyxy in pixels of the whole picture.
 
         Returns:
-            float64 (N, 4), in pixels of ``image``; they may leave it.
+            float64 (N, 4), in the same pixels; they may leave the picture.
         """
-        self._scale = min(1.0, SIDE / max(image.shape[:2]))
-        before, self._before = self._before, _grey(image, self._scale)
-        if before is None or before.shape != self._before.shape or not len(boxes):
+        before, self._before = self._before, picture
+        if before is None or not len(boxes):
             return boxes
-        return _moved(before, self._before, boxes * self._scale) / self._scale
-
-
-def _grey(image: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    if scale < 1:
-        size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(grey, np.uint8)
+        if (before.grey.shape, before.scale) != (picture.grey.shape, picture.scale):
+            return boxes
+        return _moved(before.grey, picture.grey, boxes * picture.scale) / picture.scale
 
 
 def _moved(before: npt.NDArray[np.uint8], now: npt.NDArray[np.uint8], boxes: Floats) -> Floats:

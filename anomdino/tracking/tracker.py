@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomdino.errors import BackendMissing
-from anomdino.tracking.motion import BoxFlow, Floats
+from anomdino.tracking.motion import BoxFlow, Floats, Thumbnail, thumbnail
 
 PATIENCE = 3
 """Looks one behind the other in which an object may be missing; then it is gone, and what comes later is another."""
@@ -55,10 +55,10 @@ class Tracker:
         self._patience, self._flow, self._count = patience, BoxFlow(), 0
         self.tracks: list[Track] = []
 
-    def follow(self, image: npt.NDArray[np.uint8]) -> None:
-        """Move the boxes along to a picture, uint8 (H, W, 3) RGB, in which nothing was looked for."""
+    def follow(self, picture: Thumbnail) -> None:
+        """Move the boxes along to a picture in which nothing was looked for (:func:`.motion.thumbnail`)."""
         boxes = np.array([track.box for track in self.tracks], np.float64).reshape(-1, 4)
-        for track, box in zip(self.tracks, self._flow.advance(image, boxes), strict=True):
+        for track, box in zip(self.tracks, self._flow.advance(picture, boxes), strict=True):
             track.box = box
 
     def look(self, image: npt.NDArray[np.uint8], found: npt.NDArray[np.float32]) -> list[Track]:
@@ -71,7 +71,7 @@ class Tracker:
         Returns:
             The track of each object, N of them, new ones for objects that were not there before.
         """
-        self.follow(image)
+        self.follow(thumbnail(image))
         size = np.array([image.shape[1], image.shape[0]], np.float64)
         before = np.array([track.box for track in self.tracks], np.float64).reshape(-1, 4)
         boxes = np.asarray(found, np.float64).reshape(-1, 4)

@@ -112,6 +112,74 @@ def test_the_newest_frame_is_given_and_the_others_are_passed_over():
         assert source.take(timeout=0.05) is None  # none is given twice
 
 
+class Clock:
+    """Stands in for the time: each question is a step later."""
+
+    def __init__(self, step):
+        self.now_, self.step = datetime(2026, 12, 1, tzinfo=UTC), timedelta(seconds=step)
+
+    def now(self, zone):
+        self.now_ += self.step
+        return self.now_
+
+
+@pytest.mark.parametrize(("step", "stride"), [(0.2, 1), (0.04, 3)])
+def test_something_is_kept_of_frames_that_are_passed_over(monkeypatch, step, stride):
+    """Every frame of a slow source; ten a second of one with twenty-five, whose third frame is the first after 0.1 s."""
+    camera = Camera()
+    shades = [(8 * index, 8 * index, 8 * index) for index in range(31)]
+    camera.sessions = [camera.send_all([picture(shade) for shade in shades])]
+    monkeypatch.setattr(live, "datetime", Clock(step))
+    seen = threading.Event()
+
+    def shade_of(image):
+        seen.wait(10)  # the first frame is taken before any is passed over
+        return round(float(image.mean()) / 8)
+
+    with serving(camera) as address, LiveSource(address, silence=1, passed=shade_of) as source:
+        first = source.take()
+        seen.set()
+        camera.sent.wait(10)
+        until(lambda: source.frames > 25)
+        time.sleep(0.2)
+        last = source.take()
+        assert source.take(timeout=0.05) is None
+    assert first.passed == ()
+    begin, end = (round(float(colour(frame).mean()) / 8) for frame in (first, last))
+    assert end - begin == last.index - first.index
+    assert last.passed == tuple(range(last.passed[0], end, stride))
+    assert begin < last.passed[0] <= begin + stride
+
+
+def test_what_is_kept_is_thinned_out_and_begins_anew(monkeypatch):
+    monkeypatch.setattr(live, "MOST_PASSED", 4)
+    monkeypatch.setattr(live, "upright", lambda raw: raw)
+    source, begin = LiveSource("rtsp://camera/a", passed=lambda raw: raw), datetime(2026, 12, 1, tzinfo=UTC)
+
+    def come(*indices):
+        for index in indices:
+            if source._newest is not None:
+                source._pass_over(*source._newest)
+            source._newest = (index, begin + timedelta(seconds=0.1 * index), index)
+
+    come(0)
+    assert source.take().passed == ()
+    come(*range(1, 8))
+    # 1 2 3 4 5 -> 1 3 5, and from there on a fifth of a second apart
+    assert source.take().passed == (1, 3, 5)
+    come(*range(8, 11))
+    assert source.take().passed == (8, 9)
+    come(11)
+    assert source.take().passed == ()
+
+
+def test_a_frame_that_is_taken_is_not_passed_over():
+    source = LiveSource("rtsp://camera/a", passed=lambda raw: raw)
+    source._taken = 5
+    source._pass_over(5, datetime(2026, 12, 1, tzinfo=UTC), None)
+    assert source._between == []
+
+
 def test_a_lost_source_is_opened_again_and_its_numbers_go_on(caplog):
     camera = camera_of([COLOURS[0]] * 8, [COLOURS[1]] * 8)
     with serving(camera) as address, LiveSource(address, silence=1) as source:
@@ -156,7 +224,7 @@ def test_closing_ends_the_thread():
     with serving(camera_of([COLOURS[0]] * 8)) as address:
         with LiveSource(address, silence=0.2) as source:
             source.take()
-        assert not source._thread.is_alive()
+        until(lambda: not source._thread.is_alive())
 
 
 def test_an_address_where_nothing_answers_fails_at_once_and_tells_no_password():

@@ -13,6 +13,7 @@ from anomdino.io.boxes import Boxes
 from anomdino.io.stream import LiveFrame
 from anomdino.prediction.watching import Sightings, Watched, stamp, watch
 from anomdino.prediction.writing import PredictionWriter
+from anomdino.tracking.motion import thumbnail
 
 BEGIN = datetime(2026, 11, 30, 22, 59, 59, 950_000, UTC)
 
@@ -133,6 +134,30 @@ def test_objects_keep_their_numbers(tmp_path):
         [{"id": 1, "xyxy": [0, 0, 32, 24], "score": 0.8235, "pixels": 768, "look": look}] if look else nothing
         for look, nothing in ((1, []), (2, []), (0, []), (0, None), (3, []))
     ]
+
+
+def test_frames_that_were_passed_over_show_where_an_object_went():
+    ground = np.repeat(
+        np.repeat(np.random.default_rng(0).integers(90, 150, (12, 40, 1), np.uint8), 8, 0), 8, 1
+    )
+
+    def picture(at):
+        image = np.repeat(ground, 3, 2)
+        image[30:60, at : at + 40] = np.clip(image[30:60, 20:60] + np.array([100, -90, -90]), 0, 255)
+        return image
+
+    def numbers(passed):
+        source = Source()
+        source.frames = iter(
+            [
+                LiveFrame(0, BEGIN, picture(20)),
+                LiveFrame(9, BEGIN, picture(80), tuple(map(thumbnail, passed))),
+            ]
+        )
+        return [line["objects"][0]["id"] for line in watched(source, frames=2)[1]]
+
+    assert numbers([picture(at) for at in range(26, 80, 6)]) == [1, 1]
+    assert numbers([]) == [1, 2]
 
 
 @pytest.mark.parametrize(("at_look", "pictured"), [(1, [0]), (2, [1]), (3, [3]), (9, [])])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomdino.errors import BackendMissing
+from anomdino.tracking.motion import thumbnail
 from anomdino.tracking.tracker import Tracker, assigned, grown, overlaps
 from tests.tracking.test_motion import scene, warped
 
@@ -55,7 +56,7 @@ def test_boxes_move_along_while_nothing_is_looked_for():
     tracker = Tracker()
     assert look(tracker, CAR, image=pictures[0]) == [1]
     for picture in pictures[1:6]:
-        tracker.follow(picture)
+        tracker.follow(thumbnail(picture))
     (track,) = tracker.tracks
     np.testing.assert_allclose(track.box, shifted(CAR, 70), atol=2)
     assert look(tracker, shifted(CAR, 84), image=pictures[6]) == [1]
@@ -72,7 +73,7 @@ def test_an_object_that_left_the_frame_is_forgotten():
     box = [20, 100, 60, 140]
     assert look(tracker, box, image=pictures[0]) == [1]
     for picture in pictures[1:4]:
-        tracker.follow(picture)
+        tracker.follow(thumbnail(picture))
     assert look(tracker, image=pictures[4]) == []
     assert tracker.tracks == []
 
