@@ -5,7 +5,8 @@ Usage: python benchmarks/tracking.py --benchmark NAME=FOLDER [--benchmark ...] -
 A drive is a photo seen through a window that closes in on a point near the horizon and shakes a little: 3 seconds, 30
 frames a second, 1280 x 720, to 0.45 of the first width. Objects grow, move outwards and leave the frame, and their
 labels and numbers go with them. What a photo cannot show is missing: other sides, what lies behind, objects that move.
-The cascade looks at every 15th frame; what it finds is kept in the work folder, so that a second run takes no networks.
+The cascade looks at every 15th frame, half a second apart, and every third of these looks, one and a half seconds apart,
+stands for a slower machine. What it finds is kept in the work folder, so that a second run waits for no network.
 
 Printed for each way of moving boxes between looks: tracks of found objects (one an object is right), changes of the
 number from look to look, IDF1 (Ristani et al. 2016), and how many objects and how many false ones have been seen in 1,
@@ -161,7 +162,7 @@ def follow(drive: Drive, looks: list[Look], way: str, tally: Tally) -> None:
 
     Args:
         drive: The drive.
-        looks: What was found.
+        looks: What was found, in looks as far apart as each other.
         way: ``nowhere``: boxes stay where they were; ``from look to look``; ``through all frames``.
         tally: Is added to.
     """
@@ -169,16 +170,16 @@ def follow(drive: Drive, looks: list[Look], way: str, tally: Tally) -> None:
     hits: dict[tuple[str, int], int] = {}
     last: dict[str, int] = {}
     counts: dict[int, int] = {}
-    grey = np.zeros((*SIZE, 3), np.uint8)
+    grey, before = np.zeros((*SIZE, 3), np.uint8), 0
     for look in looks:
-        if way == "through all frames" and look.frame:
-            for index in range(look.frame - EVERY + 1, look.frame):
+        if way == "through all frames":
+            for index in range(before + 1, look.frame):
                 picture = drive.picture(index)
                 started = time.perf_counter()
                 tracker.follow(thumbnail(picture))
                 tally.seconds += time.perf_counter() - started
                 tally.passed += 1
-        boxes = np.array(look.found, np.float32).reshape(-1, 4)
+        before, boxes = look.frame, np.array(look.found, np.float32).reshape(-1, 4)
         image = grey if way == "nowhere" else drive.picture(look.frame)
         numbers = [one.number for one in tracker.look(image, boxes)]
         counts |= {number: counts.get(number, 0) + 1 for number in numbers}
@@ -204,6 +205,8 @@ def follow(drive: Drive, looks: list[Look], way: str, tally: Tally) -> None:
 
 
 WAYS = ("nowhere", "from look to look", "through all frames")
+APART = (1, 3)
+"""Looks are taken at every 15th frame, and at every 45th."""
 
 
 def main() -> None:
@@ -222,12 +225,13 @@ def main() -> None:
     for setting in arguments.benchmark:
         name, _, folder = setting.partition("=")
         opened = open_registered(name, folder) if name in REGISTRY else open_benchmark("folder", folder)
-        tallies = {way: Tally() for way in WAYS}
+        tallies = {(apart, way): Tally() for apart in APART for way in WAYS}
         for key, drive in track(drives(opened), name, len(opened)):
             looks = looks_of(cascade, drive, arguments.work / name / f"{key}.json")
-            for way in WAYS:
-                follow(drive, looks, way, tallies[way])
-        report(name, tallies)
+            for (apart, way), tally in tallies.items():
+                follow(drive, looks[::apart], way, tally)
+        for apart in APART:
+            report(f"{name}, every {apart * EVERY}th frame", {way: tallies[apart, way] for way in WAYS})
 
 
 def report(name: str, tallies: dict[str, Tally]) -> None:
