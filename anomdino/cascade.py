@@ -158,6 +158,17 @@ def at_widths(params: Params, widths: Iterable[int], models: Path) -> Params:
     return params.model_copy(update={"score": params.score.model_copy(update=changes)})
 
 
+def with_window(params: Params, window: float) -> Params:
+    """Give parameters that look a second time at the middle of the image (``score.window``).
+
+    Raises:
+        ConfigError: ``window`` is not in [0, 1).
+    """
+    if not 0 <= window < 1:
+        raise ConfigError("--window", f"is {window:g}", "give a share of the sides below 1, 0.5 for instance")
+    return params.model_copy(update={"score": params.score.model_copy(update={"window": window})})
+
+
 def warn_of_drawn_scenes(models: Path, params: Params) -> None:
     """Say so where models that nobody asked for by name were trained by the demo, and know drawn scenes alone."""
     if models == TRAINED_HERE and params.data.source == "synthetic":

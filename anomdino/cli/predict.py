@@ -17,6 +17,7 @@ from anomdino.cli.cascade_options import (
     ScorerPrecision,
     Threshold,
     Widths,
+    Window,
     WithBoxes,
     load_cascade,
 )
@@ -51,6 +52,7 @@ def predict(
     min_component: MinComponent = None,
     width: Widths = None,
     precision: ScorerPrecision = None,
+    window: Window = 0.0,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 64_000_000,
     strict: Annotated[
         bool, typer.Option(help="Stop at the first photo, video or frame that cannot be used.")
@@ -94,6 +96,7 @@ def predict(
         min_component=min_component,
         width=width,
         precision=precision,
+        window=window,
     )
     writer = PredictionWriter(out, cascade.adt.rule, overlay, thresholds, found, boxes=boxes)
     photos, videos = predict_all(

@@ -21,6 +21,7 @@ from anomdino.cli.cascade_options import (
     ScorerPrecision,
     Threshold,
     Widths,
+    Window,
     WithBoxes,
     load_cascade,
 )
@@ -64,6 +65,7 @@ def watch(
     min_component: MinComponent = None,
     width: Widths = None,
     precision: ScorerPrecision = None,
+    window: Window = 0.0,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after as many frames.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after as many seconds.")] = None,
     patience: Annotated[
@@ -103,6 +105,7 @@ def watch(
                 min_component=min_component,
                 width=width,
                 precision=precision,
+                window=window,
             )
             log.info("%s: watching on %s", live.name, cascade.engine.device)
             sightings = None

@@ -37,6 +37,9 @@ class ScoreConfig(Block):
     refine_net: bool = False
     """Lower the score, after `refine`, where the network beside the scorer sees in the image that there is no object.
     `python -m pipeline.release_refinement` trains it, for the residual energy."""
+    window: float = Field(default=0.0, ge=0, lt=1)
+    """Look a second time, at all widths, at the middle of the image, so much of each side (0.5, say), for small objects
+    far away: twice the time. 0: not."""
     semantic: Literal["probabilities", "onehot"] = "probabilities"
     """The semantic map U_S."""
     distance: Literal["margin1", "one_minus_p1", "margin"] = "margin1"

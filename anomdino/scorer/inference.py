@@ -35,6 +35,7 @@ from anomdino.scorer.tiling import Tile, blend_weights, tiles
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from anomdino.scorer.wide_resnet38_fused import FusedWideResNet38
 from anomdino.scorer.width_fusion import WidthFusion
+from anomdino.scorer.window import joined, middle_window, pooled_weights, window_weights
 from anomdino.scorer.winograd import use_winograd
 from anomdino.uncertainty import uncertainty_maps
 
@@ -242,6 +243,24 @@ class ScoringEngine:
             inputs: float32 (B, 3, H, W) of :meth:`inputs`.
             maps: Make the uncertainty maps too.
         """
+        whole = self._look(inputs, maps)
+        height, width = inputs.shape[-2:]
+        stride = self.options.map_stride
+        window = middle_window(height, width, self.options.window, stride) if self.options.window else None
+        if window is None:
+            return whole
+        closer = self._look(inputs[..., window.rows, window.columns], maps)
+        weights = window_weights(window, height, width).to(inputs.device)
+        cells, shares = window.shrunk(stride), pooled_weights(weights, stride)
+        return Result(
+            joined(whole.score, closer.score, window, weights),
+            None
+            if whole.maps is None or closer.maps is None
+            else joined(whole.maps, closer.maps, cells, shares),
+            joined(whole.pooled, closer.pooled, cells, shares),
+        )
+
+    def _look(self, inputs: Tensor, maps: bool) -> Result:
         height, width = inputs.shape[-2:]
         stride = self.options.map_stride
         fields = [self._at_width(inputs, target, maps) for target in self.options.widths or (width,)]

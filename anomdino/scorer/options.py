@@ -27,6 +27,8 @@ class ScoringOptions:
             at all.
         refine_net: Lower the score by a trained network that sees the image (:mod:`anomdino.scorer.refinement`), after
             ``refine``; the pooled score stays as it is.
+        window: Sides of the middle part that is looked at a second time, at all widths, in sides of the image
+            (:mod:`anomdino.scorer.window`). 0: none.
         semantic: Kind of U_S.
         distance: Kind of U_D.
         map_stride: Uncertainty maps are area-pooled by this factor.
@@ -45,6 +47,7 @@ class ScoringOptions:
     fusion: Literal["mean", "learned"] = "mean"
     refine: tuple[int, ...] = ()
     refine_net: bool = False
+    window: float = 0.0
     semantic: SemanticKind = "probabilities"
     distance: DistanceKind = "margin1"
     map_stride: int = 4

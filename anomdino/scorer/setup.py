@@ -35,6 +35,7 @@ def scoring_options(config: ScoreConfig) -> ScoringOptions:
         fusion=config.fusion,
         refine=tuple(config.refine),
         refine_net=config.refine_net,
+        window=config.window,
         semantic=config.semantic,
         distance=config.distance,
         map_stride=config.map_stride,
