@@ -135,6 +135,15 @@ def test_planes_have_their_types_and_values(split):
             assert not (frame.anomaly == 1).any()
 
 
+@pytest.mark.parametrize(
+    ("split", "index", "seed"), [("train", 10, 1396), ("road", 2, 1036), ("track", 3, 1026)]
+)
+def test_a_low_and_wide_frame_sees_no_ground_at_its_foot(split, index, seed):
+    """Cracks and puddles lie nearer than the nearest ground that such a frame shows."""
+    frame = scene(split, index, seed, (96, 400))
+    assert frame.image.shape[:2] == frame.label.shape == frame.anomaly.shape == (96, 400)
+
+
 def test_the_same_arguments_give_the_same_bytes_and_others_do_not():
     first, again = scene("road", 3, size=SIZE), scene("road", 3, size=SIZE)
     np.testing.assert_array_equal(first.image, again.image)
