@@ -66,7 +66,7 @@ class Member:
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar archive, by its content."""
-    if not path.is_file() or zipfile.is_zipfile(path):
+    if not path.is_file() or is_zip(path):
         return path.is_file()
     try:
         tarfile.open(path, tarinfo=_BoundedHeader).close()
@@ -75,6 +75,13 @@ def is_archive(path: Path) -> bool:
     except _DAMAGED:
         return False
     return True
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip, by its content; a tar is none, though a zip that is its last member looks like one."""
+    with path.open("rb") as stream:
+        stream.seek(257)
+        return stream.read(5) != b"ustar" and zipfile.is_zipfile(path)
 
 
 def list_members(path: Path, limits: ArchiveLimits | None = None) -> list[Member]:
@@ -147,7 +154,7 @@ _DAMAGED = (
 @contextmanager
 def _opened(path: Path) -> Iterator[Archive]:
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 yield archive
         else:
@@ -225,6 +232,7 @@ def _checked(path: Path, found: Iterator[tuple[str, int, str]], limits: ArchiveL
     for name, size, kind in found:
         count, total = count + 1, total + size
         fault = _name_fault(name) or (kind if kind != "folder" else "")
+        fault = fault or ("has a negative size" if size < 0 else "")  # it would make room for other members
         if fault:
             raise _refused(path, f"member {name!r} {fault}")
         if count > limits.members:

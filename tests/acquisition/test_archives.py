@@ -215,6 +215,34 @@ def test_a_header_that_would_fill_the_memory(tmp_path, kind):
     tracemalloc.stop()
 
 
+def with_size(entry: tarfile.TarInfo, size: int) -> bytes:
+    """Give a tar header with any size, negative ones too, in base 256."""
+    header = bytearray(entry.tobuf())
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.REGTYPE])
+def test_a_negative_size_makes_no_room_for_a_bomb(tmp_path, kind):
+    first = tarfile.TarInfo("first")
+    first.type = kind
+    bomb = tarfile.TarInfo("bomb")
+    bomb.size = 80 << 20
+    with gzip.open(tmp_path / "a.tgz", "wb") as stream:
+        stream.write(with_size(first, -(1 << 40)) + bomb.tobuf() + bytes(bomb.size))
+    refused(tmp_path / "a.tgz", tmp_path, "negative size")
+
+
+def test_a_tar_with_a_zip_at_its_end_is_a_tar(tmp_path):
+    """The end of a zip, by which one is known, lies at the end of this file too."""
+    inner = make_zip(tmp_path / "inner.zip", {"x": b"1"}).read_bytes()
+    path = make_tar(tmp_path / "a.tar", {"inner.zip": inner}, "w")
+    assert is_archive(path)
+    assert [one.name for one in list_members(path)] == ["inner.zip"]
+
+
 def test_a_long_name_in_an_extended_header_is_read(tmp_path):
     name = "/".join(["ö" * 60] * 4)
     path = make_tar(tmp_path / "a.tgz", {name: b"x"})

@@ -329,9 +329,11 @@ def test_weights_are_laid_out_unchanged(get, published):
     }
 
 
-def test_seed_weights_may_come_inside_an_archive(published, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz"])
+def test_seed_weights_may_come_inside_an_archive(published, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    inner = miniature.packed("x.zip", {"weights/rev3.pth": miniature.checkpoint(), "readme.txt": b"hello"})
+    members = {"readme.txt": b"hello", "weights/rev3.pth": miniature.checkpoint()}
+    inner = miniature.packed(f"x.{kind}", members)
     (tmp_path / "hand").mkdir()
     (tmp_path / "hand/anomdino_rpl_weights").write_bytes(inner)
     config = RegistryConfig(items=["rpl_seed"], from_dir="hand", downloads="store", offline=True)

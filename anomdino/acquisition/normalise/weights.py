@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from anomdino.acquisition.archives import list_members, unpack
+from anomdino.acquisition.archives import is_zip, list_members, unpack
 from anomdino.acquisition.staging import place, scratch_folder
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
@@ -61,7 +61,7 @@ def seed(tree: Tree, out: Path) -> dict[str, int]:
 def _is_checkpoint(path: Path) -> bool:
     with path.open("rb") as stream:
         head = stream.read(2)
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return head[:1] == b"\x80"
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/data.pkl") for name in archive.namelist())
