@@ -15,6 +15,7 @@ from pathlib import Path
 from anomdino.acquisition.registry import RegisteredFile, Source
 from anomdino.acquisition.space import require_space
 from anomdino.acquisition.transfer import PageError, Patience, SourceError, drop_part, part_of, transfer
+from anomdino.errors import ConfigError
 
 DRIVE_FILE = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
 DRIVE_FOLDER = "https://drive.google.com/drive/folders/{id}"
@@ -90,6 +91,9 @@ def unreachable(addresses: Iterable[str], wait: float = 3.0) -> set[str]:
     """Give the addresses whose server (or whose proxy) takes no connection within ``wait`` seconds.
 
     Each server is tried once, all at the same time, so that a machine without network learns it in seconds.
+
+    Raises:
+        ConfigError: An address, or that of the proxy, is none.
     """
     hosts = {address: _host(address) for address in addresses}
     different = set(hosts.values())
@@ -137,14 +141,24 @@ def _copy(origin: Path, target: Path) -> bool:
 
 
 def _host(address: str) -> tuple[str, int]:
-    parts = urllib.parse.urlsplit(address)
+    cure = "correct it in the registry file, in data.registry.mirror or in HF_ENDPOINT"
+    host, port = _server(address, address, cure)
     proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        if not re.match(r"\w+://", proxy):
-            proxy = f"http://{proxy}"
-        parts = urllib.parse.urlsplit(proxy)
-    return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 80)
+    proxy = proxies.get(urllib.parse.urlsplit(address).scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(host):
+        return host, port
+    proxy = proxy if re.match(r"\w+://", proxy) else f"http://{proxy}"
+    return _server(proxy, f"the proxy {proxy}", "correct http_proxy, https_proxy or all_proxy")
+
+
+def _server(address: str, name: str, cure: str) -> tuple[str, int]:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = parts.hostname or ""
+        host.encode("idna")  # as asking for it would
+        return host, parts.port or PORTS.get(parts.scheme, 80)
+    except ValueError as error:
+        raise ConfigError(name, f"is no address ({error})", cure) from error
 
 
 def _connects(host: str, port: int, wait: float) -> bool:

@@ -21,7 +21,7 @@ from anomdino.acquisition.sources import SourceError, unreachable
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.verify import Recorded, describe_page, quick_fault
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError
 
 CONTENT = b"\x80\x02" + bytes(range(256)) * 400
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -277,6 +277,16 @@ class TestByHand:
             store.get(file)
             assert (tmp_path / name).samefile(store.path(file)) == archive
 
+    def test_a_link_to_an_archive_is_taken_for_what_it_leads_to(self, store, tmp_path):
+        (tmp_path / "hand/deep").mkdir(parents=True)
+        (tmp_path / "set.zip").write_bytes(miniature.packed("set.zip", {"a": b"1"}))
+        (tmp_path / "hand/deep/set.zip").symlink_to("../../set.zip")  # leads elsewhere from another folder
+        store.by_hand = [tmp_path / "hand/deep"]
+        file = RegisteredFile(name="set.zip", sources=[Source(by_hand="https://example.org/")], archive=True)
+        path = store.get(file)
+        assert not path.is_symlink()
+        assert path.samefile(tmp_path / "set.zip")
+
 
 QUOTA = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>
 <p class="uc-error-caption">Sorry, you can't view or download this file at this time.</p>
@@ -407,6 +417,20 @@ def test_pages_are_described_by_their_first_bytes(head, words):
 def test_a_proxy_for_everything_is_asked_in_place_of_the_server(shelf, monkeypatch):
     monkeypatch.setenv("all_proxy", shelf.address)
     assert unreachable(["http://no-such-host.invalid/x"], wait=1) == set()
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:port/f", "http://a..b/f", "http://[::1/f"])
+def test_an_address_that_is_none_is_named(address):
+    with pytest.raises(ConfigError, match="is no address") as caught:
+        unreachable([address])
+    assert str(caught.value).startswith(address)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:80x", "a..b:80"])
+def test_a_proxy_that_is_no_address_is_named(monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(ConfigError, match="all_proxy"):
+        unreachable(["http://example.org/f"])
 
 
 def test_servers_that_take_no_connection_are_found_at_once(shelf):
