@@ -24,7 +24,7 @@ from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.tree import Tree, layout_faults, unpacked_by_hand
 from anomdino.config.acquisition import RegistryConfig
 from anomdino.errors import ConfigError, DataError, DiskError
-from anomdino.io.atomic import atomic_write_text
+from anomdino.io.atomic import atomic_write_text, require_folder
 from anomdino.io.locking import exclusive
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,11 @@ def fetch_items(
         Number of files by part; without ``into`` the number of stored files by item.
 
     Raises:
+        ConfigError: ``into`` is a file or would lie below one.
         DataError: Something cannot be had, or ``into`` holds other files under the same names.
     """
+    if into is not None:
+        require_folder(into, "--into")
     store = store_of(config, given)
     _require_wanted(registry, names, store)
     counts: Counter[str] = Counter()

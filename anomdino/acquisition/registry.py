@@ -62,10 +62,14 @@ class Source(_Entry):
         return self.url or self.by_hand or self.path
 
 
+PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name that is one of a file in any folder, and no path out of it."""
+
+
 class RegisteredFile(_Entry):
     """A file as it is published."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: PlainName
     """The name under which it is kept."""
     published: str = ""
     """The name under which it is published, where it is kept under another; taken in `<from_dir>/<item>/`, so that
@@ -146,7 +150,7 @@ class RegisteredItem(_Entry):
 class Registry(_Entry):
     """All files and items."""
 
-    files: dict[str, RegisteredFile]
+    files: dict[PlainName, RegisteredFile]
     """By id."""
     items: dict[str, RegisteredItem]
     """By name."""

@@ -20,12 +20,12 @@ from pydantic import ValidationError
 
 from anomdino.acquisition import acquire as acquire_module
 from anomdino.acquisition import folder as folder_module
-from anomdino.acquisition.acquire import acquire, plan, require_room, store_of
+from anomdino.acquisition.acquire import acquire, fetch_items, plan, require_room, store_of
 from anomdino.acquisition.fill import fill
 from anomdino.acquisition.folder import OwnFolders, import_folders, listing_digest
 from anomdino.acquisition.registry import Registry, load_registry
 from anomdino.acquisition.space import RESERVE
-from anomdino.acquisition.staging import staged_parts
+from anomdino.acquisition.staging import merge_tree, staged_parts
 from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
 from anomdino.config.data import DataConfig, FolderConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
@@ -608,6 +608,33 @@ def test_an_output_that_is_a_link_is_replaced_and_what_it_led_to_stays(tmp_path,
     assert not there or (elsewhere / "old").read_text() == "old"
 
 
+def test_an_output_that_is_a_file_is_refused_before_any_work(own, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/val").write_text("notes")
+    with pytest.raises(DataError, match=r"val: is a file where a folder is needed"):
+        fill(folder_config(own), tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").rglob("*") if "lock" not in path.name] == ["val"]
+    assert (tmp_path / "data/val").read_text() == "notes"
+
+
+def test_a_file_in_the_place_of_a_folder_lets_nothing_be_moved(tmp_path):
+    for name in ("work/a", "work/val/set/b", "into/val"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with pytest.raises(DataError, match="holds 1 other files under the same names: val"):
+        merge_tree(tmp_path / "work", tmp_path / "into")
+    assert [path.name for path in (tmp_path / "into").iterdir()] == ["val"]
+
+
+@pytest.mark.parametrize("into", ["file", "file/below"])
+def test_items_are_not_laid_out_below_a_file(tmp_path, into):
+    (tmp_path / "file").write_text("")
+    config = RegistryConfig(downloads=str(tmp_path / "store"), offline=True)
+    with pytest.raises(ConfigError, match="--into: .*file is a file"):
+        fetch_items(miniature.miniature_registry(), ["camvid"], config, into=tmp_path / into)
+    assert not (tmp_path / "store").exists()
+
+
 class TestLock:
     def test_a_second_run_is_told_who_holds_the_lock(self, own, tmp_path, monkeypatch):
         monkeypatch.setattr(locking, "WAIT", 0.1)
@@ -673,6 +700,15 @@ def test_the_folder_of_downloads_may_be_in_the_home(monkeypatch, tmp_path):
     assert load_registry("~/r.yaml").items == {}
 
 
+@pytest.mark.parametrize("name", ["../camvid", "/tmp/camvid", ".hidden", ""])
+def test_a_registrys_files_stay_in_the_folder_of_downloads(name):
+    """An archive is unpacked, and removed, under its id."""
+    registry = miniature.miniature_registry().model_dump()
+    registry["files"][name] = registry["files"]["camvid_indexed"] | {"name": "other.zip"}
+    with pytest.raises(ValidationError, match="files"):
+        Registry.model_validate(registry)
+
+
 @pytest.mark.parametrize("change", [{"bundles": [[]]}, {"bundles": []}, {"pick": ["nothing"]}])
 def test_a_registry_whose_item_has_no_file_is_refused(change):
     registry = miniature.miniature_registry().model_dump()
@@ -700,5 +736,8 @@ def test_a_damaged_registry_file_is_refused(tmp_path):
         (tmp_path / f"{number}.yaml").write_bytes(text)
         with pytest.raises(ConfigError, match=f"{number}.yaml: is no registry"):
             load_registry(tmp_path / f"{number}.yaml")
+        own = {"file": str(tmp_path / f"{number}.yaml"), "offline": True}
+        with pytest.raises(ConfigError, match=f"{number}.yaml: is no registry"):
+            fill(DataConfig(source="registry", registry=own), tmp_path / "data")
     with pytest.raises(ConfigError):
         load_registry(tmp_path / "absent.yaml")
