@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from anomdino.acquisition.pairs import TRAIN_IDS, TRAIN_IDS_ARE, check_values
 from anomdino.config.compose import ComposeConfig
 from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, paste_objects
 from anomdino.data.rpl_mixing import paste_rpl
@@ -142,7 +143,8 @@ def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out:
 
     Raises:
         ProtocolError: A source is evaluation data.
-        DataError: Sources are missing, damaged, or do not pair; or another process composes there.
+        DataError: Sources are missing, damaged, do not pair, or a label holds other values than train ids; or another
+            process composes there.
     """
     with exclusive(out / ".compose.lock"):
         return _compose(config, seed, inlier, outliers, out)
@@ -354,6 +356,7 @@ def _scene(
     image, label = read_image(image_path), read_label(label_path)
     if image.shape[:2] != label.shape:
         raise DataError(label_path, f"is {label.shape}, its image is {image.shape[:2]} (H, W)", "")
+    check_values(label_path, label, TRAIN_IDS, TRAIN_IDS_ARE)
     if enlarge == 1:
         return image, label
     size = (round(label.shape[1] * enlarge), round(label.shape[0] * enlarge))

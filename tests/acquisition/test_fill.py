@@ -104,6 +104,11 @@ class TestFolder:
             assert counts["inlier/train"] == (1 if fraction == 0.0 else count - 1)
             assert counts["inlier/val"] == count - counts["inlier/train"]
 
+    def test_a_name_may_be_no_unicode(self, own, tmp_path):
+        write_pair(own / "inlier/train", os.fsdecode(b"\xff"), np.zeros(SIZE, np.uint8))
+        counts = fill(folder_config(own), tmp_path / "data")
+        assert counts["inlier/train"] + counts["inlier/val"] == 13
+
     def test_one_training_pair_alone_cannot_be_split(self, tmp_path):
         write_pair(tmp_path / "train", "a", np.zeros(SIZE, np.uint8))
         with pytest.raises(DataError, match=r"holds one pair.*\n.*give the held-out ones in val/"):

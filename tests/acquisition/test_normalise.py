@@ -157,6 +157,35 @@ def test_coco_keeps_what_meta_ood_keeps_and_masks_are_exact(get):
     assert crowd[:, 100:150].all()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"categories": []}, "is no COCO instance file"),
+        ({"annotations": [5]}, "is no COCO instance file"),
+        ({"images": [{"id": 1, "height": 480, "width": 480}]}, "is no COCO instance file"),
+        ({"annotations": []}, "has no image of 480 pixels"),
+        ({"annotations": [{"image_id": 1, "category_id": 1}]}, "image 1.jpg that cannot be drawn"),
+        ({"annotations": [{"image_id": 1, "category_id": 1, "segmentation": []}]}, "cannot be drawn"),
+        ({"annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[1, 2]]}]}, "cannot be drawn"),
+    ],
+)
+def test_coco_annotations_that_are_damaged_are_refused_in_words(tmp_path, change, words):
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 480, "width": 480}],
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[9, 9, 99, 9, 99, 99]]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    miniature.write_unpacked(
+        tmp_path / "coco",
+        {
+            "annotations/instances_train2017.json": json.dumps(content | change).encode(),
+            "train2017/1.jpg": b"never looked at",
+        },
+    )
+    with pytest.raises(DataError, match=words):
+        outliers.coco(Tree((tmp_path / "coco",)), tmp_path / "out")
+
+
 def test_coco_draw_is_the_same_for_everyone():
     ids = list(range(1, 1001))
     drawn = outliers.draw(ids, 10)

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from anomdino.config.compose import ComposeConfig
 from anomdino.data import compose as module
 from anomdino.data.compose import compose, objects_of_part, paste_rules, plan_items
-from anomdino.data.mixing import PasteRules
+from anomdino.data.mixing import OUTLIER, PasteRules
 from anomdino.detector.records import read_records
 from anomdino.errors import DataError, ProtocolError
 from anomdino.io import locking
@@ -372,6 +372,16 @@ def test_evaluation_data_are_refused(sources):
 def test_a_label_of_another_size_is_refused_with_both_sizes(sources):
     save(sources / "inlier/labels/s2.png", np.zeros((10, 12), np.uint8))
     with pytest.raises(DataError, match=r"\(10, 12\).*\(64, 96\)"):
+        run(sources)
+
+
+@pytest.mark.parametrize("value", [OUTLIER, 33])
+def test_a_label_with_other_values_than_train_ids_is_refused(sources, value):
+    """254 would be taken for an object that was pasted, and ids of another kind for no ground."""
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    label[:2, :3] = value
+    save(sources / "inlier/labels/s2.png", label)
+    with pytest.raises(DataError, match=rf"s2\.png: has label values that are not .*{{{value}: 6}}"):
         run(sources)
 
 
