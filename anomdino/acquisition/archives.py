@@ -257,7 +257,7 @@ def _name_fault(name: str) -> str:
         "has control characters in its name": any(unicodedata.category(letter) == "Cc" for letter in name),
         "leaves the folder ('..')": ".." in parts,
         "has an empty part in its name": "" in parts,
-        "has an over-long name": len(name) > LONGEST_PATH
+        "has an over-long name": len(name.encode("utf-8", "replace")) > LONGEST_PATH
         or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts),
     }
     return next((fault for fault, present in faults.items() if present), "")

@@ -116,7 +116,11 @@ def _from_drive(number: str, file: RegisteredFile, target: Path, patience: Patie
     except PageError as page:
         try:
             confirmed = get_url_from_gdrive_confirmation(page.text)
-        except FileURLRetrievalError:
+        except (
+            FileURLRetrievalError,
+            LookupError,
+            ValueError,
+        ):  # gdown reads the one form of the page that it knows
             raise page from None
         return transfer(confirmed, target, file.size, patience, identity)
 
@@ -127,7 +131,11 @@ def _hub_address(text: str) -> str:
     repository, _, name = text.partition(":")
     owner, _, revision = repository.partition("@")
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    return hf_hub_url(owner, name, revision=revision or None, endpoint=endpoint)
+    try:
+        return hf_hub_url(owner, name, revision=revision or None, endpoint=endpoint)
+    except ValueError as error:
+        cure = "write it as owner/name@revision:file in the registry file"
+        raise ConfigError(text, f"names no file of the hub ({error})", cure) from error
 
 
 def _copy(origin: Path, target: Path) -> bool:

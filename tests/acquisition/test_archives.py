@@ -94,6 +94,7 @@ NAMES = {
     "a\nb": "control characters",
     "x" * 300: "over-long",
     "/".join(["d" * 100] * 12): "over-long",
+    "/".join(["\u540d" * 80] * 5): "over-long",  # 404 letters, 1204 bytes
 }
 
 

@@ -217,6 +217,13 @@ def test_the_hub_is_asked_at_its_endpoint(shelf, store, monkeypatch):
     assert len(page.requests) == 1
 
 
+@pytest.mark.parametrize("name", ["owner/na me:f", "a/b/c:f", ":f"])
+def test_a_name_that_the_hub_does_not_allow_is_refused(name):
+    with pytest.raises(ConfigError, match="names no file of the hub") as caught:
+        sources.address_of(Source(hub=name))
+    assert str(caught.value).startswith(name)
+
+
 class TestByHand:
     """Files that a person downloaded pass the same checks."""
 
@@ -342,6 +349,16 @@ class TestDrive:
     def test_a_quota_page_disguised_as_data_is_found_by_its_content(self, shelf, store):
         shelf.put("/drive?id=ID", QUOTA, content_type="application/octet-stream")
         with pytest.raises(DataError, match="quota"):
+            store.get(registered(Source(drive="ID")))
+
+    @pytest.mark.parametrize(
+        "form",
+        ["", '<form id="download-form"></form>', '<form id="download-form" action="http://[::1"></form>'],
+    )
+    def test_a_consent_page_of_another_form_is_explained(self, shelf, store, form):
+        page = f"<html><title>Virus scan warning</title>{form}</html>".encode()
+        shelf.put("/drive?id=ID", page, content_type="text/html")
+        with pytest.raises(DataError, match="asks for consent"):
             store.get(registered(Source(drive="ID")))
 
     def test_a_login_page(self, shelf, store):
