@@ -116,6 +116,7 @@ def test_names_that_leave_the_folder_or_are_no_names(tmp_path, kind, name, match
         (tarfile.CHRTYPE, "device"),
         (tarfile.BLKTYPE, "device"),
         (tarfile.FIFOTYPE, "pipe"),
+        (tarfile.GNUTYPE_SPARSE, "sparse"),
     ],
 )
 def test_links_and_devices_in_tar(tmp_path, kind, match):
@@ -175,6 +176,11 @@ def test_the_same_name_twice(tmp_path):
             entry.size = 3
             archive.addfile(entry, io.BytesIO(content))
     refused(path, tmp_path, "collides")
+
+
+def test_what_reaches_a_limit_and_not_beyond_is_unpacked(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"a": bytes(1500), "b": bytes(1500)})
+    assert len(list_members(path, ArchiveLimits(members=2, unpacked=3000))) == 2
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -274,6 +280,16 @@ def test_a_zip_member_smaller_than_declared_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="has 5,000 bytes, declares 6,000"):
         unpack(path, tmp_path / "out")
+
+
+def test_a_zip_whose_members_would_lie_before_its_beginning(tmp_path):
+    """The list of members is said to lie later than it does: all places shift to before the file."""
+    path = make_zip(tmp_path / "a.zip", {"a": b"x" * 50})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x05\x06") + 16
+    content[place : place + 4] = struct.pack("<I", struct.unpack("<I", content[place : place + 4])[0] + 20)
+    path.write_bytes(content)
+    refused(path, tmp_path, "damaged archive")
 
 
 def test_damaged_content_is_found_by_the_archives_own_checksum(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import acquisition_miniature as miniature
 import pytest
+from pydantic import ValidationError
 
 from anomdino.acquisition import sources
 from anomdino.acquisition.registry import RegisteredFile, Source
@@ -99,6 +100,18 @@ def test_an_existing_good_file_survives_a_failed_replacement(shelf, store):
     assert "recorded in" not in str(caught.value)  # what is expected was published
 
 
+def test_a_server_that_offers_another_size_is_left_before_a_byte_is_stored(shelf, store):
+    shelf.put("/w", CONTENT)
+    with pytest.raises(DataError, match=rf"offers {len(CONTENT):,} bytes, expected {len(CONTENT) + 1:,}"):
+        store.get(from_url(shelf.url("/w"), size=len(CONTENT) + 1))
+
+
+@pytest.mark.parametrize("kinds", [{}, {"url": "https://example.org/w", "path": "/share/w"}])
+def test_a_source_is_of_one_kind(kinds):
+    with pytest.raises(ValidationError, match="exactly one kind"):
+        Source(**kinds)
+
+
 def test_mirrors_that_fail_in_different_ways_are_all_named(shelf, store):
     shelf.put("/gone", CONTENT, statuses=[404])
     shelf.put("/ill", CONTENT, statuses=[500] * 9)
@@ -148,7 +161,8 @@ def test_a_file_that_was_changed_after_its_verification_is_noticed(shelf, store)
 
 
 @pytest.mark.parametrize(
-    "facts", [{"md5": "0" * 32}, {"size": 7}, {"sha256_prefix": "000000"}, {"sha256": "0" * 64}]
+    "facts",
+    [{"md5": "0" * 32}, {"size": 7}, {"sha256_prefix": "000000"}, {"sha256": "0" * 64}, {"archive": True}],
 )
 def test_a_stored_file_is_checked_again_when_more_is_expected_of_it(shelf, store, facts):
     """The registry learns a digest that the file, accepted before, does not have."""
@@ -379,12 +393,15 @@ class TestDrive:
 
         listed = [
             GoogleDriveFileToDownload("X", "readme.md", ""),
+            GoogleDriveFileToDownload("Y", "a/weights.pth.md5", ""),
             GoogleDriveFileToDownload("ID", "a/weights.pth", ""),
         ]
         monkeypatch.setattr(gdown, "download_folder", lambda **_: listed)
         shelf.put("/drive?id=ID", CONTENT)
         assert store.get(registered(Source(drive_folder="FOLDER"), sha256=SHA)).is_file()
-        with pytest.raises(SourceError, match=r"no other.pth \(it lists readme.md, weights.pth\)"):
+        with pytest.raises(
+            SourceError, match=r"no other.pth \(it lists readme.md, weights.pth, weights.pth.md5\)"
+        ):
             sources.find_in_drive_folder("FOLDER", "other.pth")
         monkeypatch.setattr(gdown, "download_folder", lambda **_: None)
         with pytest.raises(SourceError, match=r"no other.pth \(it lists nothing\)"):
@@ -434,6 +451,14 @@ def test_pages_are_described_by_their_first_bytes(head, words):
 def test_a_proxy_for_everything_is_asked_in_place_of_the_server(shelf, monkeypatch):
     monkeypatch.setenv("all_proxy", shelf.address)
     assert unreachable(["http://no-such-host.invalid/x"], wait=1) == set()
+
+
+def test_a_server_that_no_proxy_names_is_asked_itself(shelf, monkeypatch):
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")  # no_proxy names 127.0.0.1
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert unreachable([shelf.url("/a"), "http://no-such-host.invalid/x"], wait=1) == {
+        "http://no-such-host.invalid/x"
+    }
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:port/f", "http://a..b/f", "http://[::1/f"])
