@@ -503,11 +503,19 @@ class TestRegistry:
         assert "hand/cityscapes is not complete: 3 files match gtFine/train/*/*_gtFine_labelIds.png" in words
         assert "expected 4" in words
 
-    def test_the_unpacked_set_itself_may_be_given(self, mini, tmp_path):
-        miniature.write_unpacked(tmp_path / "hand", miniature.cityscapes_images())
-        miniature.write_unpacked(tmp_path / "hand", miniature.cityscapes_labels())
+    @pytest.mark.parametrize("outer", ["", "Cityscapes"])
+    def test_the_unpacked_set_itself_may_be_given(self, mini, tmp_path, outer):
+        miniature.write_unpacked(tmp_path / "hand" / outer, miniature.cityscapes_images())
+        miniature.write_unpacked(tmp_path / "hand" / outer, miniature.cityscapes_labels())
         counts = fill(self.config(items=["cityscapes"]), tmp_path / "data")
         assert counts["inlier/train"] == miniature.TRAIN
+
+    def test_a_folder_of_the_name_with_nothing_of_the_set_is_not_called_incomplete(self, mini, tmp_path):
+        (tmp_path / "hand/cityscapes").mkdir(parents=True)
+        (tmp_path / "hand/cityscapes/notes.txt").write_text("to do")
+        with pytest.raises(DataError, match="cityscapes") as caught:
+            fill(self.config(items=["cityscapes"]), tmp_path / "data")
+        assert "is not complete" not in str(caught.value)
 
     def test_a_folder_with_half_of_coco_is_not_taken_for_all_of_it(self, mini, tmp_path):
         miniature.write_unpacked(tmp_path / "hand", miniature.coco_annotations())

@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomdino.acquisition.acquire import acquire, fetch_items
 from anomdino.acquisition.archives import unpack
-from anomdino.acquisition.normalise import inlier, outliers, s2m
+from anomdino.acquisition.normalise import benchmarks, inlier, outliers, s2m, weights
 from anomdino.acquisition.registry import Expectation
 from anomdino.acquisition.tree import Tree, layout_faults
 from anomdino.adt.dataset import TrainingFiles, list_items
@@ -368,6 +368,31 @@ def test_seed_weights_may_come_inside_an_archive(published, tmp_path, monkeypatc
     config = RegistryConfig(items=["rpl_seed"], from_dir="hand", downloads="store", offline=True)
     acquire(config, tmp_path / "out", miniature.miniature_registry())
     assert (tmp_path / "out/weights/rpl_seed.pth").read_bytes() == miniature.checkpoint()
+
+
+@pytest.mark.parametrize("names", [[], ["a.pth", "b/c.ckpt"]])
+def test_seed_weights_are_one_checkpoint(published, tmp_path, names):
+    members = {"readme.txt": b"hello"} | dict.fromkeys(names, miniature.checkpoint())
+    (tmp_path / "weights").write_bytes(miniature.packed("x.tgz", members))
+    with pytest.raises(DataError, match=f"holds {len(names)} checkpoints"):
+        weights.seed(Tree((), files={"rpl_seed": tmp_path / "weights"}), tmp_path / "out")
+
+
+def test_what_a_mac_adds_to_an_archive_is_no_data(tmp_path):
+    """Beside every folder that it packs there is one of the same form with other files in it."""
+    miniature.write_unpacked(
+        tmp_path, {"__MACOSX/images/._1.png": b"x", ".x/images/1.png": b"x", "set/images/1.png": b"x"}
+    )
+    assert Tree((tmp_path,)).glob("images/*.png") == [tmp_path / "set/images/1.png"]
+
+
+def test_fishyscapes_frames_are_found_among_all_of_an_unpacked_lost_and_found(tmp_path):
+    hand = tmp_path / "hand"
+    miniature.write_unpacked(hand, miniature.laf_images() | miniature.fishyscapes_labels())
+    image = next(hand.rglob("*_leftImg8bit.png"))
+    image.with_name("00_More_000000_000010_leftImg8bit.png").write_bytes(image.read_bytes())
+    counts = benchmarks.fishyscapes_laf(Tree((hand,), owned=False), tmp_path / "out")
+    assert counts == {"val/Fishyscapes/LostAndFound": len(miniature.LAF_FRAMES["test"])}
 
 
 @pytest.mark.parametrize("outer", ["", "Cityscapes", "some/where/deep"])

@@ -22,7 +22,7 @@ from anomdino.acquisition.sources import SourceError, unreachable
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.verify import Recorded, describe_page, quick_fault
-from anomdino.errors import ConfigError, DataError
+from anomdino.errors import ConfigError, DataError, DiskError
 
 CONTENT = b"\x80\x02" + bytes(range(256)) * 400
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -65,8 +65,7 @@ def test_wrong_bytes_are_removed_and_the_next_mirror_is_asked(shelf, store):
 
 def test_wrong_bytes_everywhere_are_reported_with_both_digests(shelf, store):
     wrong = b"\x80 wrong"
-    shelf.put("/a", wrong)
-    shelf.put("/b", wrong)
+    pages = [shelf.put("/a", wrong), shelf.put("/b", wrong)]
     with pytest.raises(DataError) as caught:
         store.get(from_url(shelf.url("/a"), shelf.url("/b"), sha256=SHA))
     text = str(caught.value)
@@ -77,6 +76,7 @@ def test_wrong_bytes_everywhere_are_reported_with_both_digests(shelf, store):
     assert "--from-dir" in text
     assert not (store.folder / "weights.pth").exists()
     assert not list(store.folder.glob("*.part*"))
+    assert [len(page.requests) for page in pages] == [1, 1]  # what was not continued is wrong at the source
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256", "sha256_prefix"])
@@ -131,6 +131,20 @@ def test_a_continued_download_that_is_wrong_is_tried_once_more_from_the_start(sh
     page = shelf.put("/w", CONTENT)  # the same ETag and length, other bytes
     assert store.get(file).read_bytes() == CONTENT
     assert [request.get("range") for request in page.requests] == ["bytes=5000-", None]
+
+
+def test_what_the_registry_does_not_know_is_recorded_once(tmp_path):
+    recorded = Recorded(tmp_path / "lock.json")
+    nowhere = Source(url="https://example.org/w")
+    assert not recorded.record(registered(nowhere, sha256=SHA, size=5), 5, SHA)
+    for facts in ({"sha256": SHA}, {"size": 5}, {}):
+        recorded.path.unlink(missing_ok=True)
+        assert recorded.record(registered(nowhere, **facts), 5, SHA)
+        assert not recorded.record(registered(nowhere, **facts), 5, SHA)
+        assert recorded.completed(registered(nowhere, **facts)).model_dump(include={"size", "sha256"}) == {
+            "size": 5,
+            "sha256": SHA,
+        }
 
 
 def test_an_unknown_digest_is_recorded_told_and_enforced(shelf, store, caplog):
@@ -285,6 +299,14 @@ class TestByHand:
         store.get(file)
         assert (tmp_path / "x.bin").read_bytes() == CONTENT
         assert (tmp_path / "x.bin").stat().st_nlink == 1
+
+    def test_room_for_a_copy_is_looked_for_first(self, store, tmp_path, monkeypatch):
+        (tmp_path / "weights.pth").write_bytes(CONTENT)
+        usage = shutil.disk_usage(tmp_path)._replace(free=10)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(DiskError, match=r"copying weights\.pth needs"):
+            store.take(registered(Source(by_hand="https://example.org/")), tmp_path / "weights.pth")
+        assert not list(store.folder.iterdir())
 
     def test_archives_are_linked_and_what_becomes_an_output_is_copied(self, store, tmp_path):
         for name, content, archive in (

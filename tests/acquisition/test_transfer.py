@@ -202,6 +202,12 @@ def test_a_wait_that_is_no_number_is_none(shelf, target):
     assert part_of(target).read_bytes() == CONTENT
 
 
+def test_a_server_may_not_ask_for_more_than_the_longest_wait(shelf, target):
+    shelf.put("/f", CONTENT, statuses=[503], headers={"Retry-After": "3600"})
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == CONTENT
+
+
 def test_a_wait_beyond_the_limit_is_not_begun(shelf, target):
     shelf.put("/f", CONTENT, statuses=[503] * 9, headers={"Retry-After": "3600"})
     started = time.monotonic()
@@ -263,6 +269,12 @@ def test_a_piece_that_the_server_coded_is_not_glued_on(shelf, target):
     with pytest.raises(SourceError, match="coded as gzip"):
         transfer(shelf.url("/f"), target, patience=QUICK)
     assert part_of(target).read_bytes() == CONTENT[:100_000]
+
+
+def test_a_web_page_is_known_by_what_the_server_calls_it(shelf, target):
+    shelf.put("/f", b"please log in first", content_type="text/html")
+    with pytest.raises(PageError):
+        transfer(shelf.url("/f"), target, patience=QUICK)
 
 
 def test_a_web_page_that_drips_ends_at_the_time_limit(shelf, target):
