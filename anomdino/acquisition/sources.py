@@ -156,7 +156,7 @@ def _host(address: str) -> tuple[str, int]:
     if not proxy or urllib.request.proxy_bypass(host):
         return host, port
     proxy = proxy if re.match(r"\w+://", proxy) else f"http://{proxy}"
-    return _server(proxy, f"the proxy {proxy}", "correct http_proxy, https_proxy or all_proxy")
+    return _server(proxy, "http_proxy, https_proxy or all_proxy", "correct it")  # it may hold a password
 
 
 def _server(address: str, name: str, cure: str) -> tuple[str, int]:

@@ -490,11 +490,12 @@ def test_an_address_that_is_none_is_named(address):
     assert str(caught.value).startswith(address)
 
 
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:80x", "a..b:80"])
-def test_a_proxy_that_is_no_address_is_named(monkeypatch, proxy):
+@pytest.mark.parametrize("proxy", ["http://me:secret@127.0.0.1:80x", "me:secret@a..b:80"])
+def test_a_proxy_that_is_no_address_is_named_but_not_its_password(monkeypatch, proxy):
     monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(ConfigError, match="all_proxy"):
+    with pytest.raises(ConfigError, match="all_proxy") as caught:
         unreachable(["http://example.org/f"])
+    assert "secret" not in str(caught.value)
 
 
 def test_servers_that_take_no_connection_are_found_at_once(shelf):

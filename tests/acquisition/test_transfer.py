@@ -308,11 +308,12 @@ def test_a_redirect_to_what_is_no_host(shelf, target):
         transfer(shelf.url("/f"), target, patience=QUICK)
 
 
-@pytest.mark.parametrize("proxy", ["foo://127.0.0.1:1", "http://127.0.0.1:1x"])
+@pytest.mark.parametrize("proxy", ["foo://me:secret@127.0.0.1:1", "http://me:secret@127.0.0.1:1x"])
 def test_a_proxy_that_cannot_be_used_is_named(target, monkeypatch, proxy):
     monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(SourceError, match="http_proxy"):
+    with pytest.raises(SourceError, match="http_proxy") as caught:
         transfer("http://example.org/f", target, patience=QUICK)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_body_without_length_that_ends_is_taken(shelf, target):

@@ -308,6 +308,27 @@ def test_every_family_can_be_drawn_at_any_size(family):
         assert rgb[inside].std() > 0 or height == 3
 
 
+def test_a_face_that_looks_away_from_the_sun_has_the_light_of_the_sky_alone():
+    for seed in range(5):
+        light = draw_light(np.random.default_rng(seed))
+        towards = np.array(light.sun)
+        assert np.linalg.norm(towards) == pytest.approx(1)
+        assert light.shade(tuple(towards)) == pytest.approx(light.ambient + light.direct)
+        assert light.shade(tuple(-towards)) == light.ambient
+
+
+def test_an_outlier_photo_has_half_the_size_of_what_was_rendered():
+    """A pixel of its mask is one whose greater part is object: a quarter of the pixels, not of their rim as well."""
+    for index, seed in ((0, 0), (3, 5)):
+        _, mask = outlier(index, seed)
+        rng = named_rng(seed, "synthetic", "outlier", index)
+        light = draw_light(rng)
+        look = draw_look(rng, tuple(TRAINING)[index], evaluation=False)
+        _, inside = render(look, int(rng.integers(220, 360)), light)
+        assert (mask > 0).sum() == pytest.approx(inside.sum() / 4, rel=0.02)
+    assert not np.array_equal(outlier(0, 0)[0], outlier(0, 1)[0])
+
+
 def test_outlier_photos_show_the_object_of_the_mask():
     for index in range(len(TRAINING)):
         image, mask = outlier(index)
