@@ -150,8 +150,7 @@ def _require_wanted(registry: Registry, names: list[str], store: Store) -> None:
     Raises:
         DataError: It would be ignored.
     """
-    ids = dict.fromkeys(file for name in names for bundle in registry.item(name).bundles for file in bundle)
-    wanted = {registry.files[one].name: registry.files[one] for one in ids}
+    wanted = {file.name: file for file in registry.files_of(*names)}
     for name, path in store.given.items():
         if name not in wanted:
             cause = f"is given for {name}, which {', '.join(names)} does not have"
@@ -181,8 +180,7 @@ def verify_items(registry: Registry, names: list[str], store: Store) -> tuple[li
     """
     good: list[str] = []
     bad: dict[str, str] = {}
-    ids = dict.fromkeys(file for name in names for bundle in registry.item(name).bundles for file in bundle)
-    for file in (registry.files[one] for one in ids):
+    for file in registry.files_of(*names):
         if store.path(file).is_file():
             fault = store.verify(file)
             good += [] if fault else [file.name]
@@ -345,7 +343,7 @@ def _plan_item(registry: Registry, name: str, item: RegisteredItem, store: Store
     if unpacked is not None:
         return Plan(name, item, unpacked[0], {}, unpacked[1])
     faults = {folder: f"is not complete: {'; '.join(lacking)}" for folder, lacking in halves.items()}
-    for file in (registry.files[one] for bundle in item.bundles for one in bundle):
+    for file in registry.files_of(name):
         origin = None if store.has(file) else store.found_by_hand(file, name)
         fault = store.glance(file, origin) if origin is not None else ""
         faults |= {origin: fault} if origin is not None and fault else {}

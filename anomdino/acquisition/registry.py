@@ -177,6 +177,15 @@ class Registry(_Entry):
             raise ConfigError("item", f"'{name}' is unknown", f"choose from {', '.join(self.items)}")
         return self.items[name]
 
+    def files_of(self, *names: str) -> list[RegisteredFile]:
+        """Give the files of items, of all their bundles, each once.
+
+        Raises:
+            ConfigError: There is no such item.
+        """
+        ids = dict.fromkeys(file for name in names for bundle in self.item(name).bundles for file in bundle)
+        return [self.files[one] for one in ids]
+
     def sizes(self, files: Iterable[str]) -> tuple[int, bool]:
         """Give the total size of files in bytes, and whether every one of them is known."""
         known = [self.files[file].expected_size for file in files]
