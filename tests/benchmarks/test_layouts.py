@@ -364,7 +364,7 @@ def test_set_named_after_an_entry_takes_its_layout_split_and_count(tmp_path):
 
 def test_what_is_set_goes_before_the_entry_and_the_layout(tmp_path):
     image(tmp_path / "images/one.png")
-    label(tmp_path / "labels/one.png", [7, 9, 1, 0])
+    label(tmp_path / "labels/one.png", [7, 9, 1, 7])
     label(tmp_path / "roi.png", [1, 1, 0, 0])
     own = BenchmarkSet(
         root=tmp_path, entry="AnomalyTrack", layout="folder", split="all", expected_count=1, protocol="rpl",

@@ -95,5 +95,5 @@ def test_regions_have_the_heights_and_lights_and_all_the_places_that_are_said():
     assert max(heights) > 0.5 * 60
     assert min(places) < 35
     assert max(places) > 85
-    assert 200 * 0.75 * 0.87 < min(levels) < 180
+    assert 200 * 0.75 * 0.87 < min(levels) < 165
     assert 220 < max(levels) <= 255
