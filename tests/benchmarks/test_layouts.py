@@ -193,9 +193,10 @@ def test_lost_and_found_drops_invalid_frames_by_rank_and_known_objects_by_prefix
 def test_lost_and_found_counts_frames_by_their_own_names_and_training_frames_apart(tmp_path):
     """The 45th training frame is invalid; folders do not matter for the rank."""
     for index in range(46):
-        frame = f"02_A_000000_{index:06d}"
-        image(tmp_path / f"leftImg8bit/train/{45 - index:02d}/{frame}_leftImg8bit.png")
-        label(tmp_path / f"gtCoarse/train/{45 - index:02d}/{frame}_gtCoarse_labelIds.png", [0, 1])
+        name = f"train/{45 - index:02d}/02_A_000000_{index:06d}"
+        for path in (f"leftImg8bit/{name}_leftImg8bit.png", f"gtCoarse/{name}_gtCoarse_labelIds.png"):
+            (tmp_path / path).parent.mkdir(parents=True)
+            (tmp_path / path).touch()
     lost_and_found(tmp_path, ["02_B_000000_000010"])
     found = open_benchmark("lost_and_found", tmp_path, "trainValid")
     assert [int(sample.frame_id[-6:]) for sample in found] == [*range(44), 45]

