@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomdino.acquisition.pairs import TRAIN_IDS, TRAIN_IDS_ARE, check_values
 from anomdino.config.compose import ComposeConfig
 from anomdino.data.mixing import OUTLIER, VOID, CutOut, PasteRules, paste_objects
 from anomdino.data.rpl_mixing import paste_rpl
@@ -30,6 +29,7 @@ from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
 from anomdino.io.digest import file_sha256
 from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.labels import check_train_ids
 from anomdino.io.listing import list_images, pair_by_key
 from anomdino.io.locking import exclusive
 from anomdino.progress import track
@@ -356,7 +356,7 @@ def _scene(
     image, label = read_image(image_path), read_label(label_path)
     if image.shape[:2] != label.shape:
         raise DataError(label_path, f"is {label.shape}, its image is {image.shape[:2]} (H, W)", "")
-    check_values(label_path, label, TRAIN_IDS, TRAIN_IDS_ARE)
+    check_train_ids(label_path, label)
     if enlarge == 1:
         return image, label
     size = (round(label.shape[1] * enlarge), round(label.shape[0] * enlarge))
