@@ -24,7 +24,7 @@ from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.tree import Tree, layout_faults, unpacked_by_hand
 from anomdino.config.acquisition import RegistryConfig
 from anomdino.errors import ConfigError, DataError, DiskError
-from anomdino.io.atomic import atomic_write_text
+from anomdino.io.atomic import atomic_write_text, require_folder
 from anomdino.io.locking import exclusive
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,11 @@ def fetch_items(
         Number of files by part; without ``into`` the number of stored files by item.
 
     Raises:
+        ConfigError: ``into`` is a file or would lie below one.
         DataError: Something cannot be had, or ``into`` holds other files under the same names.
     """
+    if into is not None:
+        require_folder(into, "--into")
     store = store_of(config, given)
     _require_wanted(registry, names, store)
     counts: Counter[str] = Counter()
@@ -147,8 +150,7 @@ def _require_wanted(registry: Registry, names: list[str], store: Store) -> None:
     Raises:
         DataError: It would be ignored.
     """
-    ids = dict.fromkeys(file for name in names for bundle in registry.item(name).bundles for file in bundle)
-    wanted = {registry.files[one].name: registry.files[one] for one in ids}
+    wanted = {file.name: file for file in registry.files_of(*names)}
     for name, path in store.given.items():
         if name not in wanted:
             cause = f"is given for {name}, which {', '.join(names)} does not have"
@@ -178,8 +180,7 @@ def verify_items(registry: Registry, names: list[str], store: Store) -> tuple[li
     """
     good: list[str] = []
     bad: dict[str, str] = {}
-    ids = dict.fromkeys(file for name in names for bundle in registry.item(name).bundles for file in bundle)
-    for file in (registry.files[one] for one in ids):
+    for file in registry.files_of(*names):
         if store.path(file).is_file():
             fault = store.verify(file)
             good += [] if fault else [file.name]
@@ -342,7 +343,7 @@ def _plan_item(registry: Registry, name: str, item: RegisteredItem, store: Store
     if unpacked is not None:
         return Plan(name, item, unpacked[0], {}, unpacked[1])
     faults = {folder: f"is not complete: {'; '.join(lacking)}" for folder, lacking in halves.items()}
-    for file in (registry.files[one] for bundle in item.bundles for one in bundle):
+    for file in registry.files_of(name):
         origin = None if store.has(file) else store.found_by_hand(file, name)
         fault = store.glance(file, origin) if origin is not None else ""
         faults |= {origin: fault} if origin is not None and fault else {}

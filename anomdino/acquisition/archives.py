@@ -66,7 +66,7 @@ class Member:
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar archive, by its content."""
-    if not path.is_file() or zipfile.is_zipfile(path):
+    if not path.is_file() or is_zip(path):
         return path.is_file()
     try:
         tarfile.open(path, tarinfo=_BoundedHeader).close()
@@ -75,6 +75,13 @@ def is_archive(path: Path) -> bool:
     except _DAMAGED:
         return False
     return True
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip, by its content; a tar is none, though a zip that is its last member looks like one."""
+    with path.open("rb") as stream:
+        stream.seek(257)
+        return stream.read(5) != b"ustar" and zipfile.is_zipfile(path)
 
 
 def list_members(path: Path, limits: ArchiveLimits | None = None) -> list[Member]:
@@ -147,7 +154,7 @@ _DAMAGED = (
 @contextmanager
 def _opened(path: Path) -> Iterator[Archive]:
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 yield archive
         else:
@@ -225,6 +232,7 @@ def _checked(path: Path, found: Iterator[tuple[str, int, str]], limits: ArchiveL
     for name, size, kind in found:
         count, total = count + 1, total + size
         fault = _name_fault(name) or (kind if kind != "folder" else "")
+        fault = fault or ("has a negative size" if size < 0 else "")  # it would make room for other members
         if fault:
             raise _refused(path, f"member {name!r} {fault}")
         if count > limits.members:
@@ -249,7 +257,7 @@ def _name_fault(name: str) -> str:
         "has control characters in its name": any(unicodedata.category(letter) == "Cc" for letter in name),
         "leaves the folder ('..')": ".." in parts,
         "has an empty part in its name": "" in parts,
-        "has an over-long name": len(name) > LONGEST_PATH
+        "has an over-long name": len(name.encode("utf-8", "replace")) > LONGEST_PATH
         or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts),
     }
     return next((fault for fault, present in faults.items() if present), "")

@@ -69,9 +69,8 @@ def _synthetic(data: DataConfig, out: Path) -> Counts:
 
 def _fingerprint(data: DataConfig, listing: str) -> str:
     own = data.registry.file if data.source == "registry" else ""
-    registered = (
-        Path(own).expanduser().read_text(encoding="utf-8") if own and Path(own).expanduser().is_file() else ""
-    )
+    file = Path(own).expanduser()
+    registered = file.read_text(encoding="utf-8", errors="replace") if own and file.is_file() else ""
     content = [
         __version__,
         data.source,

@@ -148,7 +148,7 @@ def _closed_set_parts(own: OwnFolders) -> tuple[list[Pair], list[Pair]]:
 
 
 def _fraction(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def _pairs(root: Path, labels: str) -> list[Pair]:

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from anomdino.acquisition.staging import place
 from anomdino.errors import DataError
 from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.labels import check_train_ids
 from anomdino.progress import track
-
-TRAIN_IDS = frozenset((*range(19), 255))
 
 Pair = tuple[str, Path, Path]
 LabelReader = Callable[[Path], npt.NDArray[np.uint8]]
@@ -46,7 +45,7 @@ def copy_closed_set(
     def copy(pair: Pair) -> None:
         key, image, label = pair
         values = read(label)
-        check_values(label, values, TRAIN_IDS, "Cityscapes train ids 0..18 and 255 (void)")
+        check_train_ids(label, values)
         _check_size(image, label, values)
         place(image, target / "images" / f"{key}{image.suffix.lower()}", link)
         write_png(target / "labels" / f"{key}.png", values)
@@ -109,26 +108,6 @@ def _object_mask(path: Path) -> npt.NDArray[np.uint8]:
             path, f"is no object mask: values and pixel counts {counts}", "a mask is 0 and one other value"
         )
     return np.where(values > 0, np.uint8(255), np.uint8(0))
-
-
-def check_values(path: Path, values: npt.NDArray[np.uint8], allowed: frozenset[int], name: str) -> None:
-    """Refuse a label, uint8 (H, W), that holds other values than allowed.
-
-    Args:
-        path: The label file, for the message.
-        values: Its values.
-        allowed: Values that it may hold.
-        name: What these are, for the message.
-
-    Raises:
-        DataError: It does; the message has the first eight with their numbers of pixels.
-    """
-    counts = np.bincount(values.ravel(), minlength=256)
-    strange = {
-        int(value): int(counts[value]) for value in np.flatnonzero(counts) if int(value) not in allowed
-    }
-    if strange:
-        raise DataError(path, f"has label values that are not {name}: {dict(list(strange.items())[:8])}", "")
 
 
 def _check_size(image: Path, label: Path, values: npt.NDArray[np.uint8]) -> None:

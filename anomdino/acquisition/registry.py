@@ -62,10 +62,14 @@ class Source(_Entry):
         return self.url or self.by_hand or self.path
 
 
+PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name that is one of a file in any folder, and no path out of it."""
+
+
 class RegisteredFile(_Entry):
     """A file as it is published."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: PlainName
     """The name under which it is kept."""
     published: str = ""
     """The name under which it is published, where it is kept under another; taken in `<from_dir>/<item>/`, so that
@@ -146,7 +150,7 @@ class RegisteredItem(_Entry):
 class Registry(_Entry):
     """All files and items."""
 
-    files: dict[str, RegisteredFile]
+    files: dict[PlainName, RegisteredFile]
     """By id."""
     items: dict[str, RegisteredItem]
     """By name."""
@@ -172,6 +176,15 @@ class Registry(_Entry):
         if name not in self.items:
             raise ConfigError("item", f"'{name}' is unknown", f"choose from {', '.join(self.items)}")
         return self.items[name]
+
+    def files_of(self, *names: str) -> list[RegisteredFile]:
+        """Give the files of items, of all their bundles, each once.
+
+        Raises:
+            ConfigError: There is no such item.
+        """
+        ids = dict.fromkeys(file for name in names for bundle in self.item(name).bundles for file in bundle)
+        return [self.files[one] for one in ids]
 
     def sizes(self, files: Iterable[str]) -> tuple[int, bool]:
         """Give the total size of files in bytes, and whether every one of them is known."""

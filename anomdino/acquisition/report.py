@@ -10,6 +10,7 @@ from pathlib import Path
 from anomdino.acquisition.registry import Registry
 from anomdino.acquisition.space import in_words
 from anomdino.acquisition.store import Store
+from anomdino.acquisition.transfer import part_of
 from anomdino.acquisition.tree import unpacked_by_hand
 from anomdino.words import counted
 
@@ -128,15 +129,10 @@ def state_of(registry: Registry, name: str, store: Store) -> str:
     ]
     if any(all(found) for found in by_hand) or unpacked_by_hand(item, name, store.by_hand)[0]:
         return "by hand"
-    parts = [
-        bundle
-        for bundle in item.bundles
-        for file in bundle
-        if store.path(registry.files[file]).with_name(f"{registry.files[file].name}.part").exists()
-    ]
     if any(best):
         return f"{sum(best)} of {len(best)} files"
-    return "begun" if parts else "absent"
+    begun = any(part_of(store.path(file)).exists() for file in registry.files_of(name))
+    return "begun" if begun else "absent"
 
 
 def item_table(registry: Registry, names: Iterable[str], store: Store, wanted: set[str]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from anomdino.acquisition.registry import RegisteredFile, Source
 from anomdino.acquisition.space import require_space
 from anomdino.acquisition.transfer import PageError, Patience, SourceError, drop_part, part_of, transfer
+from anomdino.errors import ConfigError
 
 DRIVE_FILE = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
 DRIVE_FOLDER = "https://drive.google.com/drive/folders/{id}"
@@ -90,6 +91,9 @@ def unreachable(addresses: Iterable[str], wait: float = 3.0) -> set[str]:
     """Give the addresses whose server (or whose proxy) takes no connection within ``wait`` seconds.
 
     Each server is tried once, all at the same time, so that a machine without network learns it in seconds.
+
+    Raises:
+        ConfigError: An address, or that of the proxy, is none.
     """
     hosts = {address: _host(address) for address in addresses}
     different = set(hosts.values())
@@ -112,7 +116,11 @@ def _from_drive(number: str, file: RegisteredFile, target: Path, patience: Patie
     except PageError as page:
         try:
             confirmed = get_url_from_gdrive_confirmation(page.text)
-        except FileURLRetrievalError:
+        except (
+            FileURLRetrievalError,
+            LookupError,
+            ValueError,
+        ):  # gdown reads the one form of the page that it knows
             raise page from None
         return transfer(confirmed, target, file.size, patience, identity)
 
@@ -123,7 +131,11 @@ def _hub_address(text: str) -> str:
     repository, _, name = text.partition(":")
     owner, _, revision = repository.partition("@")
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    return hf_hub_url(owner, name, revision=revision or None, endpoint=endpoint)
+    try:
+        return hf_hub_url(owner, name, revision=revision or None, endpoint=endpoint)
+    except ValueError as error:
+        cure = "write it as owner/name@revision:file in the registry file"
+        raise ConfigError(text, f"names no file of the hub ({error})", cure) from error
 
 
 def _copy(origin: Path, target: Path) -> bool:
@@ -137,14 +149,24 @@ def _copy(origin: Path, target: Path) -> bool:
 
 
 def _host(address: str) -> tuple[str, int]:
-    parts = urllib.parse.urlsplit(address)
+    cure = "correct it in the registry file, in data.registry.mirror or in HF_ENDPOINT"
+    host, port = _server(address, address, cure)
     proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        if not re.match(r"\w+://", proxy):
-            proxy = f"http://{proxy}"
-        parts = urllib.parse.urlsplit(proxy)
-    return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 80)
+    proxy = proxies.get(urllib.parse.urlsplit(address).scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(host):
+        return host, port
+    proxy = proxy if re.match(r"\w+://", proxy) else f"http://{proxy}"
+    return _server(proxy, "http_proxy, https_proxy or all_proxy", "correct it")  # it may hold a password
+
+
+def _server(address: str, name: str, cure: str) -> tuple[str, int]:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = parts.hostname or ""
+        host.encode("idna")  # as asking for it would
+        return host, parts.port or PORTS.get(parts.scheme, 80)
+    except ValueError as error:
+        raise ConfigError(name, f"is no address ({error})", cure) from error
 
 
 def _connects(host: str, port: int, wait: float) -> bool:

@@ -29,8 +29,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     Raises:
         DataError: ``target`` is a file.
     """
-    if target.exists() and not target.is_dir():
-        raise DataError(target, "is a file where a folder is needed", "move it away")
+    _refuse_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     staging = target.with_name(f".{target.name}.{secrets.token_hex(6)}.staging")
@@ -48,8 +47,13 @@ def staged_parts(root: Path, names: Iterable[str]) -> Iterator[Path]:
 
     Yields:
         The folder that holds the sub-folders to fill.
+
+    Raises:
+        DataError: A ``root/<name>`` is a file.
     """
     names = tuple(names)
+    for name in names:
+        _refuse_file(root / name)
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root / "parts")
     staging = root / f".parts.{secrets.token_hex(6)}.staging"
@@ -79,11 +83,12 @@ def merge_tree(source: Path, target: Path) -> None:
     """Move all files below ``source`` to the same places below ``target``.
 
     Raises:
-        DataError: ``target`` holds another file at one of the places; then nothing was moved.
+        DataError: ``target`` holds another file at a place, or where a folder is needed; then nothing was moved.
     """
     files = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
     taken = [one for one in files if (target / one).exists()]
     other = [one for one in taken if not filecmp.cmp(source / one, target / one, shallow=False)]
+    other += sorted({part for one in files for part in one.parents if (target / part).is_file()})
     if other:
         listed = ", ".join(str(one) for one in other[:5])
         raise DataError(
@@ -135,6 +140,11 @@ def place(source: Path, target: Path, link: bool = False) -> None:
         except OSError:
             pass
     shutil.copyfile(source, target)
+
+
+def _refuse_file(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise DataError(target, "is a file where a folder is needed", "move it away")
 
 
 def _swap(staging: Path, target: Path) -> None:

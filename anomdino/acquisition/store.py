@@ -230,7 +230,7 @@ class Store:
 
 def _linked(origin: Path, target: Path) -> bool:
     try:
-        os.link(origin, target)
+        os.link(origin.resolve(), target)  # where the origin is a symbolic link, that alone would be linked
     except OSError:
         return False
     return True

@@ -124,8 +124,7 @@ def transfer(
         stop=lambda state: tally.exhausted(state) or late(state),
         reraise=True,
     )
-    timeout = httpx.Timeout(patience.silence)
-    with httpx.Client(follow_redirects=True, timeout=timeout, headers=ASK_FOR_BYTES) as client:
+    with _client(patience) as client:
         try:
             for attempt in retrying:
                 with attempt:
@@ -137,6 +136,17 @@ def transfer(
                 f"{fault} ({tries} attempts within the limit of {patience.total:g} s)"
             ) from fault
     return resumed
+
+
+def _client(patience: Patience) -> httpx.Client:
+    try:
+        return httpx.Client(
+            follow_redirects=True, timeout=httpx.Timeout(patience.silence), headers=ASK_FOR_BYTES
+        )
+    except (httpx.InvalidURL, ImportError, ValueError) as error:
+        raise SourceError(
+            f"cannot be asked through the proxy that http_proxy, https_proxy or all_proxy names ({error})"
+        ) from error
 
 
 class _Tally:
@@ -201,9 +211,9 @@ def _attempt(client: httpx.Client, url: str, part: _Part, size: int | None, dead
                 _at_the_end(answer, part)
                 return
             _accept_status(answer)
-            total = _prepare(answer, part, size)
+            total = _prepare(answer, part, size, deadline)
             _receive(answer, part, total, deadline)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
         raise SourceError(f"is no address ({error})") from error
     except httpx.TooManyRedirects as error:
         raise SourceError("redirects without end") from error
@@ -230,7 +240,7 @@ def _at_the_end(answer: httpx.Response, part: _Part) -> None:
         )
 
 
-def _prepare(answer: httpx.Response, part: _Part, size: int | None) -> int | None:
+def _prepare(answer: httpx.Response, part: _Part, size: int | None, deadline: float) -> int | None:
     """Decide whether the answer continues the part or replaces it, and give the total size."""
     if answer.status_code == httpx.codes.PARTIAL_CONTENT:
         unit, _, total_text = answer.headers.get("content-range", "").partition("/")
@@ -239,25 +249,30 @@ def _prepare(answer: httpx.Response, part: _Part, size: int | None) -> int | Non
         if not unit.startswith(f"bytes {part.size}-") or total_text != known.get("total") or not same:
             part.drop()
             raise _PassingError("the file at the source changed")
+        _require_plain(answer)
         return int(total_text) if total_text.isdigit() else None
     length = answer.headers.get("content-length", "")
     total = int(length) if length.isdigit() else None
     if "html" in answer.headers.get("content-type", ""):
-        raise _page(answer)
-    coding = answer.headers.get("content-encoding", "identity")
-    if coding != "identity":
-        raise SourceError(f"sends the file coded as {coding}, though it was asked for plain bytes")
+        raise _page(answer, deadline)
+    _require_plain(answer)
     if size is not None and total is not None and size != total:
         raise SourceError(f"offers {total:,} bytes, expected {size:,}")
     part.begin(_validators(answer, part.identity, length))
     return total if total is not None else size
 
 
-def _page(answer: httpx.Response) -> PageError:
+def _require_plain(answer: httpx.Response) -> None:
+    coding = answer.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise SourceError(f"sends the file coded as {coding}, though it was asked for plain bytes")
+
+
+def _page(answer: httpx.Response, deadline: float) -> PageError:
     body = b""
     for piece in answer.iter_bytes():
         body += piece
-        if len(body) > LONGEST_PAGE:
+        if len(body) > LONGEST_PAGE or time.monotonic() > deadline:
             break
     return PageError(describe_page(body) or "a web page", body.decode("utf-8", "replace"), str(answer.url))
 
@@ -311,7 +326,7 @@ def _strong(validators: dict[str, str]) -> str:
 
 def _retry_after(answer: httpx.Response) -> float:
     text = answer.headers.get("retry-after", "")
-    return float(text) if text.isdigit() else 0.0
+    return float(text) if text.isdecimal() else 0.0  # isdigit is true of a raised 2, which is no number
 
 
 def _describe(error: Exception) -> str:

@@ -105,7 +105,6 @@ def open_registered(
         split,
         name=entry,
         expected_count=known.counts.get(split) if expected_count is None else expected_count,
-        limits=known.limits,
     )
 
 
@@ -152,7 +151,7 @@ def open_set(name: str, settings: BenchmarkSet) -> Benchmark:
     count = settings.expected_count
     if count is None and entry is not None and split is not None:
         count = entry.counts.get(split)
-    base = (entry.limits if entry else None) or LAYOUTS[layout].limits
+    base = LAYOUTS[layout].limits
     return open_benchmark(
         layout,
         settings.root,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from anomdino.benchmarks import layouts
@@ -50,7 +50,6 @@ class Entry:
         resolution: Image sizes, width x height.
         licence: Terms of use as its home page states them.
         home: Home page.
-        limits: Component limits where they differ from the layout's.
     """
 
     layout: str
@@ -60,7 +59,6 @@ class Entry:
     resolution: str
     licence: str
     home: str
-    limits: ComponentLimits | None = field(default=None)
 
 
 LAYOUTS: dict[str, Layout] = {

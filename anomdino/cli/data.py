@@ -106,8 +106,8 @@ def where(names: Names = None, params: ParamsFile = Path("params.yaml")) -> None
     config = _registry_config(params)
     registry, store = load_registry(config.file), store_of(config)
     for name in _checked_names(registry, names):
-        for file in dict.fromkeys(one for bundle in registry.item(name).bundles for one in bundle):
-            path = store.path(registry.files[file])
+        for file in registry.files_of(name):
+            path = store.path(file)
             print(f"{name}  {path.resolve()}{'' if path.is_file() else '  (not there)'}")
 
 

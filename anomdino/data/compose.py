@@ -29,6 +29,7 @@ from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
 from anomdino.io.digest import file_sha256
 from anomdino.io.images import read_image, read_label, write_png
+from anomdino.io.labels import check_train_ids
 from anomdino.io.listing import list_images, pair_by_key
 from anomdino.io.locking import exclusive
 from anomdino.progress import track
@@ -142,7 +143,8 @@ def compose(config: ComposeConfig, seed: int, inlier: Path, outliers: Path, out:
 
     Raises:
         ProtocolError: A source is evaluation data.
-        DataError: Sources are missing, damaged, or do not pair; or another process composes there.
+        DataError: Sources are missing, damaged, do not pair, or a label holds other values than train ids; or another
+            process composes there.
     """
     with exclusive(out / ".compose.lock"):
         return _compose(config, seed, inlier, outliers, out)
@@ -354,6 +356,7 @@ def _scene(
     image, label = read_image(image_path), read_label(label_path)
     if image.shape[:2] != label.shape:
         raise DataError(label_path, f"is {label.shape}, its image is {image.shape[:2]} (H, W)", "")
+    check_train_ids(label_path, label)
     if enlarge == 1:
         return image, label
     size = (round(label.shape[1] * enlarge), round(label.shape[0] * enlarge))

@@ -57,6 +57,8 @@ def wrap(values: Reals, period: float) -> FloatArray:
 def sample(noise: FloatArray, u: Reals, v: Reals) -> FloatArray:
     """Bilinear look-up with wrap-around; u, v float32 (H, W) in tiles (1.0 = one period)."""
     x, y = wrap(u, 1.0), wrap(v, 1.0)
+    if not x.size:  # OpenCV refuses it
+        return x
     x *= TILE
     y *= TILE
     return np.asarray(cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), dtype=np.float32)

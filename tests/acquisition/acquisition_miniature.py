@@ -288,8 +288,8 @@ OTHER_COUNTS = {
 
 def packed(name: str, files: Files) -> bytes:
     stream = io.BytesIO()
-    if name.endswith(".tgz"):
-        with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+    if name.endswith((".tar", ".tgz")):
+        with tarfile.open(fileobj=stream, mode="w:gz" if name.endswith(".tgz") else "w") as archive:
             for member, content in files.items():
                 entry = tarfile.TarInfo(member)
                 entry.size = len(content)

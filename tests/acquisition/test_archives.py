@@ -94,6 +94,7 @@ NAMES = {
     "a\nb": "control characters",
     "x" * 300: "over-long",
     "/".join(["d" * 100] * 12): "over-long",
+    "/".join(["\u540d" * 80] * 5): "over-long",  # 404 letters, 1204 bytes
 }
 
 
@@ -115,6 +116,7 @@ def test_names_that_leave_the_folder_or_are_no_names(tmp_path, kind, name, match
         (tarfile.CHRTYPE, "device"),
         (tarfile.BLKTYPE, "device"),
         (tarfile.FIFOTYPE, "pipe"),
+        (tarfile.GNUTYPE_SPARSE, "sparse"),
     ],
 )
 def test_links_and_devices_in_tar(tmp_path, kind, match):
@@ -176,6 +178,11 @@ def test_the_same_name_twice(tmp_path):
     refused(path, tmp_path, "collides")
 
 
+def test_what_reaches_a_limit_and_not_beyond_is_unpacked(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"a": bytes(1500), "b": bytes(1500)})
+    assert len(list_members(path, ArchiveLimits(members=2, unpacked=3000))) == 2
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_too_many_members(tmp_path, kind):
     members = {f"{number}": b"" for number in range(20)}
@@ -215,6 +222,34 @@ def test_a_header_that_would_fill_the_memory(tmp_path, kind):
     tracemalloc.stop()
 
 
+def with_size(entry: tarfile.TarInfo, size: int) -> bytes:
+    """Give a tar header with any size, negative ones too, in base 256."""
+    header = bytearray(entry.tobuf())
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.REGTYPE])
+def test_a_negative_size_makes_no_room_for_a_bomb(tmp_path, kind):
+    first = tarfile.TarInfo("first")
+    first.type = kind
+    bomb = tarfile.TarInfo("bomb")
+    bomb.size = 4096
+    with gzip.open(tmp_path / "a.tgz", "wb") as stream:
+        stream.write(with_size(first, -(1 << 40)) + bomb.tobuf() + bytes(bomb.size))
+    refused(tmp_path / "a.tgz", tmp_path, "negative size", ArchiveLimits(unpacked=3000))
+
+
+def test_a_tar_with_a_zip_at_its_end_is_a_tar(tmp_path):
+    """The end of a zip, by which one is known, lies at the end of this file too."""
+    inner = make_zip(tmp_path / "inner.zip", {"x": b"1"}).read_bytes()
+    path = make_tar(tmp_path / "a.tar", {"inner.zip": inner}, "w")
+    assert is_archive(path)
+    assert [one.name for one in list_members(path)] == ["inner.zip"]
+
+
 def test_a_long_name_in_an_extended_header_is_read(tmp_path):
     name = "/".join(["ö" * 60] * 4)
     path = make_tar(tmp_path / "a.tgz", {name: b"x"})
@@ -245,6 +280,16 @@ def test_a_zip_member_smaller_than_declared_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="has 5,000 bytes, declares 6,000"):
         unpack(path, tmp_path / "out")
+
+
+def test_a_zip_whose_members_would_lie_before_its_beginning(tmp_path):
+    """The list of members is said to lie later than it does: all places shift to before the file."""
+    path = make_zip(tmp_path / "a.zip", {"a": b"x" * 50})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x05\x06") + 16
+    content[place : place + 4] = struct.pack("<I", struct.unpack("<I", content[place : place + 4])[0] + 20)
+    path.write_bytes(content)
+    refused(path, tmp_path, "damaged archive")
 
 
 def test_damaged_content_is_found_by_the_archives_own_checksum(tmp_path):

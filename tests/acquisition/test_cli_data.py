@@ -92,6 +92,23 @@ def test_get_verify_where(run, mini_params, tmp_path):
         run("verify", "camvid")
 
 
+def test_list_says_how_far_an_item_has_come(run, mini_params, tmp_path):
+    def state(name: str) -> str:
+        return run("list", name).splitlines()[0].rpartition("(")[2]
+
+    store, hand = tmp_path / "data/downloads", tmp_path / "hand"
+    store.mkdir(parents=True)
+    assert state("cityscapes") == "absent)"
+    (store / "gtFine_trainvaltest.zip.part").write_bytes(b"PK")
+    assert state("cityscapes") == "begun)"
+    for name, found in (
+        ("leftImg8bit_trainvaltest.zip", "1 of 2 files)"),
+        ("gtFine_trainvaltest.zip", "downloaded)"),
+    ):
+        (store / name).write_bytes((hand / name).read_bytes())
+        assert state("cityscapes") == found
+
+
 def test_nothing_is_recorded_while_another_run_holds_the_store(run, mini_params, tmp_path):
     """A download may take hours: its records are its own, and what is there can be looked at all the same."""
     run("get", "camvid", "--from-dir", "hand", "--offline")

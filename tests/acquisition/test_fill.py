@@ -19,13 +19,14 @@ from PIL import Image
 from pydantic import ValidationError
 
 from anomdino.acquisition import acquire as acquire_module
+from anomdino.acquisition import fill as fill_module
 from anomdino.acquisition import folder as folder_module
-from anomdino.acquisition.acquire import acquire, plan, require_room, store_of
+from anomdino.acquisition.acquire import Plan, acquire, fetch_items, plan, require_room, store_of
 from anomdino.acquisition.fill import fill
 from anomdino.acquisition.folder import OwnFolders, import_folders, listing_digest
-from anomdino.acquisition.registry import Registry, load_registry
+from anomdino.acquisition.registry import Registry, Source, load_registry
 from anomdino.acquisition.space import RESERVE
-from anomdino.acquisition.staging import staged_parts
+from anomdino.acquisition.staging import merge_tree, scratch_folder, staged_folder, staged_parts
 from anomdino.config.acquisition import PAPER_ITEMS, RegistryConfig
 from anomdino.config.data import DataConfig, FolderConfig
 from anomdino.errors import ConfigError, DataError, DiskError, ProtocolError
@@ -104,6 +105,11 @@ class TestFolder:
             assert counts["inlier/train"] == (1 if fraction == 0.0 else count - 1)
             assert counts["inlier/val"] == count - counts["inlier/train"]
 
+    def test_a_name_may_be_no_unicode(self, own, tmp_path):
+        write_pair(own / "inlier/train", os.fsdecode(b"\xff"), np.zeros(SIZE, np.uint8))
+        counts = fill(folder_config(own), tmp_path / "data")
+        assert counts["inlier/train"] + counts["inlier/val"] == 13
+
     def test_one_training_pair_alone_cannot_be_split(self, tmp_path):
         write_pair(tmp_path / "train", "a", np.zeros(SIZE, np.uint8))
         with pytest.raises(DataError, match=r"holds one pair.*\n.*give the held-out ones in val/"):
@@ -157,6 +163,37 @@ class TestFolder:
             )
         with pytest.raises(ProtocolError, match="evaluation data"):
             fill(folder_config(own), tmp_path / "data")
+
+    def test_what_the_user_or_someone_else_changed_is_made_again(self, own, tmp_path, monkeypatch):
+        """A label of the same size, a weight file, an output of as many files, and the program itself."""
+        (own / "weights").mkdir()
+        (own / "weights/w.pth").write_bytes(b"one")
+        config, data = folder_config(own, weights=str(own / "weights")), tmp_path / "data"
+        fill(config, data)
+        label = own / "inlier/train/labels/a/01.png"
+        content = label.read_bytes()
+        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(label)
+        assert len(content) == label.stat().st_size
+        fill(config, data)
+        assert (read_label(next((data / "inlier").rglob("labels/a/01.png"))) == 7).all()
+        (own / "weights/w.pth").write_bytes(b"other")
+        fill(config, data)
+        assert (data / "weights/w.pth").read_bytes() == b"other"
+        (data / "weights/w.pth").write_bytes(b"")
+        fill(config, data)
+        assert (data / "weights/w.pth").read_bytes() == b"other"
+        before = snapshot(data)
+        monkeypatch.setattr(fill_module, "__version__", "another")
+        fill(config, data)
+        assert snapshot(data) != before
+
+    def test_suffixes_are_written_small(self, own, tmp_path):
+        """The same image under two names in two sets would not be found to be one."""
+        for part in ("inlier/train/images/a/00", "outliers/images/cup"):
+            (own / f"{part}.png").rename(own / f"{part}.PNG")
+        fill(folder_config(own), tmp_path / "data")
+        assert not list((tmp_path / "data").rglob("*.PNG"))
+        assert (tmp_path / "data/outliers/images/cup.png").is_file()
 
     def test_a_name_that_is_no_unicode_is_no_reason_to_stop(self, own):
         (own / "bench/images" / os.fsdecode(b"caf\xe9.txt")).write_text("x")
@@ -269,12 +306,21 @@ class TestFolder:
         assert snapshot(tmp_path / "data") == before
         assert not list((tmp_path / "data").glob(".*.staging"))
 
-    def test_a_disk_that_is_full_while_copying(self, own, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(
+        ("number", "words"),
+        [
+            (errno.ENOSPC, "the disk is full"),
+            (errno.EDQUOT, "the disk is full"),
+            (errno.EROFS, "the file system is read-only"),
+            (errno.EPERM, "permission denied"),
+        ],
+    )
+    def test_a_disk_that_takes_nothing_while_copying(self, own, tmp_path, monkeypatch, number, words):
         def full(*_):
-            raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+            raise OSError(number, os.strerror(number), "somewhere")
 
         monkeypatch.setattr(shutil, "copyfile", full)
-        with pytest.raises(DiskError, match="somewhere: the disk is full"):
+        with pytest.raises(DiskError, match=f"somewhere: {words}"):
             fill(folder_config(own), tmp_path / "data")
         assert not list((tmp_path / "data").glob(".*.staging"))
 
@@ -366,9 +412,9 @@ class TestRegistry:
         os.utime(next((tmp_path / "data/downloads").glob("camvid*.tgz")), (1, 1))
         shutil.rmtree(tmp_path / "data/inlier")
         fill(self.config(items=["camvid"], keep_unpacked=True), tmp_path / "data")
-        inodes = [{name: one[2] for name, one in found.items()} for found in (before, snapshot(folder))]
-        assert inodes[0].keys() == inodes[1].keys()
-        assert inodes[0] != inodes[1]
+        times = [{name: one[0] for name, one in found.items()} for found in (before, snapshot(folder))]
+        assert times[0].keys() == times[1].keys()
+        assert all(times[0][name] < times[1][name] for name in times[0])  # numbers of files are used again
 
     def test_another_registry_under_the_same_name_is_noticed(self, published, mini, tmp_path):
         own = tmp_path / "own.yaml"
@@ -457,11 +503,19 @@ class TestRegistry:
         assert "hand/cityscapes is not complete: 3 files match gtFine/train/*/*_gtFine_labelIds.png" in words
         assert "expected 4" in words
 
-    def test_the_unpacked_set_itself_may_be_given(self, mini, tmp_path):
-        miniature.write_unpacked(tmp_path / "hand", miniature.cityscapes_images())
-        miniature.write_unpacked(tmp_path / "hand", miniature.cityscapes_labels())
+    @pytest.mark.parametrize("outer", ["", "Cityscapes"])
+    def test_the_unpacked_set_itself_may_be_given(self, mini, tmp_path, outer):
+        miniature.write_unpacked(tmp_path / "hand" / outer, miniature.cityscapes_images())
+        miniature.write_unpacked(tmp_path / "hand" / outer, miniature.cityscapes_labels())
         counts = fill(self.config(items=["cityscapes"]), tmp_path / "data")
         assert counts["inlier/train"] == miniature.TRAIN
+
+    def test_a_folder_of_the_name_with_nothing_of_the_set_is_not_called_incomplete(self, mini, tmp_path):
+        (tmp_path / "hand/cityscapes").mkdir(parents=True)
+        (tmp_path / "hand/cityscapes/notes.txt").write_text("to do")
+        with pytest.raises(DataError, match="cityscapes") as caught:
+            fill(self.config(items=["cityscapes"]), tmp_path / "data")
+        assert "is not complete" not in str(caught.value)
 
     def test_a_folder_with_half_of_coco_is_not_taken_for_all_of_it(self, mini, tmp_path):
         miniature.write_unpacked(tmp_path / "hand", miniature.coco_annotations())
@@ -522,6 +576,58 @@ class TestRegistry:
             with pytest.raises(DataError if enough else DiskError):
                 acquire(config, tmp_path / "out", registry)
             assert any(page.requests for page in pages) == enough
+
+    def test_what_an_interrupted_download_left_needs_no_room(self, tmp_path, monkeypatch):
+        registry = miniature.miniature_registry(size=1000, about=None)
+        store = store_of(RegistryConfig(downloads="store"))
+        file, (one,) = registry.files["rpl_corocl"], registry.item("rpl_corocl").bundles[0]
+        plans = [Plan("rpl_corocl", registry.item("rpl_corocl"), 0, {one: "online"})]
+        store.folder.mkdir()
+        store.path(file).with_name(f"{file.name}.part").write_bytes(bytes(400))
+        for free, enough in ((600, True), (599, False)):
+            usage = SimpleNamespace(free=free + RESERVE)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+            if enough:
+                require_room(registry, plans, store)
+            else:
+                with pytest.raises(DiskError):
+                    require_room(registry, plans, store)
+
+    def test_servers_are_asked_for_what_is_not_here_alone_and_never_offline(self, tmp_path, monkeypatch):
+        asked: list[set[str]] = []
+        monkeypatch.setattr(acquire_module, "unreachable", lambda found: asked.append(set(found)) or set())
+        registry = miniature.miniature_registry("http://127.0.0.1:9")
+        miniature.write_published(tmp_path / "hand", {"rpl_corocl"})
+        store = store_of(RegistryConfig(downloads="store", from_dir="hand"))
+        store.get(registry.files["rpl_corocl"])
+        wanted = ["rpl_corocl", "road_anomaly"]
+        first, second = plan(registry, wanted, store)
+        assert (set(first.files.values()), set(second.files.values())) == ({"here"}, {"online"})
+        assert asked == [{f"http://127.0.0.1:9/{registry.files['road_anomaly'].name}"}]
+        assert set(plan(registry, wanted, store, offline=True)[1].files.values()) == {"missing"}
+        assert len(asked) == 1
+
+    def test_a_path_on_this_machine_is_no_network(self, tmp_path):
+        content = miniature.published_files()["rpl_corocl"]
+        (tmp_path / "share.pth").write_bytes(content)
+        registry = miniature.miniature_registry()
+        file = registry.files["rpl_corocl"].model_copy(update={"sources": [Source(path="share.pth")]})
+        registry = registry.model_copy(update={"files": {**registry.files, "rpl_corocl": file}})
+        config = RegistryConfig(items=["rpl_corocl"], downloads="store", offline=True)
+        acquire(config, tmp_path / "out", registry)
+        assert (tmp_path / "out/weights" / file.name).read_bytes() == content
+
+    def test_half_of_a_set_that_is_here_is_no_reason_to_get_the_other_half(self, shelf, tmp_path):
+        """CamVid in one file is the first choice, and two files of which one is here are no less to get."""
+        miniature.write_published(tmp_path / "hand", {"camvid_images"})
+        store = store_of(RegistryConfig(downloads="store", from_dir="hand"))
+        (one,) = plan(miniature.miniature_registry(shelf.address), ["camvid"], store)
+        assert one.files == {"camvid_indexed": "online"}
+
+    def test_an_archive_from_which_members_are_picked_is_not_unpacked(self, published, mini, tmp_path):
+        fill(self.config(items=["coco_outliers"], keep_unpacked=True), tmp_path / "data")
+        unpacked = {path.name for path in (tmp_path / "data/downloads").glob("*.unpacked")}
+        assert unpacked == {"coco_annotations.unpacked"}
 
     def test_what_is_kept_unpacked_needs_no_room(self, published, tmp_path):
         registry = miniature.miniature_registry(about=10**18)
@@ -608,6 +714,55 @@ def test_an_output_that_is_a_link_is_replaced_and_what_it_led_to_stays(tmp_path,
     assert not there or (elsewhere / "old").read_text() == "old"
 
 
+def test_an_output_that_is_a_file_is_refused_before_any_work(own, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/val").write_text("notes")
+    with pytest.raises(DataError, match=r"val: is a file where a folder is needed"):
+        fill(folder_config(own), tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").rglob("*") if "lock" not in path.name] == ["val"]
+    assert (tmp_path / "data/val").read_text() == "notes"
+
+
+def test_folders_begin_empty_whatever_a_killed_run_left(tmp_path):
+    for left in (".work.0123456789ab.staging", "scratch", "work"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "left").write_text("left")
+    with scratch_folder(tmp_path / "scratch") as folder:
+        assert not list(folder.iterdir())
+    with staged_folder(tmp_path / "work") as folder:
+        assert [path.name for path in tmp_path.iterdir() if path != folder] == ["work"]
+        (folder / "new").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["work", "new"]
+
+
+def test_other_bytes_of_the_same_size_and_time_are_another_file(tmp_path):
+    for folder in ("work", "into"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a").write_text(folder)
+        os.utime(tmp_path / folder / "a", (1, 1))
+    with pytest.raises(DataError, match="holds 1 other files"):
+        merge_tree(tmp_path / "work", tmp_path / "into")
+    assert (tmp_path / "into/a").read_text() == "into"
+
+
+def test_a_file_in_the_place_of_a_folder_lets_nothing_be_moved(tmp_path):
+    for name in ("work/a", "work/val/set/b", "into/val"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with pytest.raises(DataError, match="holds 1 other files under the same names: val"):
+        merge_tree(tmp_path / "work", tmp_path / "into")
+    assert [path.name for path in (tmp_path / "into").iterdir()] == ["val"]
+
+
+@pytest.mark.parametrize("into", ["file", "file/below"])
+def test_items_are_not_laid_out_below_a_file(tmp_path, into):
+    (tmp_path / "file").write_text("")
+    config = RegistryConfig(downloads=str(tmp_path / "store"), offline=True)
+    with pytest.raises(ConfigError, match="--into: .*file is a file"):
+        fetch_items(miniature.miniature_registry(), ["camvid"], config, into=tmp_path / into)
+    assert not (tmp_path / "store").exists()
+
+
 class TestLock:
     def test_a_second_run_is_told_who_holds_the_lock(self, own, tmp_path, monkeypatch):
         monkeypatch.setattr(locking, "WAIT", 0.1)
@@ -666,11 +821,32 @@ def test_a_mirror_that_is_no_address_is_refused(mirror):
     assert RegistryConfig(mirror="https://example.org:8080/x").mirror
 
 
+def test_a_store_has_the_mirror_and_the_patience_of_its_parameters():
+    store = store_of(RegistryConfig(mirror="https://example.org/x", time_limit=5))
+    assert (store.mirror, store.patience.total) == ("https://example.org/x", 5)
+
+
+def test_two_files_of_one_name_are_refused():
+    registry = miniature.miniature_registry().model_dump()
+    registry["files"]["another"] = registry["files"]["camvid_indexed"]
+    with pytest.raises(ValidationError, match="same name"):
+        Registry.model_validate(registry)
+
+
 def test_the_folder_of_downloads_may_be_in_the_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store_of(RegistryConfig(downloads="~/kept")).folder == tmp_path / "kept"
     (tmp_path / "r.yaml").write_text("files: {}\nitems: {}\n")
     assert load_registry("~/r.yaml").items == {}
+
+
+@pytest.mark.parametrize("name", ["../camvid", "/tmp/camvid", ".hidden", ""])
+def test_a_registrys_files_stay_in_the_folder_of_downloads(name):
+    """An archive is unpacked, and removed, under its id."""
+    registry = miniature.miniature_registry().model_dump()
+    registry["files"][name] = registry["files"]["camvid_indexed"] | {"name": "other.zip"}
+    with pytest.raises(ValidationError, match="files"):
+        Registry.model_validate(registry)
 
 
 @pytest.mark.parametrize("change", [{"bundles": [[]]}, {"bundles": []}, {"pick": ["nothing"]}])
@@ -700,5 +876,8 @@ def test_a_damaged_registry_file_is_refused(tmp_path):
         (tmp_path / f"{number}.yaml").write_bytes(text)
         with pytest.raises(ConfigError, match=f"{number}.yaml: is no registry"):
             load_registry(tmp_path / f"{number}.yaml")
+        own = {"file": str(tmp_path / f"{number}.yaml"), "offline": True}
+        with pytest.raises(ConfigError, match=f"{number}.yaml: is no registry"):
+            fill(DataConfig(source="registry", registry=own), tmp_path / "data")
     with pytest.raises(ConfigError):
         load_registry(tmp_path / "absent.yaml")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomdino.acquisition.acquire import acquire, fetch_items
 from anomdino.acquisition.archives import unpack
-from anomdino.acquisition.normalise import inlier, outliers, s2m
+from anomdino.acquisition.normalise import benchmarks, inlier, outliers, s2m, weights
 from anomdino.acquisition.registry import Expectation
 from anomdino.acquisition.tree import Tree, layout_faults
 from anomdino.adt.dataset import TrainingFiles, list_items
@@ -155,6 +155,35 @@ def test_coco_keeps_what_meta_ood_keeps_and_masks_are_exact(get):
     crowd = read_label(out / "outliers/masks/coco_000000000002.png") == 255
     assert crowd.sum() == 500 * 50
     assert crowd[:, 100:150].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"categories": []}, "is no COCO instance file"),
+        ({"annotations": [5]}, "is no COCO instance file"),
+        ({"images": [{"id": 1, "height": 480, "width": 480}]}, "is no COCO instance file"),
+        ({"annotations": []}, "has no image of 480 pixels"),
+        ({"annotations": [{"image_id": 1, "category_id": 1}]}, "image 1.jpg that cannot be drawn"),
+        ({"annotations": [{"image_id": 1, "category_id": 1, "segmentation": []}]}, "cannot be drawn"),
+        ({"annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[1, 2]]}]}, "cannot be drawn"),
+    ],
+)
+def test_coco_annotations_that_are_damaged_are_refused_in_words(tmp_path, change, words):
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 480, "width": 480}],
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[9, 9, 99, 9, 99, 99]]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    miniature.write_unpacked(
+        tmp_path / "coco",
+        {
+            "annotations/instances_train2017.json": json.dumps(content | change).encode(),
+            "train2017/1.jpg": b"never looked at",
+        },
+    )
+    with pytest.raises(DataError, match=words):
+        outliers.coco(Tree((tmp_path / "coco",)), tmp_path / "out")
 
 
 def test_coco_draw_is_the_same_for_everyone():
@@ -329,14 +358,41 @@ def test_weights_are_laid_out_unchanged(get, published):
     }
 
 
-def test_seed_weights_may_come_inside_an_archive(published, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz"])
+def test_seed_weights_may_come_inside_an_archive(published, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    inner = miniature.packed("x.zip", {"weights/rev3.pth": miniature.checkpoint(), "readme.txt": b"hello"})
+    members = {"readme.txt": b"hello", "weights/rev3.pth": miniature.checkpoint()}
+    inner = miniature.packed(f"x.{kind}", members)
     (tmp_path / "hand").mkdir()
     (tmp_path / "hand/anomdino_rpl_weights").write_bytes(inner)
     config = RegistryConfig(items=["rpl_seed"], from_dir="hand", downloads="store", offline=True)
     acquire(config, tmp_path / "out", miniature.miniature_registry())
     assert (tmp_path / "out/weights/rpl_seed.pth").read_bytes() == miniature.checkpoint()
+
+
+@pytest.mark.parametrize("names", [[], ["a.pth", "b/c.ckpt"]])
+def test_seed_weights_are_one_checkpoint(published, tmp_path, names):
+    members = {"readme.txt": b"hello"} | dict.fromkeys(names, miniature.checkpoint())
+    (tmp_path / "weights").write_bytes(miniature.packed("x.tgz", members))
+    with pytest.raises(DataError, match=f"holds {len(names)} checkpoints"):
+        weights.seed(Tree((), files={"rpl_seed": tmp_path / "weights"}), tmp_path / "out")
+
+
+def test_what_a_mac_adds_to_an_archive_is_no_data(tmp_path):
+    """Beside every folder that it packs there is one of the same form with other files in it."""
+    miniature.write_unpacked(
+        tmp_path, {"__MACOSX/images/._1.png": b"x", ".x/images/1.png": b"x", "set/images/1.png": b"x"}
+    )
+    assert Tree((tmp_path,)).glob("images/*.png") == [tmp_path / "set/images/1.png"]
+
+
+def test_fishyscapes_frames_are_found_among_all_of_an_unpacked_lost_and_found(tmp_path):
+    hand = tmp_path / "hand"
+    miniature.write_unpacked(hand, miniature.laf_images() | miniature.fishyscapes_labels())
+    image = next(hand.rglob("*_leftImg8bit.png"))
+    image.with_name("00_More_000000_000010_leftImg8bit.png").write_bytes(image.read_bytes())
+    counts = benchmarks.fishyscapes_laf(Tree((hand,), owned=False), tmp_path / "out")
+    assert counts == {"val/Fishyscapes/LostAndFound": len(miniature.LAF_FRAMES["test"])}
 
 
 @pytest.mark.parametrize("outer", ["", "Cityscapes", "some/where/deep"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import acquisition_miniature as miniature
 import pytest
+from pydantic import ValidationError
 
 from anomdino.acquisition import sources
 from anomdino.acquisition.registry import RegisteredFile, Source
@@ -21,7 +22,7 @@ from anomdino.acquisition.sources import SourceError, unreachable
 from anomdino.acquisition.store import Store
 from anomdino.acquisition.transfer import Patience
 from anomdino.acquisition.verify import Recorded, describe_page, quick_fault
-from anomdino.errors import DataError
+from anomdino.errors import ConfigError, DataError, DiskError
 
 CONTENT = b"\x80\x02" + bytes(range(256)) * 400
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -64,8 +65,7 @@ def test_wrong_bytes_are_removed_and_the_next_mirror_is_asked(shelf, store):
 
 def test_wrong_bytes_everywhere_are_reported_with_both_digests(shelf, store):
     wrong = b"\x80 wrong"
-    shelf.put("/a", wrong)
-    shelf.put("/b", wrong)
+    pages = [shelf.put("/a", wrong), shelf.put("/b", wrong)]
     with pytest.raises(DataError) as caught:
         store.get(from_url(shelf.url("/a"), shelf.url("/b"), sha256=SHA))
     text = str(caught.value)
@@ -76,6 +76,7 @@ def test_wrong_bytes_everywhere_are_reported_with_both_digests(shelf, store):
     assert "--from-dir" in text
     assert not (store.folder / "weights.pth").exists()
     assert not list(store.folder.glob("*.part*"))
+    assert [len(page.requests) for page in pages] == [1, 1]  # what was not continued is wrong at the source
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256", "sha256_prefix"])
@@ -99,6 +100,18 @@ def test_an_existing_good_file_survives_a_failed_replacement(shelf, store):
     assert "recorded in" not in str(caught.value)  # what is expected was published
 
 
+def test_a_server_that_offers_another_size_is_left_before_a_byte_is_stored(shelf, store):
+    shelf.put("/w", CONTENT)
+    with pytest.raises(DataError, match=rf"offers {len(CONTENT):,} bytes, expected {len(CONTENT) + 1:,}"):
+        store.get(from_url(shelf.url("/w"), size=len(CONTENT) + 1))
+
+
+@pytest.mark.parametrize("kinds", [{}, {"url": "https://example.org/w", "path": "/share/w"}])
+def test_a_source_is_of_one_kind(kinds):
+    with pytest.raises(ValidationError, match="exactly one kind"):
+        Source(**kinds)
+
+
 def test_mirrors_that_fail_in_different_ways_are_all_named(shelf, store):
     shelf.put("/gone", CONTENT, statuses=[404])
     shelf.put("/ill", CONTENT, statuses=[500] * 9)
@@ -118,6 +131,20 @@ def test_a_continued_download_that_is_wrong_is_tried_once_more_from_the_start(sh
     page = shelf.put("/w", CONTENT)  # the same ETag and length, other bytes
     assert store.get(file).read_bytes() == CONTENT
     assert [request.get("range") for request in page.requests] == ["bytes=5000-", None]
+
+
+def test_what_the_registry_does_not_know_is_recorded_once(tmp_path):
+    recorded = Recorded(tmp_path / "lock.json")
+    nowhere = Source(url="https://example.org/w")
+    assert not recorded.record(registered(nowhere, sha256=SHA, size=5), 5, SHA)
+    for facts in ({"sha256": SHA}, {"size": 5}, {}):
+        recorded.path.unlink(missing_ok=True)
+        assert recorded.record(registered(nowhere, **facts), 5, SHA)
+        assert not recorded.record(registered(nowhere, **facts), 5, SHA)
+        assert recorded.completed(registered(nowhere, **facts)).model_dump(include={"size", "sha256"}) == {
+            "size": 5,
+            "sha256": SHA,
+        }
 
 
 def test_an_unknown_digest_is_recorded_told_and_enforced(shelf, store, caplog):
@@ -148,7 +175,8 @@ def test_a_file_that_was_changed_after_its_verification_is_noticed(shelf, store)
 
 
 @pytest.mark.parametrize(
-    "facts", [{"md5": "0" * 32}, {"size": 7}, {"sha256_prefix": "000000"}, {"sha256": "0" * 64}]
+    "facts",
+    [{"md5": "0" * 32}, {"size": 7}, {"sha256_prefix": "000000"}, {"sha256": "0" * 64}, {"archive": True}],
 )
 def test_a_stored_file_is_checked_again_when_more_is_expected_of_it(shelf, store, facts):
     """The registry learns a digest that the file, accepted before, does not have."""
@@ -217,6 +245,13 @@ def test_the_hub_is_asked_at_its_endpoint(shelf, store, monkeypatch):
     assert len(page.requests) == 1
 
 
+@pytest.mark.parametrize("name", ["owner/na me:f", "a/b/c:f", ":f"])
+def test_a_name_that_the_hub_does_not_allow_is_refused(name):
+    with pytest.raises(ConfigError, match="names no file of the hub") as caught:
+        sources.address_of(Source(hub=name))
+    assert str(caught.value).startswith(name)
+
+
 class TestByHand:
     """Files that a person downloaded pass the same checks."""
 
@@ -265,6 +300,14 @@ class TestByHand:
         assert (tmp_path / "x.bin").read_bytes() == CONTENT
         assert (tmp_path / "x.bin").stat().st_nlink == 1
 
+    def test_room_for_a_copy_is_looked_for_first(self, store, tmp_path, monkeypatch):
+        (tmp_path / "weights.pth").write_bytes(CONTENT)
+        usage = shutil.disk_usage(tmp_path)._replace(free=10)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(DiskError, match=r"copying weights\.pth needs"):
+            store.take(registered(Source(by_hand="https://example.org/")), tmp_path / "weights.pth")
+        assert not list(store.folder.iterdir())
+
     def test_archives_are_linked_and_what_becomes_an_output_is_copied(self, store, tmp_path):
         for name, content, archive in (
             ("set.zip", miniature.packed("set.zip", {"a": b"1"}), True),
@@ -276,6 +319,16 @@ class TestByHand:
             file = RegisteredFile(name=name, sources=sources, archive=archive)
             store.get(file)
             assert (tmp_path / name).samefile(store.path(file)) == archive
+
+    def test_a_link_to_an_archive_is_taken_for_what_it_leads_to(self, store, tmp_path):
+        (tmp_path / "hand/deep").mkdir(parents=True)
+        (tmp_path / "set.zip").write_bytes(miniature.packed("set.zip", {"a": b"1"}))
+        (tmp_path / "hand/deep/set.zip").symlink_to("../../set.zip")  # leads elsewhere from another folder
+        store.by_hand = [tmp_path / "hand/deep"]
+        file = RegisteredFile(name="set.zip", sources=[Source(by_hand="https://example.org/")], archive=True)
+        path = store.get(file)
+        assert not path.is_symlink()
+        assert path.samefile(tmp_path / "set.zip")
 
 
 QUOTA = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>
@@ -334,6 +387,16 @@ class TestDrive:
         with pytest.raises(DataError, match="quota"):
             store.get(registered(Source(drive="ID")))
 
+    @pytest.mark.parametrize(
+        "form",
+        ["", '<form id="download-form"></form>', '<form id="download-form" action="http://[::1"></form>'],
+    )
+    def test_a_consent_page_of_another_form_is_explained(self, shelf, store, form):
+        page = f"<html><title>Virus scan warning</title>{form}</html>".encode()
+        shelf.put("/drive?id=ID", page, content_type="text/html")
+        with pytest.raises(DataError, match="asks for consent"):
+            store.get(registered(Source(drive="ID")))
+
     def test_a_login_page(self, shelf, store):
         page = b'<html><a href="https://accounts.google.com/ServiceLogin">Sign in</a></html>'
         shelf.put("/drive?id=ID", page, content_type="text/html")
@@ -352,12 +415,15 @@ class TestDrive:
 
         listed = [
             GoogleDriveFileToDownload("X", "readme.md", ""),
+            GoogleDriveFileToDownload("Y", "a/weights.pth.md5", ""),
             GoogleDriveFileToDownload("ID", "a/weights.pth", ""),
         ]
         monkeypatch.setattr(gdown, "download_folder", lambda **_: listed)
         shelf.put("/drive?id=ID", CONTENT)
         assert store.get(registered(Source(drive_folder="FOLDER"), sha256=SHA)).is_file()
-        with pytest.raises(SourceError, match=r"no other.pth \(it lists readme.md, weights.pth\)"):
+        with pytest.raises(
+            SourceError, match=r"no other.pth \(it lists readme.md, weights.pth, weights.pth.md5\)"
+        ):
             sources.find_in_drive_folder("FOLDER", "other.pth")
         monkeypatch.setattr(gdown, "download_folder", lambda **_: None)
         with pytest.raises(SourceError, match=r"no other.pth \(it lists nothing\)"):
@@ -407,6 +473,29 @@ def test_pages_are_described_by_their_first_bytes(head, words):
 def test_a_proxy_for_everything_is_asked_in_place_of_the_server(shelf, monkeypatch):
     monkeypatch.setenv("all_proxy", shelf.address)
     assert unreachable(["http://no-such-host.invalid/x"], wait=1) == set()
+
+
+def test_a_server_that_no_proxy_names_is_asked_itself(shelf, monkeypatch):
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")  # no_proxy names 127.0.0.1
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert unreachable([shelf.url("/a"), "http://no-such-host.invalid/x"], wait=1) == {
+        "http://no-such-host.invalid/x"
+    }
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:port/f", "http://a..b/f", "http://[::1/f"])
+def test_an_address_that_is_none_is_named(address):
+    with pytest.raises(ConfigError, match="is no address") as caught:
+        unreachable([address])
+    assert str(caught.value).startswith(address)
+
+
+@pytest.mark.parametrize("proxy", ["http://me:secret@127.0.0.1:80x", "me:secret@a..b:80"])
+def test_a_proxy_that_is_no_address_is_named_but_not_its_password(monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(ConfigError, match="all_proxy") as caught:
+        unreachable(["http://example.org/f"])
+    assert "secret" not in str(caught.value)
 
 
 def test_servers_that_take_no_connection_are_found_at_once(shelf):

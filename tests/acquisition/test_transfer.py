@@ -196,6 +196,18 @@ def test_retry_after_is_honoured(shelf, target):
     assert time.monotonic() - started >= 1
 
 
+def test_a_wait_that_is_no_number_is_none(shelf, target):
+    shelf.put("/f", CONTENT, statuses=[503], headers={"Retry-After": "\u00b2"})
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == CONTENT
+
+
+def test_a_server_may_not_ask_for_more_than_the_longest_wait(shelf, target):
+    shelf.put("/f", CONTENT, statuses=[503], headers={"Retry-After": "3600"})
+    transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == CONTENT
+
+
 def test_a_wait_beyond_the_limit_is_not_begun(shelf, target):
     shelf.put("/f", CONTENT, statuses=[503] * 9, headers={"Retry-After": "3600"})
     started = time.monotonic()
@@ -249,6 +261,30 @@ def test_a_body_that_the_server_coded_is_not_taken_for_the_file(shelf, target, k
     assert not part_of(target).exists()
 
 
+def test_a_piece_that_the_server_coded_is_not_glued_on(shelf, target):
+    page = shelf.put("/f", CONTENT, cuts=[100_000])
+    with pytest.raises(SourceError):
+        transfer(shelf.url("/f"), target, patience=Patience(attempts=3, first_wait=9, total=1))
+    page.coding = "gzip"
+    with pytest.raises(SourceError, match="coded as gzip"):
+        transfer(shelf.url("/f"), target, patience=QUICK)
+    assert part_of(target).read_bytes() == CONTENT[:100_000]
+
+
+def test_a_web_page_is_known_by_what_the_server_calls_it(shelf, target):
+    shelf.put("/f", b"please log in first", content_type="text/html")
+    with pytest.raises(PageError):
+        transfer(shelf.url("/f"), target, patience=QUICK)
+
+
+def test_a_web_page_that_drips_ends_at_the_time_limit(shelf, target):
+    shelf.put("/f", b"<html>" + bytes(4000), content_type="text/html", drip=(20, 0.05))
+    started = time.monotonic()
+    with pytest.raises(PageError, match="web page"):
+        transfer(shelf.url("/f"), target, patience=Patience(attempts=1, total=0.2))
+    assert time.monotonic() - started < 5
+
+
 def test_an_etag_that_no_header_can_carry_is_no_validator(shelf, target):
     page = shelf.put("/f", CONTENT, etag='"\u00fc"', cuts=[9_000])
     transfer(shelf.url("/f"), target, patience=QUICK)
@@ -256,12 +292,28 @@ def test_an_etag_that_no_header_can_carry_is_no_validator(shelf, target):
     assert "range" not in page.requests[1]
 
 
-@pytest.mark.parametrize("address", ["example.org/f", "ftp://127.0.0.1/f", "http://127.0.0.1:port/f"])
+@pytest.mark.parametrize(
+    "address", ["example.org/f", "ftp://127.0.0.1/f", "http://127.0.0.1:port/f", "http://a..b/f"]
+)
 def test_what_is_no_address_is_not_tried_again(target, address):
     started = time.monotonic()
     with pytest.raises(SourceError, match="is no address"):
         transfer(address, target, patience=Patience(attempts=3, first_wait=9, total=60))
     assert time.monotonic() - started < 5
+
+
+def test_a_redirect_to_what_is_no_host(shelf, target):
+    shelf.put("/f", statuses=[302], headers={"Location": "http://a..b/f"})
+    with pytest.raises(SourceError, match="is no address"):
+        transfer(shelf.url("/f"), target, patience=QUICK)
+
+
+@pytest.mark.parametrize("proxy", ["foo://me:secret@127.0.0.1:1", "http://me:secret@127.0.0.1:1x"])
+def test_a_proxy_that_cannot_be_used_is_named(target, monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(SourceError, match="http_proxy") as caught:
+        transfer("http://example.org/f", target, patience=QUICK)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_body_without_length_that_ends_is_taken(shelf, target):

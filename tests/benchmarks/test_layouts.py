@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,6 +87,10 @@ def test_anomaly_track_test_split_can_be_listed_but_not_scored(tmp_path):
     assert [sample.label is None for sample in everything] == [False, True]
     with pytest.raises(DataError, match="1 of 2 frames: zebra0001"):
         everything.check()
+    image(tmp_path / "images/ape0001.jpg")
+    everything = open_benchmark("smiyc_anomaly_track", tmp_path, "all")
+    assert [sample.key for sample in everything] == ["ape0001", "validation0000", "zebra0001"]
+    label(tmp_path / "labels_masks/ape0001_labels_semantic.png", [0, 1])
     label(tmp_path / "labels_masks/zebra0001_labels_semantic.png", [0, 1])
     image(tmp_path / "images/zebra0002.jpg")
     with pytest.raises(DataError, match="1 images without label: zebra0002"):
@@ -185,9 +190,21 @@ def test_lost_and_found_drops_invalid_frames_by_rank_and_known_objects_by_prefix
     assert {sample.frame_id for sample in unknown} == set(frames) - {left_out}
 
 
+def test_lost_and_found_counts_frames_by_their_own_names_and_training_frames_apart(tmp_path):
+    """The 45th training frame is invalid; folders do not matter for the rank."""
+    for index in range(46):
+        name = f"train/{45 - index:02d}/02_A_000000_{index:06d}"
+        for path in (f"leftImg8bit/{name}_leftImg8bit.png", f"gtCoarse/{name}_gtCoarse_labelIds.png"):
+            (tmp_path / path).parent.mkdir(parents=True)
+            (tmp_path / path).touch()
+    lost_and_found(tmp_path, ["02_B_000000_000010"])
+    found = open_benchmark("lost_and_found", tmp_path, "trainValid")
+    assert [int(sample.frame_id[-6:]) for sample in found] == [*range(44), 45]
+
+
 def test_lost_and_found_roi_makes_the_whole_street_count(tmp_path):
     lost_and_found(tmp_path, ["02_Hanns_Klemm_Str_44_000000_000010"])
-    label(tmp_path / "roi.png", [1, 1, 0, 1, 0])
+    label(tmp_path / "roi.png", [255, 1, 0, 1, 0])
     benchmark = open_benchmark("lost_and_found", tmp_path, "test", roi=tmp_path / "roi.png")
     assert first_pixels(benchmark, count=5) == [0, 0, 1, 1, 255]
 
@@ -219,13 +236,21 @@ def test_fishyscapes_lost_and_found_takes_the_frames_that_have_labels(tmp_path):
     assert first_pixels(benchmark) == [0, 1, 255]
 
 
+def test_fishyscapes_lost_and_found_is_in_the_order_of_its_images(tmp_path):
+    for split, frame in (("train", "01_A_000000_000010"), ("test", "02_A_000000_000020")):
+        lost_and_found(tmp_path / "dataset_LostAndFound", [frame], split)
+        label(tmp_path / f"dataset_FishyLAF/labels/val/{frame}_fishy-labels.png", [0, 1])
+    benchmark = open_benchmark("fishyscapes_laf", tmp_path)
+    assert [sample.key.split("/")[0] for sample in benchmark] == ["test", "train"]
+
+
 def test_street_hazards(tmp_path):
     image(tmp_path / "test/images/test/t5/300.png")
-    label(tmp_path / "test/annotations/test/t5/300.png", [1, 13, 14])
+    label(tmp_path / "test/annotations/test/t5/300.png", [1, 13, 14, 0, 255])
     benchmark = open_benchmark("street_hazards", tmp_path)
     assert benchmark.samples[0].key == "t5/300"
     assert benchmark.samples[0].tags == ("t5",)
-    assert first_pixels(benchmark) == [0, 0, 1]
+    assert first_pixels(benchmark, count=5) == [0, 0, 1, 255, 255]
 
 
 def test_folder_with_declared_values_tags_and_instances(tmp_path):
@@ -240,6 +265,13 @@ def test_folder_with_declared_values_tags_and_instances(tmp_path):
     assert benchmark.samples[0].tags == ("rain", "wet")
     assert benchmark.samples[0].instances == tmp_path / "instances/rain/one.png"
     assert first_pixels(benchmark) == [0, 1, 255]
+
+
+def test_masks_serve_where_no_folder_of_labels_is_named(tmp_path):
+    image(tmp_path / "images/one.png")
+    label(tmp_path / "masks/one.png", [0, 1])
+    assert open_benchmark("folder", tmp_path).labelled
+    assert not open_benchmark("folder", tmp_path, labels="truth").labelled
 
 
 def test_instances_that_fit_no_image_or_are_missing_are_listed(tmp_path):
@@ -273,6 +305,20 @@ def test_instances_are_read_as_they_are_stored(tmp_path, kind):
     assert read.dtype == np.int32
     expected = np.where(ids > 0, 255, 0) if kind == "1 bit" else ids
     np.testing.assert_array_equal(read, expected)
+
+
+@pytest.mark.parametrize("kind", ["16-bit colour", "real", "signed"])
+def test_instances_of_other_kinds_are_refused(tmp_path, kind):
+    """As 8 bits a channel, or cut to whole numbers, different ids would become one."""
+    image(tmp_path / "images/one.png")
+    (tmp_path / "instances").mkdir()
+    ids = np.full((6, 8, 3), 300, np.uint16) if kind == "16-bit colour" else np.full((6, 8), 0.5, np.float32)
+    ids = ids.astype(np.int16) if kind == "signed" else ids
+    path = tmp_path / f"instances/one.{'png' if kind == '16-bit colour' else 'tif'}"
+    assert cv2.imwrite(str(path), ids)
+    benchmark = open_benchmark("folder", tmp_path)
+    with pytest.raises(DataError, match="instance ids are one 8- or 16-bit channel"):
+        benchmark.read_instances(benchmark.samples[0])
 
 
 def test_instances_of_another_size_are_refused(tmp_path):
@@ -315,6 +361,25 @@ def test_set_named_after_an_entry_takes_its_layout_split_and_count(tmp_path):
     image(tmp_path / "images/validation0000.jpg")
     with pytest.raises(DataError, match="has 10"):
         open_set("track", BenchmarkSet(root=tmp_path, entry="AnomalyTrack"))
+
+
+def test_what_is_set_goes_before_the_entry_and_the_layout(tmp_path):
+    image(tmp_path / "images/one.png")
+    label(tmp_path / "labels/one.png", [7, 9, 1, 7])
+    label(tmp_path / "roi.png", [1, 1, 0, 0])
+    own = BenchmarkSet(
+        root=tmp_path, entry="AnomalyTrack", layout="folder", split="all", expected_count=1, protocol="rpl",
+        labels={7: 0, 1: 1}, other_labels=255, roi=tmp_path / "roi.png",
+    )  # fmt: skip
+    benchmark = open_set("mine", own)
+    assert (benchmark.layout, benchmark.split, benchmark.protocol) == ("folder", "all", "rpl")
+    assert first_pixels(benchmark, count=4) == [0, 255, 1, 255]
+    plain = open_set("mine", BenchmarkSet(root=tmp_path, layout="folder"))
+    assert (plain.protocol, plain.roi) == (LAYOUTS["folder"].protocol, None)
+    with pytest.raises(DataError, match="holds 1 frames in split 'all', mine has 2"):
+        open_set("mine", own.model_copy(update={"expected_count": 2}))
+    with pytest.raises(DataError, match="holds 1 frames in split 'all', mine has 110"):
+        open_set("mine", own.model_copy(update={"expected_count": None}))
 
 
 def folder_with(tmp_path, write):
@@ -390,6 +455,11 @@ def test_label_map_refuses_two_meanings():
         LabelMap.of([0], [0])
     with pytest.raises(ConfigError, match="meanings"):
         LabelMap.from_values({3: 2})
+    for value in (-1, 256):
+        with pytest.raises(ConfigError, match="labels are 0..255"):
+            LabelMap.of([0], [value])
+    with pytest.raises(ConfigError, match="use 0, 1, 255 or nothing"):
+        LabelMap.of([0], [1], rest=7)
 
 
 def test_every_entry_is_complete_and_names_a_layout_and_a_split_that_exist():

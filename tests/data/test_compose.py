@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from anomdino.config.compose import ComposeConfig
 from anomdino.data import compose as module
 from anomdino.data.compose import compose, objects_of_part, paste_rules, plan_items
-from anomdino.data.mixing import PasteRules
+from anomdino.data.mixing import OUTLIER, PasteRules
 from anomdino.detector.records import read_records
 from anomdino.errors import DataError, ProtocolError
 from anomdino.io import locking
@@ -179,6 +179,32 @@ def test_scenes_are_used_evenly():
     assert len({item.scene for item in seven if item.split == "val"}) == 2  # 1.75
 
 
+def test_the_held_out_part_is_neither_empty_nor_all():
+    """However small its share of scenes, however small or large that of objects; one scene alone is for training."""
+    for scenes, fraction, parts in ((3, 0.01, {"train", "val"}), (1, 0.5, {"train"})):
+        config = ComposeConfig(count=20, val_fraction=fraction)
+        assert {item.split for item in plan_items(config, scenes, 0)} == parts
+    for fraction in (0.01, 0.99):
+        config = ComposeConfig(val_fraction=fraction)
+        assert {bool(objects_of_part(config, 6, 0, split)) for split in ("train", "val")} == {True}
+
+
+def test_an_object_is_pasted_twice_only_where_there_are_too_few(sources, monkeypatch):
+    given = []
+    original = module.paste_objects
+
+    def seen(scene, label, objects, *rest):
+        given.append([id(image) for image, _ in objects])
+        return original(scene, label, objects, *rest)
+
+    monkeypatch.setattr(module, "paste_objects", seen)
+    run(sources, objects_min=5, objects_max=5, empty=0, split_objects=False)
+    assert {len(set(numbers)) for numbers in given} == {5}
+    given.clear()
+    run(sources, objects_min=6, objects_max=6, empty=0, split_objects=False)
+    assert {len(numbers) for numbers in given} == {6}
+
+
 def test_objects_are_pasted_by_the_parameters():
     config = ComposeConfig(
         scale="ground_row", height_min=0.1, height_max=0.3, ground_height_min=0.2, ground_height_max=0.9,
@@ -252,6 +278,12 @@ def test_a_broken_off_run_is_taken_up_and_ends_the_same(sources, break_off):
     assert tree(sources / "broken") == tree(sources / "whole")
 
 
+def test_a_run_is_taken_up_by_another_number_of_processes(sources, break_off, monkeypatch):
+    break_off()
+    monkeypatch.setattr(module, "_in_processes", lambda work, items, _: [work(item) for item in items])
+    assert run(sources, "broken", workers=2)["kept"] == 4
+
+
 @pytest.mark.parametrize("others", [{"jitter": 0.2}, {"seed": 4}, {"count": 60}])
 def test_other_parameters_do_not_take_up_a_broken_off_run(sources, break_off, others):
     run(sources, "whole")
@@ -268,7 +300,7 @@ def test_a_source_that_was_written_again_is_composed_again(sources, break_off):
 
 
 def test_masks_of_one_and_of_bytes_with_a_rim_say_what_is_object():
-    for mask, expected in (([0, 1, 0], [0, 1, 0]), ([0, 100, 128, 255], [0, 0, 1, 1]), ([0, 0], [0, 0])):
+    for mask, expected in (([0, 1, 0], [0, 1, 0]), ([0, 127, 128, 255], [0, 0, 1, 1]), ([0, 0], [0, 0])):
         found = module.object_pixels(np.array([mask], np.uint8))
         np.testing.assert_array_equal(found, np.array([expected], bool))
 
@@ -291,6 +323,15 @@ def test_crops_lie_everywhere():
     rng = np.random.default_rng(0)
     corners = {int(module._random_crop(image, label, 8, rng)[1][0, 0]) for _ in range(300)}
     assert corners == {int(label[top, left]) for top in range(3) for left in range(5)}
+
+
+def test_a_scene_smaller_than_the_crop_is_enlarged_as_it_is():
+    """Twice as high and as wide: a ramp along its rows rises half as fast."""
+    ramp = np.repeat(np.tile(np.arange(0, 200, 10, dtype=np.uint8), (10, 1))[..., None], 3, axis=2)
+    image, label = module._random_crop(ramp, ramp[..., 0] // 10, 20, np.random.default_rng(0))
+    assert image.shape == (20, 20, 3)
+    assert np.diff(image[..., 0].astype(int), axis=1).mean() == pytest.approx(5, abs=0.5)
+    assert set(np.unique(label).tolist()) <= set(range(20))
 
 
 def test_what_was_damaged_since_a_run_broke_off_is_composed_again(sources, break_off):
@@ -372,6 +413,16 @@ def test_evaluation_data_are_refused(sources):
 def test_a_label_of_another_size_is_refused_with_both_sizes(sources):
     save(sources / "inlier/labels/s2.png", np.zeros((10, 12), np.uint8))
     with pytest.raises(DataError, match=r"\(10, 12\).*\(64, 96\)"):
+        run(sources)
+
+
+@pytest.mark.parametrize("value", [OUTLIER, 33])
+def test_a_label_with_other_values_than_train_ids_is_refused(sources, value):
+    """254 would be taken for an object that was pasted, and ids of another kind for no ground."""
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    label[:2, :3] = value
+    save(sources / "inlier/labels/s2.png", label)
+    with pytest.raises(DataError, match=rf"s2\.png: has label values that are not .*{{{value}: 6}}"):
         run(sources)
 
 

@@ -436,3 +436,152 @@ def test_a_soft_edge_does_not_lift_an_object_off_its_row():
         feet |= {int(y1) - 1 for *_, y1 in pasted.boxes}
     assert 100 in feet
     assert feet <= {100, *range(30, 34)}
+
+
+def test_fine_stripes_become_grey_when_an_object_is_made_small():
+    """Each pixel of a small copy is the mean of the pixels that it covers, nine columns here, not one of them."""
+    stripes = np.zeros((180, 180, 3), np.uint8)
+    stripes[:, ::2] = 240
+    image, label = road(np.random.default_rng(0), 100, 120)
+    rules, cutout = replace(EXACT, height=(0.2, 0.2)), (stripes, np.ones((180, 180), bool))
+    pasted = paste_objects(image, label, [cutout], np.random.default_rng(0), rules)
+    found = pasted.image[pasted.instances == 1].astype(float)
+    np.testing.assert_allclose(found, 120, atol=120 / 9 + 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_soft_edge_fades_out_and_is_not_cut_off(seed):
+    """White on black: alpha is the grey level. Its smallest values on each side are near nothing."""
+    image, label = np.zeros((80, 100, 3), np.uint8), np.zeros((80, 100), np.uint8)
+    white = np.full((30, 30, 3), 255, np.uint8), np.ones((30, 30), bool)
+    rules = replace(EXACT, edges="soft", softness=(1.5, 1.5), height=(0.3, 0.3))
+    grey = paste_objects(image, label, [white], np.random.default_rng(seed), rules).image[..., 0]
+    middle = np.argwhere(grey == 255).mean(axis=0).astype(int)
+    for line in (grey[middle[0]], grey[:, middle[1]]):
+        seen = np.flatnonzero(line)
+        ends = [
+            int(line[end]) for end in (seen[0], seen[-1]) if 0 < end < line.size - 1
+        ]  # not the frame's own
+        assert max(ends) < 0.12 * 255
+        assert np.abs(np.diff(line[seen].astype(int))).max() < 0.3 * 255
+
+
+def test_a_turned_object_keeps_its_area_and_turns_both_ways():
+    image, label = np.zeros((120, 160, 3), np.uint8), np.zeros((120, 160), np.uint8)
+    bar = np.full((60, 20, 3), 255, np.uint8), np.ones((60, 20), bool)
+    rules = replace(EXACT, height=(0.5, 0.5), rotation=40)
+    angles = []
+    for seed in range(40):
+        pasted = paste_objects(image, label, [bar], np.random.default_rng(seed), rules)
+        y0, x0, y1, x1 = pasted.boxes[0, [1, 0, 3, 2]]
+        if min(x0, y0) > 0 and y1 < 120 and x1 < 160:
+            assert pasted.areas[0] == pytest.approx(60 * 20, rel=0.04)
+            spread = np.cov(np.argwhere(pasted.instances == 1).T)
+            angles.append(0.5 * np.degrees(np.arctan2(2 * spread[0, 1], spread[0, 0] - spread[1, 1])))
+    assert len(angles) > 25
+    assert max(np.abs(angles)) < 41
+    assert np.abs(angles).max() > 30
+    assert 0.25 < np.mean(np.array(angles) > 0) < 0.75
+
+
+def test_heights_are_log_uniform():
+    """Half of them are below the geometric mean of the limits, whose mean is twice as much."""
+    image, label = np.zeros((200, 200, 3), np.uint8), np.zeros((200, 200), np.uint8)
+    square = np.full((20, 20, 3), 255, np.uint8), np.ones((20, 20), bool)
+    rules = replace(EXACT, height=(0.05, 0.8))
+    found = [
+        paste_objects(image, label, [square], np.random.default_rng(i), rules).boxes[0] for i in range(100)
+    ]
+    shares = np.array([(box[3] - box[1]) / 200 for box in found])
+    assert 0.35 < (shares < 0.2).mean() < 0.65
+
+
+@pytest.mark.parametrize("edges", ["soft", "hard"])
+def test_an_object_keeps_the_visible_share_of_what_it_is_in_all(edges):
+    """Behind later ones, whose soft rims hide too, and over the border."""
+    square = np.full((20, 20, 3), 255, np.uint8), np.ones((20, 20), bool)
+    image, label = np.zeros((60, 60, 3), np.uint8), np.zeros((60, 60), np.uint8)
+    rules = replace(
+        EXACT,
+        edges=edges,
+        softness=(1.5, 1.5),
+        height=(1 / 3, 1 / 3),
+        truncation=1.0,
+        min_visible=0.8,
+        tries=2,
+    )
+    whole, least = 0, []
+    for seed in range(60):
+        pasted = paste_objects(image, label, [square] * 4, np.random.default_rng(seed), rules)
+        whole = max(whole, pasted.areas.max(initial=0))
+        least.append(pasted.areas.min(initial=400))
+    assert abs(whole - 400) <= 40
+    assert 0.8 * whole - 1 <= min(least) < 0.9 * whole
+
+
+def test_an_object_casts_no_shadow_on_another():
+    """What stands farther is not ground; its pixels keep its colour."""
+    image, label = road(np.random.default_rng(0), 90, 60)
+    rules = replace(EXACT, scale="ground_row", ground_height=(1.0, 1.0), shadow=1.0, min_visible=0.05)
+    levels = (100, 150, 200)
+    objects = [(np.full((30, 20, 3), level, np.uint8), np.ones((30, 20), bool)) for level in levels]
+    for seed in range(20):
+        pasted = paste_objects(image, label, objects, np.random.default_rng(seed), rules)
+        for number, source in enumerate(pasted.sources):
+            assert set(pasted.image[pasted.instances == number + 1].ravel().tolist()) == {levels[source]}
+
+
+def test_jitter_is_one_brightness_for_all_colours_and_a_bounded_contrast_for_each():
+    """The mean colour is scaled as a whole; grey texture, which saturation leaves, by contrast times a channel's gain."""
+    image, label = np.zeros((80, 80, 3), np.uint8), np.zeros((80, 80), np.uint8)
+    grey = np.random.default_rng(0).integers(-20, 21, (40, 40, 1))
+    rgb = (np.array([110, 130, 150]) + grey).astype(np.uint8)
+    rules = replace(EXACT, height=(0.5, 0.5), jitter=0.2)
+    brightness, contrast = [], []
+    for seed in range(60):
+        pasted = paste_objects(
+            image, label, [(rgb, np.ones((40, 40), bool))], np.random.default_rng(seed), rules
+        )
+        found = pasted.image[pasted.instances == 1].astype(float)
+        scaled = found.mean(axis=0) / rgb.mean(axis=(0, 1))
+        np.testing.assert_allclose(scaled, scaled.mean(), rtol=0.01)
+        brightness.append(scaled.mean())
+        contrast += (found.std(axis=0) / rgb.std(axis=(0, 1))).tolist()
+    assert 0.79 < min(brightness) < 0.87 < 1.13 < max(brightness) < 1.21
+    assert 0.8 * 0.9 - 0.02 < min(contrast) < 0.9 < 1.1 < max(contrast) < 1.2 * 1.1 + 0.02
+
+
+@pytest.mark.parametrize("erode", [0, 1])
+def test_the_outermost_pixels_of_a_mask_are_cut_off_against_halos(erode):
+    rgb, mask = np.full((40, 40, 3), 200, np.uint8), np.zeros((40, 40), bool)
+    mask[5:35, 5:35] = True
+    rgb[5:35, 5:35] = (255, 0, 0)
+    rgb[6:34, 6:34] = 200
+    side = 30 - 2 * erode
+    rules = replace(EXACT, erode=erode, height=(side / 80, side / 80))
+    image, label = np.full((80, 80, 3), 50, np.uint8), np.zeros((80, 80), np.uint8)
+    pasted = paste_objects(image, label, [(rgb, mask)], np.random.default_rng(0), rules)
+    assert pasted.areas.tolist() == [side * side]
+    red = np.ptp(pasted.image[pasted.instances == 1].astype(int), axis=1)
+    assert red.max() == (0 if erode else 255)
+
+
+@pytest.mark.parametrize("horizon", ["road", "assumed"])
+def test_the_height_of_an_object_follows_the_distance_of_its_row_from_the_horizon(horizon):
+    """Without a road the horizon is at 45 % less 2 % of the frame; ground above it holds the smallest objects alone."""
+    label = np.full((200, 300), 10, np.uint8)
+    label[20:40], label[120:] = 1, 1
+    if horizon == "road":
+        label[80] = 0
+    top = 80 - 4 if horizon == "road" else 90 - 4
+    rules = replace(EXACT, scale="ground_row", ground_height=(0.5, 0.5), min_height=6, max_extent=0.9)
+    square = np.full((20, 20, 3), 255, np.uint8), np.ones((20, 20), bool)
+    image, above = np.zeros((200, 300, 3), np.uint8), 0
+    for seed in range(60):
+        pasted = paste_objects(image, label, [square], np.random.default_rng(seed), rules)
+        x0, y0, x1, y1 = pasted.boxes[0]
+        if x0 > 0 and x1 < 300:
+            foot = y1 - 1
+            above += foot < 40
+            assert y1 - y0 == pytest.approx(max(0.5 * (foot - top), 6), abs=1)
+    assert above > 3

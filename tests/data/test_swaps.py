@@ -80,3 +80,20 @@ def test_a_soft_seam_runs_from_one_scene_to_the_other_without_a_step():
         assert (share[:, told] > -0.05).all()
         assert share[:, told].min() < 0.2
     assert soft >= 3
+
+
+def test_regions_have_the_heights_and_lights_and_all_the_places_that_are_said():
+    own, other = scene(100, 3, (60, 120)), scene(200, 7, (60, 120))
+    heights, levels, places = [], [], []
+    for seed in range(80):
+        image, label = swap_region(own, other, np.ones((10, 10), bool), np.random.default_rng(seed))
+        rows, columns = np.nonzero(label == 7)
+        heights.append(np.ptp(rows) + 1)
+        places.append(columns.mean())
+        levels.append(image[rows, columns].astype(float).mean(axis=1).max())
+    assert max(heights) <= 0.7 * 60 + 1
+    assert max(heights) > 0.5 * 60
+    assert min(places) < 35
+    assert max(places) > 85
+    assert 200 * 0.75 * 0.87 < min(levels) < 165
+    assert 220 < max(levels) <= 255

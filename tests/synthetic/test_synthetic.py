@@ -18,7 +18,9 @@ from anomdino.protocol import refuse_evaluation_data
 from anomdino.seeding import rng as named_rng
 from anomdino.synthetic import outlier, scene, write_synthetic
 from anomdino.synthetic.camera import Camera
+from anomdino.synthetic.canvas import Canvas
 from anomdino.synthetic.dataset import STYLES
+from anomdino.synthetic.ground import paint_ground
 from anomdino.synthetic.light import draw_light
 from anomdino.synthetic.noise import fractal, pick, sample, tile, wrap
 from anomdino.synthetic.objects import (
@@ -30,7 +32,7 @@ from anomdino.synthetic.objects import (
     render,
 )
 from anomdino.synthetic.pixels import put, shaded, take
-from anomdino.synthetic.scene import draw_scene, render_scene
+from anomdino.synthetic.scene import _planes, draw_scene, render_scene
 
 SIZE = (128, 256)
 KNOWN = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 18, 255}
@@ -135,6 +137,15 @@ def test_planes_have_their_types_and_values(split):
             assert not (frame.anomaly == 1).any()
 
 
+@pytest.mark.parametrize(
+    ("split", "index", "seed"), [("train", 10, 1396), ("road", 2, 1036), ("track", 3, 1026)]
+)
+def test_a_low_and_wide_frame_sees_no_ground_at_its_foot(split, index, seed):
+    """Cracks and puddles lie nearer than the nearest ground that such a frame shows."""
+    frame = scene(split, index, seed, (96, 400))
+    assert frame.image.shape[:2] == frame.label.shape == frame.anomaly.shape == (96, 400)
+
+
 def test_the_same_arguments_give_the_same_bytes_and_others_do_not():
     first, again = scene("road", 3, size=SIZE), scene("road", 3, size=SIZE)
     np.testing.assert_array_equal(first.image, again.image)
@@ -174,6 +185,100 @@ def test_benchmarks_hold_frames_with_and_without_objects_small_and_large_ones_an
         assert sum((frame.anomaly == 255).any() for frame in frames) > 12
 
 
+def empty_canvas(height=16, width=24):
+    camera = Camera(height, width, 20.0, 6.0, 1.4, 0.0, 0.0, 0.0)
+    return Canvas(camera, draw_light(np.random.default_rng(0)))
+
+
+def test_what_is_painted_hides_what_was_there_in_every_plane():
+    canvas = empty_canvas()
+    square = np.ones((6, 6), bool)
+    canvas.stamp(
+        np.full((6, 6, 3), 9, np.uint8), square, (-2, 20), 11, 7.0, foreign=3
+    )  # clipped at two sides
+    assert (canvas.label == 11).sum() == (canvas.foreign == 3).sum() == (canvas.depth == 7).sum() == 4 * 4
+    assert (canvas.label[:4, 20:] == 11).all()
+    canvas.polygon(np.array([[-5.0, -5], [40, -5], [40, 40], [-5, 40]]), (1.0, 2.0, 300.0), 4, 5.0)
+    assert (canvas.image == (1, 2, 255)).all()
+    assert (canvas.label == 4).all()
+    assert (canvas.depth == 5).all()
+    assert not canvas.foreign.any()
+
+
+@pytest.mark.parametrize("border", [0, 2])
+def test_labels_of_a_frame_say_of_every_pixel_what_its_four_parts_are(border):
+    """Three or four parts of an object: anomaly; one or two, the own car, and the frame's border: void."""
+    canvas = empty_canvas()
+    canvas.label[:] = 0
+    for hits in range(5):
+        for part in range(hits):
+            canvas.foreign[6 + part // 2, 6 + 2 * hits + part % 2] = 1
+    canvas.label[12:14, 8:10] = 255
+    label, anomaly = _planes(canvas, border)
+    expected = np.zeros((8, 12), int)
+    expected[3, 3:8] = 0, 255, 255, 1, 1
+    expected[6, 4] = 255
+    inner = np.s_[border : 8 - border, border : 12 - border]
+    if border:
+        outside = np.ones((8, 12), bool)
+        outside[inner] = False
+        assert (anomaly[outside] == 255).all()
+    np.testing.assert_array_equal(anomaly[inner], expected[inner])
+    np.testing.assert_array_equal(label == 255, expected > 0)
+
+
+def test_far_things_are_painted_before_near_ones():
+    order = []
+    drawn = draw_scene(named_rng(0, "synthetic", "train", 0), (96, 128), STYLES["train"])
+    things = [
+        replace(drawn.props[0], distance=distance, paint=lambda _, distance=distance: order.append(distance))
+        for distance in (5.0, 50.0, 20.0)
+    ]
+    render_scene(replace(drawn, props=tuple(things), foreign=()))
+    assert order == [50.0, 20.0, 5.0]
+
+
+def test_the_road_its_pavement_and_what_is_beyond_have_their_labels():
+    """By the ground's own coordinates: x from the middle of the road."""
+    for seed in range(4):
+        drawn = draw_scene(named_rng(seed, "synthetic", "train", seed), (96, 128), STYLES["train"])
+        first, _, label, _ = paint_ground(drawn.camera, drawn.road, drawn.light)
+        rows, x, _ = drawn.camera.ground_grid()
+        assert rows == first
+        away = np.abs(x) - drawn.road.half
+        pavement = np.where(x < 0, *drawn.road.pavement)
+        expected = np.where(away < 0, 0, np.where(away < pavement, 1, 9))
+        assert (label == expected).mean() > 0.999
+
+
+def test_objects_stand_in_view_apart_and_with_nothing_in_them_or_closely_before_them():
+    placed = 0
+    for index in range(12):
+        drawn = draw_scene(named_rng(0, "synthetic", "track", index), SIZE, STYLES["track"])
+        column = [
+            drawn.camera.project([(one.x, 0, one.z)])[0, 0] / drawn.camera.width for one in drawn.foreign
+        ]
+        assert all(0.06 < share < 0.94 for share in column)
+        for number, one in enumerate(drawn.foreign):
+            half = 0.5 * one.height * one.look.width
+            for other in drawn.foreign[:number]:
+                reach = half + 0.5 * other.height * other.look.width
+                assert abs(one.x - other.x) > reach or abs(one.z - other.z) > 4
+            for thing in drawn.props:
+                place = thing.footprint
+                if place.size and thing.distance <= 400:
+                    inside = np.abs(place[:, 0] - one.x) < half
+                    assert not (inside & (np.abs(place[:, 2] - one.z) < 0.9)).any()
+            placed += 1
+    assert placed > 12
+
+
+def test_every_so_many_frames_of_a_benchmark_one_is_clean():
+    assert not scene("road", 9, size=(96, 128)).objects
+    assert not scene("track", 7, size=(96, 128)).objects
+    assert scene("track", 0, size=(96, 128)).objects
+
+
 def test_training_and_evaluation_share_neither_families_nor_patterns():
     assert not set(TRAINING) & set(EVALUATION)
     assert not set(TRAINING_PATTERNS) & set(EVALUATION_PATTERNS)
@@ -197,6 +302,27 @@ def test_every_family_can_be_drawn_at_any_size(family):
         assert abs(inside.any(axis=1).sum() - height) <= 2
         assert inside.mean() > 0.1
         assert rgb[inside].std() > 0 or height == 3
+
+
+def test_a_face_that_looks_away_from_the_sun_has_the_light_of_the_sky_alone():
+    for seed in range(5):
+        light = draw_light(np.random.default_rng(seed))
+        towards = np.array(light.sun)
+        assert np.linalg.norm(towards) == pytest.approx(1)
+        assert light.shade(tuple(towards)) == pytest.approx(light.ambient + light.direct)
+        assert light.shade(tuple(-towards)) == light.ambient
+
+
+def test_an_outlier_photo_has_half_the_size_of_what_was_rendered():
+    """A pixel of its mask is one whose greater part is object: a quarter of the pixels, not of their rim as well."""
+    for index, seed in ((0, 0), (3, 5)):
+        _, mask = outlier(index, seed)
+        rng = named_rng(seed, "synthetic", "outlier", index)
+        light = draw_light(rng)
+        look = draw_look(rng, tuple(TRAINING)[index], evaluation=False)
+        _, inside = render(look, int(rng.integers(220, 360)), light)
+        assert (mask > 0).sum() == pytest.approx(inside.sum() / 4, rel=0.02)
+    assert not np.array_equal(outlier(0, 0)[0], outlier(0, 1)[0])
 
 
 def test_outlier_photos_show_the_object_of_the_mask():
@@ -264,6 +390,14 @@ def test_files_hold_the_frames(written):
     np.testing.assert_array_equal(
         np.array(Image.open(root / "inlier/train/images/scene_0001.png")), frame.image
     )
+    shown = scene("road", 1, config.seed, (96, 160)).image
+    stored = np.array(Image.open(root / "val/synthetic_road/original/road0001.jpg")).astype(float)
+    apart = [np.abs(stored - shown[..., order]).mean() for order in ([0, 1, 2], [2, 1, 0])]
+    assert apart[0] < 5 < apart[1]  # red is red
+    image, mask = outlier(1, config.seed)
+    name = f"{tuple(TRAINING)[1]}_0001.png"
+    np.testing.assert_array_equal(np.array(Image.open(root / "outliers/images" / name)), image)
+    np.testing.assert_array_equal(np.array(Image.open(root / "outliers/masks" / name)), mask)
     np.testing.assert_array_equal(
         np.array(Image.open(root / "inlier/train/labels/scene_0001.png")), frame.label
     )

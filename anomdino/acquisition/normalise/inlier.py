@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from anomdino.acquisition.pairs import LabelReader, Pair, check_values, copy_closed_set
+from anomdino.acquisition.pairs import LabelReader, Pair, copy_closed_set
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
 from anomdino.io.images import read_image, read_label
+from anomdino.io.labels import check_values
 from anomdino.io.listing import pair_by_key, walk_files
 
 VOID = 255

@@ -37,17 +37,14 @@ def coco(tree: Tree, out: Path) -> dict[str, int]:
     is drawn by a digest of the id, so that everyone gets the same ones.
 
     Raises:
-        DataError: Images or annotations are missing or damaged.
+        DataError: Images or annotations are missing or damaged, or no image passes.
         BackendMissing: pycocotools, which draws COCO's masks, is not installed.
     """
     annotations = tree.need(ANNOTATIONS) / ANNOTATIONS
-    content = _read(annotations)
-    images = {int(entry["id"]): entry for entry in content["images"]}
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for entry in content["annotations"]:
-        objects[int(entry["image_id"])].append(entry)
-    names = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-    suitable = choose(images, objects, names)
+    images, objects, suitable = _read(annotations)
+    if not suitable:
+        cause = f"has no image of {SMALLEST} pixels a side without street classes"
+        raise DataError(annotations, cause, "get the annotations again")
     chosen = draw(suitable, COUNT)
     log.info("%d of %d COCO images pass the filter, %d are taken", len(suitable), len(images), len(chosen))
     with scratch_folder(out / ".coco") as work:
@@ -94,6 +91,10 @@ def union_mask(image: Mapping[str, Any], objects: list[dict[str, Any]]) -> npt.N
 
     Returns:
         uint8 (H, W), 0 and 255.
+
+    Raises:
+        DataError: An instance has no shape, or one that cannot be drawn.
+        BackendMissing: pycocotools is not installed.
     """
     try:
         from pycocotools import mask as coco_mask
@@ -103,11 +104,15 @@ def union_mask(image: Mapping[str, Any], objects: list[dict[str, Any]]) -> npt.N
         ) from error
     height, width = int(image["height"]), int(image["width"])
     union = np.zeros((height, width), bool)
-    for one in objects:
-        shape = one["segmentation"]
-        runs = [shape] if isinstance(shape, dict) else shape
-        encoded = coco_mask.frPyObjects(runs, height, width)
-        union |= coco_mask.decode(encoded).any(axis=2)
+    try:
+        for one in objects:
+            shape = one["segmentation"]
+            runs = [shape] if isinstance(shape, dict) else shape
+            encoded = coco_mask.frPyObjects(runs, height, width)
+            union |= coco_mask.decode(encoded).any(axis=2)
+    except Exception as error:  # pycocotools raises no narrower one
+        cause = f"has an instance in image {image['file_name']} that cannot be drawn ({error!r})"
+        raise DataError(ANNOTATIONS, cause, "get the annotations again") from error
     return np.where(union, np.uint8(255), np.uint8(0))
 
 
@@ -129,9 +134,17 @@ def _photos(tree: Tree, names: set[str], work: Path) -> dict[str, Path]:
     return {Path(name).stem: path for name, path in found.items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[dict[str, Any]]], list[int]]:
+    """Read images and instances, by the image's id, and the ids of the images to draw from."""
     try:
         content = json.loads(path.read_bytes())
-        return {key: content[key] for key in ("images", "annotations", "categories")}
-    except (ValueError, KeyError, TypeError) as error:
+        images = {
+            int(entry["id"]): {"file_name": str(entry["file_name"]), **entry} for entry in content["images"]
+        }
+        objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for entry in content["annotations"]:
+            objects[int(entry["image_id"])].append(entry)
+        names = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+        return images, objects, choose(images, objects, names)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(path, f"is no COCO instance file ({error!r})", "get the annotations again") from error

@@ -14,7 +14,7 @@ from anomdino.acquisition.staging import place
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
-from anomdino.io.boxes import image_id
+from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
 from anomdino.io.images import image_size
 from anomdino.io.listing import list_images
 from anomdino.progress import track
@@ -144,13 +144,13 @@ def to_coco(
             {
                 "id": len(annotations) + 1,
                 "image_id": records[name]["id"],
-                "category_id": 1,
+                "category_id": CATEGORY_ID,
                 "bbox": [x0, y0, box_width, box_height],
                 "area": box_width * box_height,
                 "iscrowd": 0,
             }
         )
-    categories = [{"id": 1, "name": "ood-object"}]
+    categories = [{"id": CATEGORY_ID, "name": CATEGORY_NAME}]
     return {"images": list(records.values()), "annotations": annotations, "categories": categories}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from anomdino.acquisition.archives import list_members, unpack
+from anomdino.acquisition.archives import is_zip, list_members, unpack
 from anomdino.acquisition.staging import place, scratch_folder
 from anomdino.acquisition.tree import Tree
 from anomdino.errors import DataError
@@ -15,17 +15,15 @@ CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 
 def files(tree: Tree, out: Path) -> dict[str, int]:
     """Put every file of the item into ``weights/`` under its registered name."""
-    found = list(tree.files.values()) or [
-        path for root in tree.roots for path in root.iterdir() if path.is_file()
-    ]
-    return _placed(out / "weights", found, tree.owned)
+    found = _files_of(tree)
+    for path in found:
+        place(path, out / "weights" / path.name, tree.owned)
+    return {"weights": len(found)}
 
 
 def bert(tree: Tree, out: Path) -> dict[str, int]:
     """Put tokenizer, configuration and weights into ``weights/bert-base-uncased/`` as loaders name them."""
-    found = list(tree.files.values()) or [
-        path for root in tree.roots for path in root.iterdir() if path.is_file()
-    ]
+    found = _files_of(tree)
     target = out / "weights" / "bert-base-uncased"
     for path in found:
         place(path, target / path.name.removeprefix("bert-base-uncased."), tree.owned)
@@ -40,9 +38,7 @@ def seed(tree: Tree, out: Path) -> dict[str, int]:
     Raises:
         DataError: It is neither, or the archive has no checkpoint or several.
     """
-    path = next(iter(tree.files.values()), None) or tree.need("*.pth")
-    if path.is_dir():
-        path = next(path.glob("*.pth"))
+    path = next(iter(tree.files.values()), None) or next(tree.need("*.pth").glob("*.pth"))
     target = out / "weights" / "rpl_seed.pth"
     if _is_checkpoint(path):
         place(path, target, tree.owned)
@@ -61,13 +57,14 @@ def seed(tree: Tree, out: Path) -> dict[str, int]:
 def _is_checkpoint(path: Path) -> bool:
     with path.open("rb") as stream:
         head = stream.read(2)
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return head[:1] == b"\x80"
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/data.pkl") for name in archive.namelist())
 
 
-def _placed(target: Path, found: list[Path], link: bool) -> dict[str, int]:
-    for path in found:
-        place(path, target / path.name, link)
-    return {"weights": len(found)}
+def _files_of(tree: Tree) -> list[Path]:
+    """Give the downloaded files, or those of the folder that a person unpacked."""
+    return list(tree.files.values()) or [
+        path for root in tree.roots for path in root.iterdir() if path.is_file()
+    ]
