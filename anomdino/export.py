@@ -1,8 +1,8 @@
 """The cascade without its detector as one ONNX file: bytes of a photo in, score map and mask out.
 
-All that stands around the networks is in the file: normalisation, the widths and how they are joined, the filter, the
-lowering by the photo, ADT-Net's standardisation and threshold. A runtime that reads ONNX needs nothing of this package.
-The detector stays out, for Grounding DINO cannot be exported: score and mask are those of
+All that stands around the networks is in the file: normalisation, the widths and how they are joined, the closer look,
+the filter, the lowering by the photo, ADT-Net's standardisation and threshold. A runtime that reads ONNX needs nothing
+of this package. The detector stays out, for Grounding DINO cannot be exported: score and mask are those of
 `anomdino predict --no-boxes --output raw`. A file is for one size of image.
 """
 
@@ -200,6 +200,7 @@ def describe(
         "outputs": f"{SCORE}: float32, higher = more anomalous; {MASK}: bool, with components of every size",
         "score": {"kind": engine.options.kind, "logits": engine.options.logits, **statistics},
         "widths": list(engine.options.widths) or [size[1]],
+        "window": engine.options.window,
         "mask": {
             "least_component": adt.rule.min_component,
             "floor": adt.rule.mask_floor,

@@ -82,6 +82,7 @@ def run(path, image):
         (ScoringOptions(kind="entropy", logits="closed"), (33, 47)),
         (ScoringOptions(kind="max_logit", widths=(80,), max_pixels=4096, tile_overlap=16), (66, 50)),
         (JOINED, (45, 72)),
+        (replace(JOINED, window=0.5), (45, 72)),
     ],
 )
 def test_a_file_computes_what_the_engine_and_adt_net_do(options, size, tmp_path):
@@ -352,8 +353,9 @@ def test_the_command_takes_other_widths_and_refuses_maps(quick, tmp_path, monkey
     seen = []
     monkeypatch.setattr(export, "compare", lambda engine, *_: seen.append(engine) or Checked(0.0, 0.0, 0))
     asked = ["export", "--models", str(tmp_path), "--size", "64x40", "-o", str(tmp_path / "a.onnx")]
-    call = CliRunner().invoke(app, [*asked, "--width", "96", "--width", "48"])
+    call = CliRunner().invoke(app, [*asked, "--width", "96", "--width", "48", "--window", "0.5"])
     assert call.exit_code == 0, call.output
+    assert seen[0].options.window == 0.5
     assert "64 x 40" in call.output
     assert "none of its pixels is in the mask" in call.output
     assert seen[0].options.widths == (48, 96)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from anomdino.cli.cascade_options import Window
 from anomdino.errors import ConfigError
 
 
@@ -23,6 +24,7 @@ def export(
         list[int] | None,
         typer.Option(min=16, help="Score at this width, not at the model's; again for several."),
     ] = None,
+    window: Window = 0.0,
 ) -> None:
     """Write score and mask as one ONNX file, for one size of photo, and check it with ONNX Runtime.
 
@@ -32,7 +34,7 @@ def export(
     The detector cannot be exported.
     """
     from anomdino.adt.store import load_adt
-    from anomdino.cascade import at_widths, find_models, warn_of_drawn_scenes
+    from anomdino.cascade import at_widths, find_models, warn_of_drawn_scenes, with_window
     from anomdino.config.params import load_params
     from anomdino.export import export_onnx
     from anomdino.scorer.setup import engine_from
@@ -44,6 +46,8 @@ def export(
         warn_of_drawn_scenes(folder, settings)
     if width:
         settings = at_widths(settings, width, folder)
+    if window:
+        settings = with_window(settings, window)
     if settings.score.source == "maps":
         raise ConfigError("score.source", "is maps, which no network makes", "export a model with a scorer")
     engine, digest = engine_from(settings.score, folder / "rpl", "cpu", portable=True)

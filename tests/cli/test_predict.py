@@ -116,6 +116,25 @@ def test_widths_asked_for_are_joined_by_the_network_that_the_model_has_for_them(
     assert means["learned", (64, 32)] == means["mean", (64, 32)]  # no network for these
 
 
+def test_a_window_asked_for_is_looked_at_a_second_time(models, photos, tmp_path):
+    one, beside = photos / "a" / "one.png", tmp_path / "params.yaml"
+    beside.write_text("score: {widths: [48], window: 0.5}\n")
+    asked = ["predict", one, "--models", models, "--no-boxes", "--device", "cpu", "--output", "raw"]
+    assert run(*asked, "-o", tmp_path / "file", "--params", beside).exit_code == 0
+    assert run(*asked, "-o", tmp_path / "asked", "--width", 48, "--window", 0.5).exit_code == 0
+    assert run(*asked, "-o", tmp_path / "own", "--width", 48).exit_code == 0
+    file, option, own = (read_score(tmp_path / name / "score/one.npz") for name in ("file", "asked", "own"))
+    np.testing.assert_array_equal(option, file)
+    changed = np.abs(option - own) > 0
+    rows, columns = np.nonzero(changed)
+    high, wide = own.shape
+    assert high // 4 - 4 <= rows.min() <= high // 4 + 4
+    assert 3 * wide // 4 - 4 <= columns.max() <= 3 * wide // 4 + 4
+    assert np.abs(option - own).max() > 1e-3
+    refused = run(*asked, "-o", tmp_path / "none", "--window", 1)
+    assert "--window" in str(refused.exception)
+
+
 def test_widths_asked_for_take_the_place_of_the_models(models, photos, tmp_path):
     one, beside = photos / "a" / "one.png", tmp_path / "params.yaml"
     beside.write_text("score: {widths: [32, 48]}\n")
