@@ -23,7 +23,7 @@ from anomdino.errors import CheckpointError, TrainingError
 from anomdino.io.atomic import atomic_path
 from anomdino.progress import track
 from anomdino.scorer.averaging import WeightAverage
-from anomdino.scorer.batches import B
+from anomdino.scorer.batches import B, on_device
 from anomdino.scorer.distributed import World
 from anomdino.scorer.live import Live
 from anomdino.scorer.objectives import Objective
@@ -140,7 +140,7 @@ def fit(
         objective.start_step()
         hints = objective.hints(batch, step)
         with _autocast(plan, world):
-            losses = runner(batch.to(world.device), **hints)
+            losses = runner(on_device(batch, world.device), **hints)
         guard.look(losses["loss"], step, lr, batch.keys)
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(losses["loss"]).backward()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomdino.scorer.base import pixel_score, resize, to_input
-from anomdino.scorer.batches import Batch, network_input
+from anomdino.scorer.batches import Batch, network_input, on_device
 from anomdino.scorer.dataset import ImagePairs
 from anomdino.scorer.losses import OUTLIER, VOID
 from anomdino.scorer.residual import DecoderScorer
@@ -106,7 +106,7 @@ def composed_quality(
     scores: dict[str, list[Tensor]] = {"ap": [], "ap_closed": []}
     truths = []
     for batch in batches:
-        moved = batch.to(device)
+        moved = on_device(batch, device)
         output = scorer.decode(network_input(moved.images))
         size = output.logits.shape[-2:]
         labels = moved.labels[:, :: max(1, moved.labels.shape[1] // size[0])]
