@@ -101,15 +101,15 @@ def make_parent(path: Path) -> None:
         _make_folder(path)
 
 
-def require_folder(folder: Path, name: str = "--out") -> None:
-    """Refuse an output folder that is a file or would lie below one, before any work.
+def require_folder(folder: Path) -> None:
+    """Refuse an output folder, ``--out``, that is a file or would lie below one, before any work.
 
     Raises:
-        ConfigError: It is; the message begins with ``name``.
+        ConfigError: It is.
     """
     for part in (folder, *folder.parents):
         if os.path.isfile(part):  # noqa: PTH113 - a part that may not be looked at is told when it is written to
-            raise ConfigError(name, f"{part} is a file", "name a folder")
+            raise ConfigError("--out", f"{part} is a file", "name a folder")
 
 
 def remove_file(path: Path) -> None:

@@ -39,7 +39,7 @@ from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.residual import DecoderScorer
 from anomdino.scorer.schedule import distillation_groups
 from anomdino.scorer.scored import resized
-from anomdino.scorer.small_training import Drawn, SmallPlan, train
+from anomdino.scorer.small_training import Drawn, SmallPlan, mean_and_variance, train
 from anomdino.scorer.training import Record
 from anomdino.uncertainty import UncertaintyMaps
 
@@ -369,12 +369,8 @@ def split(
 
 def high_score(images: Sequence[ScoredImage]) -> float:
     """Give mean + standard deviation of the teacher's scores over all pixels of the maps (h, w) of all images."""
-    count, total, squares = 0, 0.0, 0.0
-    for scored in images:
-        score = UncertaintyMaps.load(scored.maps).score.astype(np.float64)
-        count, total, squares = count + score.size, total + score.sum(), squares + np.square(score).sum()
-    mean = total / count
-    return float(mean + np.sqrt(max(0.0, squares / count - mean**2)))
+    mean, variance = mean_and_variance(UncertaintyMaps.load(scored.maps).score for scored in images)
+    return float(mean + np.sqrt(max(0.0, variance)))
 
 
 def distance(

@@ -100,6 +100,16 @@ def read_arrays(path: Path, *names: str) -> list[npt.NDArray[Any]]:
         raise DataError(path, f"is missing or damaged ({error})", "remove it and run again") from error
 
 
+def mean_and_variance(maps: Iterable[npt.NDArray[np.floating]]) -> tuple[float, float]:
+    """Give mean and variance over all values of maps, one map at a time; roundings may leave a variance below 0."""
+    count, total, squares = 0, 0.0, 0.0
+    for values in maps:
+        values = values.astype(np.float64)
+        count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
+    mean = total / count
+    return mean, squares / count - mean**2
+
+
 I = TypeVar("I")  # noqa: E741
 
 

@@ -31,6 +31,7 @@ from anomdino.scorer.small_training import (
     SmallPlan,
     StoredItem,
     WeightedShare,
+    mean_and_variance,
     read_arrays,
     split,
     train,
@@ -288,12 +289,8 @@ def _rising(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def statistics(shares: Sequence[FusionShare]) -> tuple[float, float]:
     """Give mean and standard deviation of all stored scores."""
-    count, total, squares = 0, 0.0, 0.0
-    for image in (image for share in shares for image in share.items):
-        scores = read_grid(image.file)[0].astype(np.float64)
-        count, total, squares = count + scores.size, total + scores.sum(), squares + np.square(scores).sum()
-    mean = total / count
-    return mean, float(np.sqrt(max(1e-12, squares / count - mean**2)))
+    mean, variance = mean_and_variance(read_grid(image.file)[0] for share in shares for image in share.items)
+    return mean, float(np.sqrt(max(1e-12, variance)))
 
 
 @torch.inference_mode()
