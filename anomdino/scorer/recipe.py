@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.atomic import atomic_path, atomic_write_json
-from anomdino.io.digest import file_sha256
+from anomdino.io.digest import file_sha256, json_sha256
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.scorer.base import (
     Scorer,
@@ -52,7 +52,6 @@ from anomdino.scorer.training import (
     Plan,
     Record,
     Validation,
-    fingerprint,
     fit,
     read_state,
     steps_of,
@@ -375,7 +374,7 @@ class Trainer:
             relevant.pop(irrelevant, None)
         for irrelevant in ("workers", "cache_mb", "checkpoint_every", "live"):
             relevant.pop(irrelevant, None)
-        return fingerprint(phase=phase, config=relevant, files=self._contents, seed=self.seed)
+        return json_sha256({"phase": phase, "config": relevant, "files": self._contents, "seed": self.seed})
 
     @cached_property
     def _contents(self) -> list[tuple[str, str, str]]:

@@ -21,13 +21,13 @@ from torch import nn, optim
 from torch.utils.data import Dataset
 
 from anomdino.errors import DataError
-from anomdino.io.digest import file_sha256
+from anomdino.io.digest import file_sha256, json_sha256
 from anomdino.io.npz import DAMAGED, open_npz
 from anomdino.scorer.batches import B, S, SampleId, StepSampler, held_back, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Plan, Record, fingerprint, fit
+from anomdino.scorer.training import Plan, Record, fit
 from anomdino.seeding import rng
 
 VOID = 2
@@ -279,6 +279,8 @@ def train(
         clip=plan.clip,
         validate_every=validate_every,
         checkpoint_every=plan.checkpoint_every,
-        fingerprint=fingerprint(plan=asdict(replace(plan, checkpoint_every=0)), seed=dataset.seed, **depends),
+        fingerprint=json_sha256(
+            {"plan": asdict(replace(plan, checkpoint_every=0)), "seed": dataset.seed, **depends}
+        ),
     )
     return fit(objective, load, measure, training, world=world, folder=state)

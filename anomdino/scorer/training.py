@@ -4,9 +4,7 @@ is not finite.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -407,11 +405,6 @@ class Meter:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a resume point."""
         self._sums, self._count = dict(state["sums"]), int(state["count"])
-
-
-def fingerprint(**parts: Any) -> str:
-    """Digest whatever changes the result of a training."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def steps_of(steps: int, epochs: float, images: int, batch: int) -> int:
