@@ -152,10 +152,11 @@ def at_widths(params: Params, widths: Iterable[int], models: Path) -> Params:
         widths: In pixels, in any order.
         models: Folder with ``rpl``.
     """
+    from anomdino.config.params import with_changes
+
     ordered = sorted(set(widths))
     learned = params.score.fusion == "learned" and fusion_file(models / "rpl", ordered).is_file()
-    changes = {"widths": ordered, "fusion": "learned" if learned else "mean"}
-    return params.model_copy(update={"score": params.score.model_copy(update=changes)})
+    return with_changes(params, "score", widths=ordered, fusion="learned" if learned else "mean")
 
 
 def with_window(params: Params, window: float) -> Params:
@@ -164,9 +165,11 @@ def with_window(params: Params, window: float) -> Params:
     Raises:
         ConfigError: ``window`` is not in [0, 1).
     """
+    from anomdino.config.params import with_changes
+
     if not 0 <= window < 1:
         raise ConfigError("--window", f"is {window:g}", "give a share of the sides below 1, 0.5 for instance")
-    return params.model_copy(update={"score": params.score.model_copy(update={"window": window})})
+    return with_changes(params, "score", window=window)
 
 
 def warn_of_drawn_scenes(models: Path, params: Params) -> None:

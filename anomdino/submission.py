@@ -82,7 +82,6 @@ def write_submission(
     out: Path,
     method: str,
     *,
-    dataset: str | None = None,
     expected_count: int | None = None,
 ) -> list[Path]:
     """Write ``<out>/anomaly_p/<method>/<dataset>/<fid>.hdf5`` for every frame, and the rescaling beside them.
@@ -94,7 +93,6 @@ def write_submission(
         read: Gives the score map of a frame.
         out: Folder of the submission.
         method: Name of the method on the leaderboard.
-        dataset: Name of the data set in the benchmark; that of the track by default.
         expected_count: Frames that there must be; not checked when None.
 
     Returns:
@@ -106,7 +104,7 @@ def write_submission(
     """
     if Path(method).name != method or method in {"", ".", ".."}:
         raise DataError("method", f"is '{method}'", "give a name without / or ..")
-    dataset = dataset or DATASETS.get(benchmark.layout, benchmark.name)
+    dataset = DATASETS.get(benchmark.layout, benchmark.name)
     if expected_count is not None and len(benchmark) != expected_count:
         cure = "check root and split, or say how many there are to be: --expected-count, 0 for any number"
         raise DataError(benchmark.name, f"has {len(benchmark)} frames, {dataset} has {expected_count}", cure)

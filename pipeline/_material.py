@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from anomdino.scorer.distributed import World
     from anomdino.scorer.inference import ScoringEngine
 
+T = TypeVar("T")
 IMAGES, LABELS, LIST = "offline_dataset", "offline_dataset_label", "ood.json"
 LARGE = {"enlarge": 1.0, "height_min": 0.05, "ground_height_min": 0.12, "objects_max": 4}
 """Parameters of `compose` for images with large objects."""
-STREET = "street"
-SHOWN = {"photos": 0.95, "small": 0.4, "large": 0.4, STREET: 1.0}
+PHOTOS, STREET = "photos", "street"
+SHOWN = {PHOTOS: 0.95, "small": 0.4, "large": 0.4, STREET: 1.0}
 """How often a network sees the colours of a kind, not the score alone: objects that were pasted give themselves away."""
 LEAST_WIDTH = 300
 """Photos of objects that are narrower teach nothing: they would be enlarged several times."""
@@ -58,9 +59,14 @@ def gathered(
         large = params.compose.model_copy(update={**LARGE, "count": count})
         compose(large, params.seed, inlier, objects, work / "large")
         compose_twice(params, count * 3 // 8, inlier, objects, work / "small")
-        link_photos(objects / "images", work / "photos", photos)
+        link_photos(objects / "images", work / PHOTOS, photos)
     world.wait()
-    return [work / "large" / IMAGES, work / "small" / IMAGES, work / "photos", work / "photos"]
+    return [images_of(work, kind) for kind in ("large", "small", PHOTOS, PHOTOS)]
+
+
+def images_of(work: Path, kind: str) -> Path:
+    """Give the folder of a kind's images: of photos of objects, or of images as the stage `compose` writes them."""
+    return work / kind if kind == PHOTOS else work / kind / IMAGES
 
 
 def linked_objects(params: Params, outliers: Path, out: Path, *, held_out: bool) -> Path:
@@ -73,9 +79,7 @@ def linked_objects(params: Params, outliers: Path, out: Path, *, held_out: bool)
     for index in held if held_out else learned:
         key, image, mask = pairs.files[index]
         for folder, source in (("images", image), ("masks", mask)):
-            link = out / folder / f"{key}{source.suffix}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(source.resolve())
+            _link(source, out / folder / f"{key}{source.suffix}")
     return out
 
 
@@ -92,11 +96,21 @@ def link_photos(images: Path, out: Path, count: int) -> None:
             images, f"has {len(wide)} photos of {LEAST_WIDTH} pixels in width", "give at least two"
         )
     shutil.rmtree(out, ignore_errors=True)
-    for index in np.unique(np.linspace(0, len(wide) - 1, min(count, len(wide))).round().astype(int)):
-        key, path = wide[index]
-        link = out / f"{key}{path.suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
+    for key, path in _spread(wide, count):
+        _link(path, out / f"{key}{path.suffix}")
+
+
+def _link(file: Path, link: Path) -> None:
+    """Link a file, in the place of an earlier link."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(file.resolve())
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """Choose at most ``count`` items, spread evenly, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in np.unique(places)]
 
 
 def compose_twice(params: Params, count: int, inlier: Path, outliers: Path, out: Path) -> None:
@@ -138,16 +152,16 @@ def gather_street(
 
     score = params.score.model_copy(update={"map_stride": 1})
     engine, digest = engine_from(score, models / "rpl", resolve_device(params.device))
-    files, scenes, found = ImagePairs(inlier, "labels").files, work / STREET / "scenes", set[str]()
-    chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int))
-    for key, image, label in (files[index] for index in chosen):
+    chosen = _spread(ImagePairs(inlier, "labels").files, count)
+    notes, found = work / STREET / "scenes", set[str]()
+    for key, image, label in chosen:
         depends = [digest, asdict(statistics), params.seed, file_sha256(image), file_sha256(label)]
-        names = _read_street(scenes / f"{key}.json", depends)
+        names = _read_street(notes / f"{key}.json", depends)
         if names is None:
             names = _write_street(key, image, label, work, engine, statistics, params.seed)
-            atomic_write_json(scenes / f"{key}.json", {"depends": depends, "names": names})
+            atomic_write_json(notes / f"{key}.json", {"depends": depends, "names": names})
         found.update(names)
-    _remove_other_street(work, found, {files[index][0] for index in chosen})
+    _remove_other_street(work, found, {key for key, *_ in chosen})
     if len(found) < 2:
         raise DataError(
             inlier,
@@ -185,10 +199,7 @@ def _write_street(
         write_score(seen / "scores" / f"{names[-1]}.npz", case.scored.score)
         case.scored.maps.save(seen / "maps" / f"{names[-1]}.npz")
         write_png(out / LABELS / f"{names[-1]}.png", case.label)
-        link = out / IMAGES / f"{names[-1]}{image.suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(image.resolve())
+        _link(image, out / IMAGES / f"{names[-1]}{image.suffix}")
     return names
 
 
@@ -204,7 +215,7 @@ def _remove_other_street(work: Path, names: set[str], scenes: set[str]) -> None:
 
 def label_files(work: Path, kind: str) -> dict[str, Path]:
     """List the labels of a kind of images by key: those of composed images, or the masks of all photos of objects."""
-    return list_images(work / "objects" / "masks" if kind == "photos" else work / kind / LABELS)
+    return list_images(work / "objects" / "masks" if kind == PHOTOS else work / kind / LABELS)
 
 
 def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
@@ -212,13 +223,13 @@ def read_kind(label: Path, kind: str) -> npt.NDArray[np.uint8]:
     from anomdino.data.compose import object_pixels
 
     read = read_label(label)
-    return object_pixels(read).astype(np.uint8) if kind == "photos" else read
+    return object_pixels(read).astype(np.uint8) if kind == PHOTOS else read
 
 
 def written_labels(keys: Iterable[str], work: Path, kind: str) -> dict[str, Path]:
     """Give the files of images' labels, 0, 1, 255; those of photos are written from their masks."""
     files = label_files(work, kind)
-    if kind != "photos":
+    if kind != PHOTOS:
         return {key: files[key] for key in keys}
     written = {key: work / "seen" / kind / LABELS / f"{key}.png" for key in keys}
     for key, file in written.items():
@@ -226,16 +237,26 @@ def written_labels(keys: Iterable[str], work: Path, kind: str) -> dict[str, Path
     return written
 
 
-def score_images(params: Params, models: Path, images: Path, work: Path) -> None:
-    """Write scores and maps of a folder of images into ``work``, by the scorer in ``models``; valid ones stay."""
-    from anomdino.device import resolve_device
-    from anomdino.scorer.run import Outputs, SetScorer
-    from anomdino.scorer.setup import engine_from, run_options
+def score_kind(params: Params, models: Path, work: Path, kind: str) -> tuple[Path, Path]:
+    """Score the images of a kind, but for street scenes, which were scored as they were made.
 
-    engine, digest = engine_from(params.score, models / "rpl", resolve_device(params.device))
-    outputs = Outputs(work / "scores", work / "maps")
-    runner = SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {work.name}")
-    runner.run(list_images(images))
+    Returns:
+        The folder of the images, and that of their scores and maps.
+    """
+    images, seen = images_of(work, kind), work / "seen" / kind
+    if kind != STREET:
+        score_images(params, models / "rpl", images, seen)
+    return images, seen
+
+
+def score_images(params: Params, scorer: Path, images: Path, work: Path) -> None:
+    """Write scores and maps of a folder of images into ``work``; valid ones stay."""
+    from anomdino.device import resolve_device
+    from anomdino.scorer.run import Outputs
+    from anomdino.scorer.setup import set_scorer
+
+    outputs, device = Outputs(work / "scores", work / "maps"), resolve_device(params.device)
+    set_scorer(params.score, scorer, device, outputs, f"score {work.name}").run(list_images(images))
 
 
 def detect_images(params: Params, models: Path, images: Path, work: Path) -> None:

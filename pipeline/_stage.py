@@ -15,6 +15,8 @@ from anomdino.errors import AnomdinoError, ConfigError
 from anomdino.progress import log_level
 
 if TYPE_CHECKING:
+    import torch
+
     from anomdino.benchmarks import Benchmark
 
 DATA = Path("data")
@@ -76,6 +78,17 @@ def open_benchmark(params: Params, name: str) -> Benchmark:
             f"benchmark.sets.{name}", "is not in params.yaml", f"known: {', '.join(sets) or 'none'}"
         )
     return open_set(name, sets[name])
+
+
+def device_of(params: Params) -> torch.device:
+    """Give the device; on the CPU memory is kept from image to image, or step to step."""
+    from anomdino.device import resolve_device
+    from anomdino.memory import keep_freed_memory
+
+    device = resolve_device(params.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
 
 
 def done(name: str, **counts: object) -> None:

@@ -5,16 +5,11 @@ Usage: python -m pipeline.detect train | benchmark NAME
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline import _stage
-
-if TYPE_CHECKING:
-    import torch
-
-    from anomdino.config.params import Params
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -33,7 +28,7 @@ def train() -> None:
             records,
             _stage.BOXES / "train.json",
             params.detect,
-            device_of(params),
+            _stage.device_of(params),
             _stage.RPL,
         )
         threshold = quality["suggested_threshold"]
@@ -57,22 +52,11 @@ def benchmark(name: Annotated[str, typer.Argument(help="A name of benchmark.sets
         maps = _stage.SCORES / name / "maps"
         samples = _stage.open_benchmark(params, name).samples
         inputs = [Input(sample.key, sample.image, maps / f"{sample.key}.npz") for sample in samples]
-        detector = Detector.load(_stage.DETECTOR, device_of(params), params.detect, _stage.RPL)
+        detector = Detector.load(_stage.DETECTOR, _stage.device_of(params), params.detect, _stage.RPL)
         report = detect_set(detector, inputs, _stage.BOXES / f"{name}.json", f"detect {name}")
         _stage.done(
             f"detect {name}", images=report.images, boxes=report.boxes, images_without_boxes=report.empty
         )
-
-
-def device_of(params: Params) -> torch.device:
-    """Give the device; on the CPU memory is kept from image to image."""
-    from anomdino.device import resolve_device
-    from anomdino.memory import keep_freed_memory
-
-    device = resolve_device(params.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    return device
 
 
 if __name__ == "__main__":

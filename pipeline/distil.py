@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomdino.config.params import Params, check_params, load_params, render_params
+from anomdino.config.params import Params, check_params, load_params, render_params, with_changes
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.listing import list_images
@@ -167,9 +167,7 @@ def distilled(
     from anomdino.scorer.distillation import distil
     from anomdino.scorer.setup import scoring_options
 
-    params = params.model_copy(
-        update={"score": params.score.model_copy(update={"refine": [], "refine_net": False})}
-    )
+    params = with_changes(params, "score", refine=[], refine_net=False)
     for folder in dict.fromkeys(folders):
         score_folder(params, teacher, folder, work, world)
     world.wait()
@@ -182,14 +180,12 @@ def distilled(
 
 def score_folder(params: Params, teacher: Path, folder: Path, work: Path, world: World) -> None:
     """Write the teacher's scores and maps of a folder, every process its share; those that are valid are kept."""
-    from anomdino.scorer.run import Outputs, SetScorer
-    from anomdino.scorer.setup import engine_from, run_options
+    from anomdino.scorer.run import Outputs
+    from anomdino.scorer.setup import set_scorer
 
-    engine, digest = engine_from(params.score, teacher, world.device)
-    results = results_of(folder, work)
+    results, images = results_of(folder, work), list_images(folder)
     outputs = Outputs(results / "scores", results / "maps")
-    scorer = SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {folder}")
-    images = list_images(folder)
+    scorer = set_scorer(params.score, teacher, world.device, outputs, f"score {folder}")
     if world.leads:
         scorer.remove_strangers(images)
     world.wait()

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomdino.config.params import Params, load_params
+from anomdino.config.params import Params, with_changes
 from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.listing import list_images
-from anomdino.seeding import seed_everything
-from pipeline._material import IMAGES, held_out_objects
-from pipeline._release import TARGET, Objects, Scenes, command
+from pipeline import _release
+from pipeline._material import IMAGES, held_out_objects, score_images
 
 if TYPE_CHECKING:
     from anomdino.adt.model import ScoreStatistics
@@ -37,12 +36,10 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 @app.command()
 def main(
     before: Annotated[Path, typer.Option(help="The scorer that detector and ADT-Net learned from.")],
-    inlier: Scenes,
-    outliers: Objects,
-    work: Annotated[Path, typer.Option(help="Where composed images and scores lie.")] = Path(
-        "out/recalibrate"
-    ),
-    to: Annotated[Path, typer.Option(help="The model.")] = TARGET,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
+    work: _release.ComposedWork = Path("out/recalibrate"),
+    to: Annotated[Path, typer.Option(help="The model.")] = _release.TARGET,
     count: Annotated[int, typer.Option(min=1, help="Composed images.")] = 40,
 ) -> None:
     """Compose, score twice, move the statistics."""
@@ -52,9 +49,7 @@ def main(
     from anomdino.detector.weights import score_statistics, set_score_statistics
 
     models = to / "models"
-    with command("recalibrate", inlier, outliers):
-        params = load_params(to / "params.yaml")
-        seed_everything(params.seed)
+    with _release.training_command("recalibrate", to, inlier, outliers) as params:
         adt, now = load_adt(models / "adt"), weights_digest(models / "rpl", params)
         if adt.provenance.get(NOTE) == now:
             raise ConfigError("--to", f"{to} is fitted to its scorer already", "nothing is left to do")
@@ -104,19 +99,14 @@ def scored(params: Params, scorer: Path, work: Path, name: str) -> ScoreStatisti
     stays in: the detector reads the score without it.
     """
     from anomdino.adt.dataset import measure_scores
-    from anomdino.device import resolve_device
     from anomdino.io.scores import read_score
-    from anomdino.scorer.run import Outputs, SetScorer
-    from anomdino.scorer.setup import engine_from, run_options
     from anomdino.scorer.width_fusion import fusion_file
 
-    images = list_images(work / "train" / IMAGES)
+    images = work / "train" / IMAGES
     fusion = params.score.fusion if fusion_file(scorer, params.score.widths).is_file() else "mean"
-    score = params.score.model_copy(update={"fusion": fusion, "refine_net": False})
-    engine, digest = engine_from(score, scorer, resolve_device(params.device))
-    outputs = Outputs(work / name / "scores", work / name / "maps")
-    SetScorer(engine, outputs, digest, run_options(params.score), what=f"score {name}").run(images)
-    return measure_scores(read_score(outputs.of(key)[0]) for key in images)
+    plain = with_changes(params, "score", fusion=fusion, refine_net=False)
+    score_images(plain, scorer, images, work / name)
+    return measure_scores(read_score(work / name / "scores" / f"{key}.npz") for key in list_images(images))
 
 
 def moved_before(detector: Path, now: str) -> ScoreStatistics | None:

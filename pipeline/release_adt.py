@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomdino.config.params import Params, load_params
-from anomdino.seeding import seed_everything
+from anomdino.config.params import Params
+from pipeline import _release
 from pipeline._material import (
     IMAGES,
     LABELS,
@@ -27,7 +27,6 @@ from pipeline._material import (
     held_out_objects,
     score_images,
 )
-from pipeline._release import TARGET, Doubled, Objects, Released, Scenes, Seed, command
 
 if TYPE_CHECKING:
     from anomdino.adt.fusion import AdtModel
@@ -38,26 +37,24 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 
 @app.command()
 def main(
-    inlier: Scenes,
-    outliers: Objects,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
     work: Annotated[Path, typer.Option(help="Where composed images, scores and boxes lie.")] = Path(
         "out/release_adt"
     ),
-    to: Released = TARGET,
-    count: Doubled = 40,
-    seed: Seed = None,
+    to: _release.Released = _release.TARGET,
+    count: _release.Doubled = 40,
+    seed: _release.Seed = None,
 ) -> None:
     """Compose, score, detect, train, and put the result in the place of the released ADT-Net."""
     from anomdino.adt.outline_net import load_outline_net
     from anomdino.adt.store import save_adt
 
-    with command("release_adt", inlier, outliers):
-        params = load_params(to / "params.yaml")
-        seed_everything(params.seed)
+    with _release.training_command("release_adt", to, inlier, outliers) as params:
         objects = held_out_objects(params, outliers, work / "outliers")
         compose_twice(params, count, inlier, objects, work / "train")
         composed = work / "train" / IMAGES
-        score_images(params, to / "models", composed, work)
+        score_images(params, to / "models" / "rpl", composed, work)
         detect_images(params, to / "models", composed, work)
         outliner = load_outline_net(to / "models" / "adt")
         chosen = params.seed if seed is None else seed

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anomdino.config.params import Params, check_params, load_params
+from anomdino.config.params import Params, check_params, with_changes
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.digest import file_sha256
-from anomdino.seeding import seed_everything
+from pipeline import _release
 from pipeline._material import (
     IMAGES,
     LABELS,
@@ -34,7 +34,6 @@ from pipeline._material import (
     gather_street,
     score_images,
 )
-from pipeline._release import TARGET, Objects, Released, Scenes, Seed, StreetScenes, command
 from pipeline._steps import assign
 
 if TYPE_CHECKING:
@@ -59,15 +58,13 @@ TRAINING: dict[str, Any] = {
 
 @app.command()
 def main(
-    inlier: Scenes,
-    outliers: Objects,
-    work: Annotated[Path, typer.Option(help="Where composed images and scores lie.")] = Path(
-        "out/release_detector"
-    ),
-    to: Released = TARGET,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
+    work: _release.ComposedWork = Path("out/release_detector"),
+    to: _release.Released = _release.TARGET,
     count: Annotated[int, typer.Option(min=4, help="Composed images of each half.")] = 160,
-    scenes: StreetScenes = 184,
-    seed: Seed = None,
+    scenes: _release.StreetScenes = 184,
+    seed: _release.Seed = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the detector's parameters.")
     ] = None,
@@ -77,16 +74,13 @@ def main(
     from anomdino.detector.training import train_detector
     from anomdino.device import resolve_device
 
-    with command("release_detector", inlier, outliers):
-        params = changed(load_params(to / "params.yaml"), to, set_ or [])
-        seed_everything(params.seed)
+    with _release.training_command("release_detector", to, inlier, outliers) as given:
+        params = changed(given, to, set_ or [])
         fold = composed(params, count, inlier, outliers, work, to / "models")
         statistics = load_adt(to / "models" / "adt").net.statistics
         # the maps hold the score as it is before that network, which does not know this anomaly
-        plain = params.score.model_copy(update={"refine_net": False})
-        gather_street(
-            params.model_copy(update={"score": plain}), to / "models", inlier, work, scenes, statistics
-        )
+        plain = with_changes(params, "score", refine_net=False)
+        gather_street(plain, to / "models", inlier, work, scenes, statistics)
         fold, chosen = with_street(fold, work), params.seed if seed is None else seed
         device, scorer = resolve_device(params.device), to / "models" / "rpl"
         trained = train_detector(
@@ -117,7 +111,7 @@ def composed(params: Params, count: int, inlier: Path, outliers: Path, work: Pat
     compose_twice(params, count // 2, inlier, outliers, work / "small" / "train")
     halves = []
     for name in ("large", "small"):
-        score_images(params, models, work / name / "train" / IMAGES, work / name)
+        score_images(params, models / "rpl", work / name / "train" / IMAGES, work / name)
         (half,) = split_folds(records_of(work / name), 1, params.detect.holdout, params.seed)
         halves.append(half)
     held_out = in_turns(*(half.val for half in halves))

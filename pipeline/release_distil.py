@@ -18,12 +18,11 @@ from typing import Annotated
 
 import typer
 
-from anomdino.config.params import Params, load_params, render_params
+from anomdino.config.params import Params, render_params, with_changes
 from anomdino.io.atomic import atomic_write_text
 from anomdino.release.build import put_folder
-from anomdino.seeding import seed_everything
+from pipeline import _release
 from pipeline._material import gathered
-from pipeline._release import TARGET, LargeImages, Objects, Photos, Released, Scenes, command
 from pipeline.distil import SCORING, distilled, write_model
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -31,14 +30,12 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 
 @app.command()
 def main(
-    inlier: Scenes,
-    outliers: Objects,
-    work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
-        "out/release_distil"
-    ),
-    to: Released = TARGET,
-    count: LargeImages = 160,
-    photos: Photos = 330,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
+    work: _release.Work = Path("out/release_distil"),
+    to: _release.Released = _release.TARGET,
+    count: _release.LargeImages = 160,
+    photos: _release.Photos = 330,
     width: Annotated[int, typer.Option(min=16, help="Width of the first round.")] = 1280,
     crop: Annotated[tuple[int, int], typer.Option(help="Height and width of the windows.")] = (608, 800),
     steps: Annotated[tuple[int, int], typer.Option(help="Steps of both rounds.")] = (1200, 600),
@@ -48,9 +45,7 @@ def main(
     from anomdino.scorer.distillation import DistillationPlan
     from anomdino.scorer.distributed import joined_processes
 
-    with command("release_distil", inlier, outliers):
-        params = load_params(to / "params.yaml")
-        seed_everything(params.seed)
+    with _release.training_command("release_distil", to, inlier, outliers) as params:
         own = tuple(params.score.widths) or (width,)
         rounds = [
             (DistillationPlan(widths=(width,), crop=crop, steps=steps[0]), 0.5),
@@ -76,8 +71,8 @@ def main(
 
 def put_parameters(params: Params, widths: tuple[int, ...], to: Path) -> None:
     """Make a model score by the mean of some widths, as no network beside the scorer of before fits a new one."""
-    score = params.score.model_copy(update={"widths": list(widths), "fusion": "mean", "refine_net": False})
-    atomic_write_text(to / "params.yaml", render_params(params.model_copy(update={"score": score})))
+    plain = with_changes(params, "score", widths=list(widths), fusion="mean", refine_net=False)
+    atomic_write_text(to / "params.yaml", render_params(plain))
 
 
 if __name__ == "__main__":

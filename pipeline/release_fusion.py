@@ -18,41 +18,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomdino.config.params import Params, check_params, load_params, render_params
+from anomdino.config.params import Params, check_params, render_params
 from anomdino.errors import ConfigError
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.digest import file_sha256
 from anomdino.io.images import read_image
 from anomdino.io.listing import list_images
 from anomdino.progress import track
-from anomdino.seeding import seed_everything
-from pipeline._material import IMAGES, gathered, label_files, read_kind
-from pipeline._release import TARGET, LargeImages, Objects, Photos, Released, Scenes, Steps, command
+from pipeline import _release
+from pipeline._material import PHOTOS, gathered, images_of, label_files, read_kind
 
 if TYPE_CHECKING:
     from anomdino.scorer.small_training import StoredItem
 
 WIDTHS = (512, 800, 1280, 1600)
-KINDS = {"large": (3.0, 1), "small": (8.0, 2), "photos": (1.0, 1)}
+KINDS = {"large": (3.0, 1), "small": (8.0, 2), PHOTOS: (1.0, 1)}
 """Weight of the loss and draws of each kind of image."""
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    inlier: Scenes,
-    outliers: Objects,
-    work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
-        "out/release_fusion"
-    ),
-    to: Released = TARGET,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
+    work: _release.Work = Path("out/release_fusion"),
+    to: _release.Released = _release.TARGET,
     width: Annotated[
         list[int] | None,
         typer.Option(min=16, help="Width in pixels at which images are scored; two at least."),
     ] = None,
-    count: LargeImages = 160,
-    photos: Photos = 330,
-    steps: Steps = 2000,
+    count: _release.LargeImages = 160,
+    photos: _release.Photos = 330,
+    steps: _release.Steps = 2000,
     share: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of the network in the score; the rest is the widths' mean."),
@@ -70,10 +67,8 @@ def main(
     from anomdino.scorer.width_fusion import save_fusion
     from anomdino.scorer.width_fusion_training import FusionPlan, FusionShare, match_levels, train_fusion
 
-    with command("release_fusion", inlier, outliers):
-        given = load_params(to / "params.yaml")
+    with _release.training_command("release_fusion", to, inlier, outliers) as given:
         params = with_fusion(given, check_widths(width or given.score.widths or list(WIDTHS)))
-        seed_everything(params.seed)
         world = World(0, 1, resolve_device(params.device))
         gathered(params, inlier, outliers, work, count, photos, world)
         grids = {kind: score_grids(params, to / "models" / "rpl", work, kind) for kind in KINDS}
@@ -90,11 +85,8 @@ def main(
         save_fusion(done.network, to / "models" / "rpl", details)
         if not beside:
             atomic_write_text(to / "params.yaml", render_params(params))
-    changes = (
-        f"{kind} {old:.4f} -> {new:.4f}"
-        for kind, old, new in zip(KINDS, done.before, done.after, strict=True)
-    )
-    typer.echo(f"release_fusion: cross-entropy of kept images {', '.join(changes)}; {to}")
+    losses = _release.changes(KINDS, done.before, done.after)
+    typer.echo(f"release_fusion: cross-entropy of kept images {losses}; {to}")
 
 
 def check_widths(widths: list[int]) -> list[int]:
@@ -125,9 +117,8 @@ def score_grids(params: Params, scorer: Path, work: Path, kind: str) -> list[Sto
     after_widths = {"fusion": "mean", "refine": [], "refine_net": False}
     score = params.score.model_copy(update=after_widths)
     engine, digest = engine_from(score, scorer, resolve_device(params.device))
-    folder = work / kind if kind == "photos" else work / kind / IMAGES
     grids, labels = [], label_files(work, kind)
-    for key, path in track(list_images(folder).items(), f"score {kind}"):
+    for key, path in track(list_images(images_of(work, kind)).items(), f"score {kind}"):
         grid = StoredItem(key, work / "grids" / kind / f"{key}.npz")
         label = labels[key]
         content = "-".join([digest, file_sha256(path), file_sha256(label)])

@@ -19,52 +19,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomdino.config.params import Params, load_params, render_params
+from anomdino.config.params import Params, render_params, with_changes
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.listing import list_images
-from anomdino.seeding import seed_everything
+from pipeline import _release
 from pipeline._material import (
-    IMAGES,
+    PHOTOS,
     SHOWN,
     STREET,
     detect_images,
     gather_street,
     gathered,
-    score_images,
+    score_kind,
     written_labels,
-)
-from pipeline._release import (
-    TARGET,
-    LargeImages,
-    Objects,
-    Photos,
-    Released,
-    Scenes,
-    Steps,
-    StreetScenes,
-    command,
 )
 
 if TYPE_CHECKING:
     from anomdino.adt.outline_training import OutlineShare
 
-DRAWS = {"photos": 5, "small": 2, "large": 2, STREET: 3}
+DRAWS = {PHOTOS: 5, "small": 2, "large": 2, STREET: 3}
 """How often images of each kind are drawn from."""
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    inlier: Scenes,
-    outliers: Objects,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
     work: Annotated[Path, typer.Option(help="Where images, scores, boxes and resume points lie.")] = Path(
         "out/release_outline"
     ),
-    to: Released = TARGET,
-    count: LargeImages = 160,
-    photos: Photos = 900,
-    scenes: StreetScenes = 184,
-    steps: Steps = 2400,
+    to: _release.Released = _release.TARGET,
+    count: _release.LargeImages = 160,
+    photos: _release.Photos = 900,
+    scenes: _release.StreetScenes = 184,
+    steps: _release.Steps = 2400,
 ) -> None:
     """Gather images, score them, find boxes in them, train, and write the network."""
     from anomdino.adt.outline_training import OutlinePlan, train_outlines
@@ -72,9 +61,7 @@ def main(
     from anomdino.device import resolve_device
     from anomdino.scorer.distributed import World
 
-    with command("release_outline", inlier, outliers):
-        params = load_params(to / "params.yaml")
-        seed_everything(params.seed)
+    with _release.training_command("release_outline", to, inlier, outliers) as params:
         world = World(0, 1, resolve_device(params.device))
         gathered(params, inlier, outliers, work, count, photos, world)
         model = load_adt(to / "models" / "adt")
@@ -93,8 +80,7 @@ def main(
         }
         rule = replace(model.rule, outline=True)
         save_adt(replace(model, rule=rule, threshold=None, outliner=done.network), to / "models" / "adt")
-        adt = params.adt.model_copy(update={"outline": True})
-        atomic_write_text(to / "params.yaml", render_params(params.model_copy(update={"adt": adt})))
+        atomic_write_text(to / "params.yaml", render_params(with_changes(params, "adt", outline=True)))
     typer.echo(f"release_outline: overlap (IoU) of kept images {overlap}; {to}")
 
 
@@ -103,15 +89,13 @@ def gather_share(params: Params, models: Path, work: Path, kind: str) -> Outline
     from anomdino.adt.outline_training import OutlineItem, OutlineShare
     from anomdino.io.boxes import read_box_results
 
-    images, out = work / kind if kind == "photos" else work / kind / IMAGES, work / "seen" / kind
-    if kind != STREET:
-        score_images(params, models, images, out)
-    detect_images(params, models, images, out)
+    images, seen = score_kind(params, models, work, kind)
+    detect_images(params, models, images, seen)
     found = list_images(images)
-    boxes = read_box_results(out / "boxes.json", list(found))
+    boxes = read_box_results(seen / "boxes.json", list(found))
     labels = written_labels(found, work, kind)
     items = [
-        OutlineItem(key, path, out / "scores" / f"{key}.npz", labels[key], boxes[key])
+        OutlineItem(key, path, seen / "scores" / f"{key}.npz", labels[key], boxes[key])
         for key, path in found.items()
     ]
     return OutlineShare(items, DRAWS[kind], SHOWN[kind])

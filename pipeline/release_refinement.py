@@ -15,61 +15,47 @@ called again.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from anomdino.config.params import Params, load_params, render_params
+from anomdino.config.params import Params, render_params, with_changes
 from anomdino.io.atomic import atomic_write_text
 from anomdino.io.images import read_image
 from anomdino.io.listing import list_images
 from anomdino.io.scores import read_score
 from anomdino.progress import track
-from anomdino.seeding import seed_everything
+from pipeline import _release
 from pipeline._material import (
-    IMAGES,
+    PHOTOS,
     SHOWN,
     STREET,
     gather_street,
     gathered,
     label_files,
     read_kind,
-    score_images,
-)
-from pipeline._release import (
-    TARGET,
-    LargeImages,
-    Objects,
-    Photos,
-    Released,
-    Scenes,
-    Seed,
-    Steps,
-    StreetScenes,
-    command,
+    score_kind,
 )
 
 if TYPE_CHECKING:
     from anomdino.scorer.refinement_training import RefinementShare
 
-KINDS = {"photos": (1.0, 5), "small": (3.0, 2), "large": (2.0, 2), STREET: (2.0, 3)}
+KINDS = {PHOTOS: (1.0, 5), "small": (3.0, 2), "large": (2.0, 2), STREET: (2.0, 3)}
 """Weight of the loss and draws of each kind of image."""
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    inlier: Scenes,
-    outliers: Objects,
-    work: Annotated[Path, typer.Option(help="Where images, scores and resume points lie.")] = Path(
-        "out/release_refinement"
-    ),
-    to: Released = TARGET,
-    count: LargeImages = 160,
-    photos: Photos = 900,
-    scenes: StreetScenes = 184,
-    steps: Steps = 1500,
-    seed: Seed = None,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
+    work: _release.Work = Path("out/release_refinement"),
+    to: _release.Released = _release.TARGET,
+    count: _release.LargeImages = 160,
+    photos: _release.Photos = 900,
+    scenes: _release.StreetScenes = 184,
+    steps: _release.Steps = 1500,
+    seed: _release.Seed = None,
 ) -> None:
     """Gather images, score them, train, and write network and parameters."""
     from anomdino.adt.store import load_adt
@@ -78,10 +64,8 @@ def main(
     from anomdino.scorer.refinement import save_refinement
     from anomdino.scorer.refinement_training import RefinementPlan, train_refinement
 
-    with command("release_refinement", inlier, outliers):
-        given = load_params(to / "params.yaml")
-        params = with_refinement(given, used=False)
-        seed_everything(params.seed)
+    with _release.training_command("release_refinement", to, inlier, outliers) as given:
+        params = with_changes(given, "score", refine_net=False)
         world = World(0, 1, resolve_device(params.device))
         gathered(params, inlier, outliers, work, count, photos, world)
         adt = load_adt(to / "models" / "adt")
@@ -108,18 +92,9 @@ def main(
             "loss after": dict(zip(KINDS, done.after, strict=True)),
         }
         save_refinement(done.network, to / "models" / "rpl", details)
-        atomic_write_text(to / "params.yaml", render_params(with_refinement(given, used=True)))
-    changes = (
-        f"{kind} {old:.4f} -> {new:.4f}"
-        for kind, old, new in zip(KINDS, done.before, done.after, strict=True)
-    )
-    typer.echo(f"release_refinement: cross-entropy of kept images {', '.join(changes)}; {to}")
-
-
-def with_refinement(params: Params, *, used: bool) -> Params:
-    """Give parameters that use the network, or do not."""
-    score = params.score.model_copy(update={"refine_net": used})
-    return params.model_copy(update={"score": score})
+        atomic_write_text(to / "params.yaml", render_params(with_changes(given, "score", refine_net=True)))
+    losses = _release.changes(KINDS, done.before, done.after)
+    typer.echo(f"release_refinement: cross-entropy of kept images {losses}; {to}")
 
 
 def gather_share(params: Params, models: Path, work: Path, kind: str) -> RefinementShare:
@@ -127,9 +102,7 @@ def gather_share(params: Params, models: Path, work: Path, kind: str) -> Refinem
     from anomdino.scorer.refinement_training import RefinementShare, write_item
     from anomdino.scorer.small_training import StoredItem
 
-    images, seen = work / kind if kind == "photos" else work / kind / IMAGES, work / "seen" / kind
-    if kind != STREET:
-        score_images(params, models, images, seen)
+    images, seen = score_kind(params, models, work, kind)
     items, labels = [], label_files(work, kind)
     for key, path in track(list_images(images).items(), f"store {kind}"):
         label = read_kind(labels[key], kind)

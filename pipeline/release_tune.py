@@ -18,37 +18,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomdino.config.params import Params, load_params
-from anomdino.seeding import seed_everything
+from anomdino.config.params import Params
+from pipeline import _release
 from pipeline._material import (
-    IMAGES,
     LABELS,
     LIST,
+    PHOTOS,
     compose_twice,
     detect_images,
     held_out_objects,
     link_photos,
-    score_images,
+    score_kind,
     written_labels,
 )
-from pipeline._release import TARGET, Doubled, Objects, Released, Scenes, command
 
 if TYPE_CHECKING:
     from anomdino.adt.dataset import Item
 
-COMPOSED, PHOTOS = "composed", "photos"
+COMPOSED = "composed"
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    inlier: Scenes,
-    outliers: Objects,
+    inlier: _release.Scenes,
+    outliers: _release.Objects,
     work: Annotated[Path, typer.Option(help="Where images, scores and boxes lie.")] = Path(
         "out/release_tune"
     ),
-    to: Released = TARGET,
-    count: Doubled = 40,
+    to: _release.Released = _release.TARGET,
+    count: _release.Doubled = 40,
     photos: Annotated[int, typer.Option(min=2, help="Photos of objects.")] = 46,
     tolerance: Annotated[
         float,
@@ -59,9 +58,7 @@ def main(
     from anomdino.adt.store import load_adt, save_adt
     from anomdino.adt.tuning import tune_rule, write_tuning
 
-    with command("release_tune", inlier, outliers):
-        params = load_params(to / "params.yaml")
-        seed_everything(params.seed)
+    with _release.training_command("release_tune", to, inlier, outliers) as params:
         objects = held_out_objects(params, outliers, work / "objects")
         compose_twice(params, count, inlier, objects, work / COMPOSED)
         link_photos(objects / "images", work / PHOTOS, photos)
@@ -88,11 +85,10 @@ def gather_items(params: Params, models: Path, work: Path, kind: str) -> list[It
     from anomdino.adt.dataset import TrainingFiles, list_items
     from anomdino.io.listing import list_images
 
-    composed, seen = kind == COMPOSED, work / "seen" / kind
-    images = work / kind / IMAGES if composed else work / kind
-    labels = work / kind / LABELS if composed else seen / LABELS
-    score_images(params, models, images, seen)
+    images, seen = score_kind(params, models, work, kind)
     detect_images(params, models, images, seen)
+    composed = kind == COMPOSED
+    labels = work / kind / LABELS if composed else seen / LABELS
     if not composed:
         shutil.rmtree(labels, ignore_errors=True)
         written_labels(list_images(images), work, kind)

@@ -5,6 +5,7 @@ Usage: python -m pipeline.score train | benchmark NAME
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,18 +37,12 @@ def benchmark(name: Annotated[str, typer.Argument(help="A name of benchmark.sets
 
 def score_set(name: str, images: dict[str, Path], scores: Path, maps: Path, params: Params) -> None:
     """Score one set of images with what the parameters name."""
-    from anomdino.device import resolve_device
-    from anomdino.memory import keep_freed_memory
-    from anomdino.scorer.run import Outputs, SetScorer
-    from anomdino.scorer.setup import engine_from, maps_from, run_options
+    from anomdino.scorer.run import Outputs
+    from anomdino.scorer.setup import maps_from, set_scorer
 
-    device = resolve_device(params.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    engine, digest = engine_from(params.score, _stage.RPL, device)
-    source = maps_from(params.score, name, images)
-    run = SetScorer(engine, Outputs(scores, maps), digest, run_options(params.score), source, f"score {name}")
-    report = run.run(images)
+    device, outputs = _stage.device_of(params), Outputs(scores, maps)
+    scorer = set_scorer(params.score, _stage.RPL, device, outputs, f"score {name}")
+    report = replace(scorer, source=maps_from(params.score, name, images)).run(images)
     _stage.done(f"score {name}", scored=report.scored, kept=report.reused, skipped=len(report.skipped))
 
 

@@ -15,21 +15,16 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 @app.command()
 def main() -> None:
     """Train the scorer, or take it from a checkpoint, as the block `rpl` says."""
-    from anomdino.device import resolve_device
-    from anomdino.memory import keep_freed_memory
     from anomdino.scorer.recipe import train_scorer
 
     with _stage.stage("train_rpl", "rpl") as params:
-        device = resolve_device(params.device)
-        if device.type == "cpu":
-            keep_freed_memory()
         trained = train_scorer(
             params.rpl,
             _stage.INLIER,
             _stage.OUTLIERS,
             _stage.RPL,
             seed=params.seed,
-            device=device,
+            device=_stage.device_of(params),
         )
         figures = {"AP on composed images": f"{trained.composed['ap']:.3f}"} if trained.composed else {}
         if trained.quality is not None:

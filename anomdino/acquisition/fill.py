@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from anomdino.acquisition.space import disk_errors
 from anomdino.acquisition.staging import staged_parts
 from anomdino.config.data import DataConfig
 from anomdino.io.atomic import atomic_write_json
+from anomdino.io.digest import json_sha256
 from anomdino.io.locking import exclusive
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _fingerprint(data: DataConfig, listing: str) -> str:
         listing,
         registered,
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_sha256(content)
 
 
 def _finished(state: Path, request: str, root: Path) -> Counts | None:

@@ -11,26 +11,26 @@ from pathlib import Path
 from anomdino.errors import DiskError
 
 RESERVE = 256 << 20
+"""Bytes that stay free."""
 
 
-def require_space(folder: Path, needed: int, what: str, reserve: int = RESERVE) -> None:
+def require_space(folder: Path, needed: int, what: str) -> None:
     """Check before writing that the file system of ``folder`` has ``needed`` bytes and a reserve.
 
     Args:
         folder: A folder on the file system; it need not exist yet.
         needed: Bytes to be written.
         what: What is to be written, for the message.
-        reserve: Bytes that stay free.
 
     Raises:
         DiskError: There is too little; nothing was written.
     """
     place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(place).free
-    if needed + reserve > free:
+    if needed + RESERVE > free:
         raise DiskError(
             folder,
-            f"{what} needs {in_words(needed)} and {in_words(reserve)} in reserve; free are {in_words(free)}",
+            f"{what} needs {in_words(needed)} and {in_words(RESERVE)} in reserve; free are {in_words(free)}",
             "free some space, or set data.registry.downloads to another disk",
         )
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.adt.model import ScoreStatistics
@@ -39,11 +39,10 @@ from anomdino.io.boxes import Boxes
 from anomdino.io.images import read_image, read_label
 from anomdino.io.maps import read_map
 from anomdino.scorer.base import normalise
-from anomdino.scorer.batches import SampleId
+from anomdino.scorer.batches import SampleId, on_device, stacked
 from anomdino.scorer.changes import changed_colours, changed_score
 from anomdino.scorer.distributed import World
-from anomdino.scorer.objectives import Objective
-from anomdino.scorer.small_training import VOID, FineTuningPlan, InTurns, Share, adamw, split, train
+from anomdino.scorer.small_training import VOID, FineTuningPlan, InTurns, Share, SmallObjective, split, train
 from anomdino.scorer.training import Record
 from anomdino.seeding import rng
 
@@ -150,12 +149,6 @@ class SampleBatch(NamedTuple):
     targets: Tensor
     weights: Tensor
     keys: list[str]
-
-    def to(self, device: torch.device) -> SampleBatch:
-        """Move every tensor to a device."""
-        tensors = (self.images, self.context, self.targets, self.weights)
-        images, context, targets, weights = (part.to(device, non_blocking=True) for part in tensors)
-        return SampleBatch(images, context, targets, weights, self.keys)
 
 
 class Windows(InTurns[list[Sample], OutlineShare]):
@@ -290,35 +283,17 @@ def draw_coarseness(source: Generator, window: Window) -> int:
 
 def join(samples: list[list[Sample]]) -> SampleBatch:
     """Stack the windows of several images."""
-    views, targets, weights, keys = zip(*(one for some in samples for one in some), strict=True)
-    images, context = zip(*views, strict=True)
-    return SampleBatch(
-        torch.stack(images), torch.stack(context), torch.stack(targets), torch.stack(weights), list(keys)
-    )
+    return stacked(SampleBatch, ((*view, *rest) for some in samples for view, *rest in some))
 
 
-class OutlineObjective(Objective[SampleBatch]):
-    """:func:`outline_loss`, the encoder's weights at a rate of their own.
-
-    Args:
-        network: The network.
-        world: Training processes.
-        plan: Rates.
-    """
+class OutlineObjective(SmallObjective[SampleBatch]):
+    """:func:`outline_loss`, the encoder's weights at a rate of their own."""
 
     scorer: OutlineNet
 
-    def __init__(self, network: OutlineNet, world: World, plan: OutlinePlan) -> None:
-        super().__init__(network, world)
-        self.plan = plan
-
-    def start_step(self) -> None:
-        """Train every weight; the encoder's normalisations keep their statistics."""
-        self.scorer.train()
-
-    def optimiser(self) -> optim.Optimizer:
-        """AdamW over all weights."""
-        return adamw(self.scorer, self.plan, self.scorer.encoder)
+    def encoder(self) -> nn.Module:
+        """Give the network's encoder."""
+        return self.scorer.encoder
 
     def forward(self, batch: SampleBatch, **hints: Any) -> dict[str, Tensor]:
         """Give ``loss`` and, of the windows with an object, ``overlap`` (IoU at 0.5)."""
@@ -437,8 +412,7 @@ def kept_overlap(
     for index, item in enumerate(share.items[:most]):
         source = rng(seed, "outlines kept", index)
         loaded = load(item, statistics)
-        batch = join([[draw_sample(source, loaded, item.key, share.shown) for _ in range(PER_IMAGE)]]).to(
-            device
-        )
+        windows = [draw_sample(source, loaded, item.key, share.shown) for _ in range(PER_IMAGE)]
+        batch = on_device(join([windows]), device)
         values.append(overlaps(network(batch.images, batch.context), batch.targets, batch.weights))
     return float(torch.cat(values).nanmean())

@@ -143,7 +143,6 @@ def calibrate_threshold(
     kind: ThresholdKind,
     *,
     images: Mapping[str, Path] | None = None,
-    rule: FusionRule | None = None,
 ) -> Threshold:
     """Find a threshold on the final score from labelled calibration images (`anomdino.adt.thresholds`).
 
@@ -154,7 +153,6 @@ def calibrate_threshold(
         boxes: Boxes by key; an image that is not listed has none.
         kind: What is asked for.
         images: Images by key, one for each map; a rule with ``outline`` outlines objects by them.
-        rule: Rule of the final score; the model's own if absent.
 
     Returns:
         The threshold, with the rule that it was found for.
@@ -163,7 +161,7 @@ def calibrate_threshold(
         DataError: A map has no label or image, or the reverse, has another size, holds NaN, or is constant; or a label
             has other values.
     """
-    rule = as_carried_out(rule or model.rule, images)
+    rule = as_carried_out(model.rule, images)
     model = replace(model, threshold=None)
     sizes, photos = _sizes(maps, images), _photos(maps, images, rule)
     calibration = ThresholdCalibration()

@@ -8,9 +8,7 @@ are needed.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import logging
 import math
 import os
@@ -48,6 +46,7 @@ from anomdino.adt.model import AdtNet, Architecture, Regions, surrogate_logits
 from anomdino.adt.store import save_adt
 from anomdino.errors import TrainingError
 from anomdino.io.atomic import atomic_path, atomic_write_text
+from anomdino.io.digest import json_sha256
 from anomdino.io.maps import read_map
 from anomdino.progress import track
 from anomdino.seeding import derive_seed, seed_everything
@@ -375,8 +374,7 @@ def _over_processes(
 
 def _fingerprint(plan: TrainingPlan, seed: int, inputs: str, held_out: int, world: int) -> str:
     """Digest what a run must agree with: ``inputs`` are those of all images, of which so many at the end are held out."""
-    text = json.dumps([asdict(plan), seed, inputs, held_out, world], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_sha256([asdict(plan), seed, inputs, held_out, world])
 
 
 def _save_state(

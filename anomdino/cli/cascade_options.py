@@ -90,7 +90,7 @@ def load_cascade(
         AnomdinoError: A model, a parameter, a package or the device is not there, or they do not go together.
     """
     from anomdino.cascade import Cascade, at_widths, find_models, warn_of_drawn_scenes, with_window
-    from anomdino.config.params import load_params
+    from anomdino.config.params import load_params, with_changes
     from anomdino.device import resolve_device
     from anomdino.memory import keep_freed_memory
 
@@ -99,8 +99,7 @@ def load_cascade(
     if models is None:
         warn_of_drawn_scenes(folder, settings)
     if precision:
-        score = settings.score.model_copy(update={"precision": precision.value})
-        settings = settings.model_copy(update={"score": score})
+        settings = with_changes(settings, "score", precision=precision.value)
     if width:
         settings = at_widths(settings, width, folder)
     if window:

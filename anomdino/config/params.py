@@ -143,6 +143,11 @@ def render_params(params: Params) -> str:
     return stream.getvalue()
 
 
+def with_changes(params: Params, block: str, **changes: Any) -> Params:
+    """Give parameters with values of one block changed, which are not checked."""
+    return params.model_copy(update={block: getattr(params, block).model_copy(update=changes)})
+
+
 def flatten(params: Params) -> dict[str, Any]:
     """Give the parameters as ``{"adt.lr": 1e-3, ...}``; lists are values."""
     flat: dict[str, Any] = {}
@@ -219,4 +224,5 @@ __all__ = [
     "profile_params",
     "read_yaml",
     "render_params",
+    "with_changes",
 ]

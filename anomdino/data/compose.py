@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from anomdino.data.rpl_mixing import paste_rpl
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_write_json
 from anomdino.io.boxes import CATEGORY_ID, CATEGORY_NAME, image_id
-from anomdino.io.digest import file_sha256
+from anomdino.io.digest import file_sha256, json_sha256
 from anomdino.io.images import read_image, read_label, write_png
 from anomdino.io.labels import check_train_ids
 from anomdino.io.listing import list_images, pair_by_key
@@ -391,7 +390,7 @@ def _digest(config: ComposeConfig, seed: int, sources: Sources) -> str:
         for key, *paths in (*sources.scenes, *sources.objects)
     ]
     content = [_FORMAT, config.model_dump(exclude={"workers"}), seed, listed]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(content)[:16]
 
 
 def _forget_other_runs(out: Path, notes: Path, keys: set[str]) -> None:

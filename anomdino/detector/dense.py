@@ -17,19 +17,18 @@ TOKENS_PER_OBJECT = 6
 SIZE_WEIGHT = 0.5
 
 
-def assign_tokens(anchors: Tensor, boxes: Tensor, count: int = TOKENS_PER_OBJECT) -> Tensor:
+def assign_tokens(anchors: Tensor, boxes: Tensor) -> Tensor:
     """Assign objects to tokens.
 
     The cost of a token for an object is max(|dx| / w, |dy| / h) + 0.5 |log2(size ratio)|, with (dx, dy) from the
     object's centre to the token's and the ratio of the geometric mean of the object's sides to that of the token's
-    anchor. An object takes its best token and those of its ``count`` best whose centre lies inside it; a token that
+    anchor. An object takes its best token and those of its six best whose centre lies inside it; a token that
     several objects want goes to the cheapest.
 
     Args:
         anchors: float (N, 4), (cx, cy, w, h) of the tokens' anchors in shares of the image; not finite where a token
             has none.
         boxes: float (G, 4), (cx, cy, w, h) of the objects in shares of the image.
-        count: Most tokens an object takes.
 
     Returns:
         int64 (N,): the index of the object, -1 for none.
@@ -43,7 +42,7 @@ def assign_tokens(anchors: Tensor, boxes: Tensor, count: int = TOKENS_PER_OBJECT
     distance = ((anchors[None, :, :2] - boxes[:, None, :2]).abs() / sides).amax(-1)  # (G, N)
     ratio = (sides.prod(-1) / anchors[None, :, 2:].prod(-1)).sqrt()
     cost = distance + SIZE_WEIGHT * ratio.log2().abs()
-    best = cost.topk(min(count, len(anchors)), dim=1, largest=False)
+    best = cost.topk(min(TOKENS_PER_OBJECT, len(anchors)), dim=1, largest=False)
     wanted = torch.zeros_like(cost, dtype=torch.bool).scatter_(1, best.indices, True) & (distance < 0.5)
     wanted[torch.arange(len(boxes), device=wanted.device), best.indices[:, 0]] = True
     price, owner = cost.masked_fill(~wanted, float("inf")).min(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -27,7 +25,7 @@ from anomdino.detector.weights import (
 )
 from anomdino.errors import CheckpointError, DataError, TrainingError
 from anomdino.io.atomic import atomic_write_json
-from anomdino.io.digest import file_sha256
+from anomdino.io.digest import file_sha256, json_sha256
 from anomdino.uncertainty import UncertaintyMaps
 
 log = logging.getLogger(__name__)
@@ -242,7 +240,7 @@ def _fingerprint(
         "maps": statistics,
         "weights": [file_sha256(file) for file in weights if file],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(facts)[:16]
 
 
 __all__ = ["Trained", "map_statistics", "new_detector", "split_of", "train_detector"]

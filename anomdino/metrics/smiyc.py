@@ -30,19 +30,18 @@ class FrameBins:
     fp: npt.NDArray[np.int32]
 
 
-def frame_bins(scores: SortedScores, num_bins: int = NUM_BINS) -> FrameBins:
+def frame_bins(scores: SortedScores) -> FrameBins:
     """Histogram one frame on quantiles of its own scores.
 
     Args:
         scores: The frame's scores inside the region of interest.
-        num_bins: Quantile edges altogether, half from anomalous pixels and half from the others.
 
     Raises:
         ValueError: The region of interest is empty, or float64 scores are too far apart.
     """
     if scores.empty:
         raise ValueError("the region of interest is empty: SMIYC's pixel metric is not defined on this frame")
-    edges = _edges(scores, num_bins)
+    edges = _edges(scores)
     tp, fp = _histogram(scores.positives, edges), _histogram(scores.negatives, edges)
     return FrameBins(edges[:-1][::-1], tp[::-1], fp[::-1])
 
@@ -101,7 +100,7 @@ class SmiycPixels:
         return self.curve().metrics("first")
 
 
-def _edges(scores: SortedScores, num_bins: int) -> npt.NDArray[np.floating]:
+def _edges(scores: SortedScores) -> npt.NDArray[np.floating]:
     parts = [values for values in (scores.positives, scores.negatives) if values.size]
     low, high = np.min([part[0] for part in parts]), np.max([part[-1] for part in parts])
     with np.errstate(over="ignore"):
@@ -110,10 +109,8 @@ def _edges(scores: SortedScores, num_bins: int) -> npt.NDArray[np.floating]:
     if not np.isfinite(ends).all():  # such as a smallest float where a method has no score
         if ends.dtype == np.float64:
             raise ValueError(f"scores from {low:.3g} to {high:.3g} are too far apart for float64")
-        return _edges(
-            SortedScores(scores.positives.astype(np.float64), scores.negatives.astype(np.float64)), num_bins
-        )
-    edges = [ends, *(np.quantile(part, np.linspace(0, 1, min(num_bins // 2, part.size))) for part in parts)]
+        return _edges(SortedScores(scores.positives.astype(np.float64), scores.negatives.astype(np.float64)))
+    edges = [ends, *(np.quantile(part, np.linspace(0, 1, min(NUM_BINS // 2, part.size))) for part in parts)]
     distinct = np.unique(np.concatenate(edges))
     return distinct if len(distinct) > 1 else _around(float(distinct[0]))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def released_folder(name: str = "light") -> Path | None:
-    """Find a released model of this installation: a folder with ``params.yaml`` and ``models/``.
+def released_folder() -> Path | None:
+    """Find the released model of this installation: a folder with ``params.yaml`` and ``models/``.
 
     Returns:
-        The folder, or ``None`` when this installation carries no complete model of that name.
+        The folder, or ``None`` when this installation carries no complete one.
     """
-    folder = Path(__file__).parent / name
+    folder = Path(__file__).parent / "light"
     parts = [folder / "models" / part / "config.json" for part in ("rpl", "adt")]
     return folder if all(part.is_file() for part in parts) else None

@@ -11,6 +11,8 @@ from xml.sax.saxutils import escape
 COLOURS = ("#8a8f98", "#d08700", "#b04ad8", "#1f8ad6", "#d6336c", "#12a36d", "#6b6b00")
 _INK = "#808890"
 """Stands for the ink of the page while matplotlib draws, which knows no `currentColor`."""
+SIZE = (4.6, 3.4)
+"""Width and height of a plot, in inches of 72 px."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,6 @@ def curve_svg(
     y_label: str,
     *,
     x_log: bool = False,
-    width: float = 4.6,
-    height: float = 3.4,
 ) -> str:
     """Draw curves into one inline SVG element with the same bytes for the same input.
 
@@ -39,8 +39,6 @@ def curve_svg(
         x_label: Below the plot.
         y_label: Left of the plot.
         x_log: Logarithmic x axis; values of 0 are left out.
-        width: In inches of 72 px.
-        height: In inches of 72 px.
     """
     import matplotlib as mpl
 
@@ -59,7 +57,7 @@ def curve_svg(
         "font.family": "sans-serif",
     }
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         for index, (name, curve) in enumerate(curves.items()):
             pairs = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if x > 0 or not x_log]

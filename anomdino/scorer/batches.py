@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -53,18 +53,45 @@ class Sample(NamedTuple):
 
 
 class AnyBatch(Protocol):
-    """What the training loop needs to know of the samples of a step."""
+    """What the training loop needs to know of the samples of a step: a named tuple of tensors, and who they are."""
 
     @property
     def keys(self) -> list[str]:
         """Names of the images, for messages."""
 
-    def to(self, device: torch.device) -> Self:
-        """Move every tensor to a device, without waiting where the memory is pinned."""
+    def __iter__(self) -> Iterator[Any]:
+        """Give the fields."""
 
 
 B = TypeVar("B", bound=AnyBatch)
 S = TypeVar("S")
+
+
+def stacked(kind: Callable[..., B], samples: Iterable[Iterable[Any]]) -> B:
+    """Make a batch of samples, whose fields are those of the batch in the same order.
+
+    Args:
+        kind: Type of the batch.
+        samples: Tensors and arrays of a field have one shape and are stacked, numbers become a tensor, names a list; what
+            is None stays None.
+    """
+    return kind(*(_stacked(values) for values in zip(*samples, strict=True)))
+
+
+def _stacked(values: tuple[Any, ...]) -> Tensor | list[Any] | None:
+    if isinstance(values[0], Tensor):
+        return torch.stack(values)
+    if isinstance(values[0], np.ndarray):
+        return torch.from_numpy(np.stack(values))
+    if isinstance(values[0], int | float):
+        return torch.tensor(values)
+    return None if values[0] is None else list(values)
+
+
+def on_device(batch: B, device: torch.device) -> B:
+    """Move every tensor of a batch to a device, without waiting where the memory is pinned."""
+    kind: Callable[..., B] = type(batch)
+    return kind(*(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch))
 
 
 class Batch(NamedTuple):
@@ -75,16 +102,6 @@ class Batch(NamedTuple):
     keys: list[str]
     outlier_images: Tensor | None = None
     outlier_labels: Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """Move every tensor to a device, without waiting where the memory is pinned."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.keys,
-            None if self.outlier_images is None else self.outlier_images.to(device, non_blocking=True),
-            None if self.outlier_labels is None else self.outlier_labels.to(device, non_blocking=True),
-        )
 
 
 def network_input(images: Tensor) -> Tensor:
@@ -165,15 +182,7 @@ class StepSampler(Sampler[list[SampleId]]):
 
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples of one size."""
-    images, labels, keys, outlier_images, outlier_labels = zip(*samples, strict=True)
-    with_outliers = outlier_images[0] is not None
-    return Batch(
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(labels)),
-        list(keys),
-        torch.from_numpy(np.stack(outlier_images)) if with_outliers else None,
-        torch.from_numpy(np.stack(outlier_labels)) if with_outliers else None,
-    )
+    return stacked(Batch, samples)
 
 
 def load_batches(

@@ -8,7 +8,7 @@ widths.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, optim
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from anomdino.errors import ConfigError, DataError
 from anomdino.io.digest import file_sha256
@@ -32,15 +31,16 @@ from anomdino.scorer.base import (
     pixel_score,
     resize,
 )
-from anomdino.scorer.batches import SampleId, StepSampler, stream
+from anomdino.scorer.batches import SampleId, stacked
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.residual import DecoderScorer
-from anomdino.scorer.schedule import PolySchedule, distillation_groups
-from anomdino.scorer.training import Plan, Record, fingerprint, fit
-from anomdino.seeding import rng
+from anomdino.scorer.schedule import distillation_groups
+from anomdino.scorer.scored import resized
+from anomdino.scorer.small_training import Drawn, SmallPlan, mean_and_variance, train
+from anomdino.scorer.training import Record
 from anomdino.uncertainty import UncertaintyMaps
 
 GRID = 4
@@ -48,46 +48,35 @@ GRID = 4
 
 
 @dataclass(frozen=True)
-class DistillationPlan:
-    """How a student learns.
+class DistillationPlan(SmallPlan):
+    """How a student learns; ``batch`` are windows, ``lr`` is that of the residual block, the decay that of matrices.
 
     Attributes:
         widths: Widths in pixels at which the student sees an image, one a step by turns. It scores by their mean.
         crop: (H, W) of the windows it learns from, in pixels at that width. Where the width is less than W, windows
             are as wide as it and as much lower.
-        steps: Steps of the training.
-        batch: Windows a step.
-        lr: Learning rate of the residual block.
-        rest_factor: Factor on it for encoder, decoder and head.
-        weight_decay: Of convolution weights (AdamW).
-        warmup: Steps of a linear rise.
-        clip: Largest gradient norm.
+        rest_factor: Factor on the rate for encoder, decoder and head.
         emphasis: How often a pixel counts whose score by the teacher is above mean + standard deviation of all.
         closed_weight: Weight of the closed-set part of the loss.
         flip: Probability that a window is mirrored.
-        held_out: Every so many-th image of a folder is kept to measure the student.
         most_held_out: At most so many images of a folder are kept.
         validate_every: Steps between measurements, 0 for one at the end.
-        checkpoint_every: Steps between resume points.
         precision: See :func:`anomdino.scorer.training.low_precision`.
     """
 
-    widths: tuple[int, ...] = (1280,)
-    crop: tuple[int, int] = (608, 800)
     steps: int = 1200
-    batch: int = 4
     lr: float = 3e-4
-    rest_factor: float = 0.1
     weight_decay: float = 1e-4
     warmup: int = 20
-    clip: float = 5.0
+    checkpoint_every: int = 100
+    widths: tuple[int, ...] = (1280,)
+    crop: tuple[int, int] = (608, 800)
+    rest_factor: float = 0.1
     emphasis: float = 4.0
     closed_weight: float = 0.5
     flip: float = 0.5
-    held_out: int = 20
     most_held_out: int = 8
     validate_every: int = 0
-    checkpoint_every: int = 100
     precision: str = "auto"
 
     def window(self, width: int) -> tuple[int, int]:
@@ -138,21 +127,9 @@ class WindowBatch(NamedTuple):
     semantic: Tensor
     keys: list[str]
 
-    def to(self, device: torch.device) -> WindowBatch:
-        """Move every tensor to a device, without waiting where the memory is pinned."""
-        return WindowBatch(
-            self.images.to(device, non_blocking=True),
-            self.score.to(device, non_blocking=True),
-            self.valid.to(device, non_blocking=True),
-            self.semantic.to(device, non_blocking=True),
-            self.keys,
-        )
 
-
-class Windows(Dataset[Window]):
-    """Random windows of scored images; every folder is drawn from equally often.
-
-    A window depends on the seed and on its number alone. All windows of a step have one width.
+class Windows(Drawn[Window]):
+    """Random windows of scored images; every folder is drawn from equally often. All windows of a step have one width.
 
     Args:
         folders: Images of each folder.
@@ -164,11 +141,12 @@ class Windows(Dataset[Window]):
     def __init__(
         self, folders: Sequence[Sequence[ScoredImage]], plan: DistillationPlan, stride: int, seed: int
     ) -> None:
-        self.folders, self.plan, self.stride, self.seed = folders, plan, stride, seed
+        super().__init__(sum(map(len, folders)), seed, "distillation")
+        self.folders, self.plan, self.stride = folders, plan, stride
 
     def __getitem__(self, sample: SampleId) -> Window:
         """Cut the window of a number."""
-        source = rng(self.seed, "distillation", sample.number)
+        source = self.source(sample)
         folder = self.folders[int(source.integers(len(self.folders)))]
         width = self.plan.widths[sample.number // self.plan.batch % len(self.plan.widths)]
         window = self.cut(folder[int(source.integers(len(folder)))], width, source)
@@ -197,10 +175,10 @@ class Windows(Dataset[Window]):
         target = torch.from_numpy(np.ascontiguousarray(score[rows, columns]))[None, None]
         grid = (-(-crop[0] // GRID), -(-crop[1] // GRID))
         return Window(
-            _padded(_resized(picture, (height, length)), crop)[0],
-            _padded(_resized(target, (height, length)), crop)[0, 0],
+            _padded(resized(picture, (height, length)), crop)[0],
+            _padded(resized(target, (height, length)), crop)[0, 0],
             _padded(torch.ones(1, 1, height, length), crop)[0, 0],
-            _padded(_resized(semantic, (-(-height // GRID), -(-length // GRID))), grid)[0],
+            _padded(resized(semantic, (-(-height // GRID), -(-length // GRID))), grid)[0],
             scored.key,
         )
 
@@ -213,10 +191,7 @@ class Windows(Dataset[Window]):
 
 def join(windows: list[Window]) -> WindowBatch:
     """Stack windows."""
-    images, score, valid, semantic, keys = zip(*windows, strict=True)
-    return WindowBatch(
-        torch.stack(images), torch.stack(score), torch.stack(valid), torch.stack(semantic), list(keys)
-    )
+    return stacked(WindowBatch, windows)
 
 
 class DistillationObjective(Objective[WindowBatch]):
@@ -350,43 +325,23 @@ def distil(
     own = replace(options, widths=plan.widths, fusion="mean")
     learned, kept = split(folders, plan)
     high = high_score([image for folder in learned for image in folder])
-    windows = Windows(learned, plan, options.map_stride, seed)
-
-    def load(first: int) -> Iterable[WindowBatch]:
-        sampler = StepSampler(
-            sum(map(len, learned)),
-            plan.batch,
-            plan.steps,
-            seed,
-            start=first,
-            rank=world.rank,
-            world=world.size,
-        )
-        return stream(windows, sampler, join, 0, pin=world.device.type == "cuda")
-
     before = distance(student, own, kept, world.device) if world.leads else {}
-    training = Plan(
-        name="distillation",
-        schedule=PolySchedule(plan.steps, warmup=plan.warmup),
-        precision=plan.precision,
-        clip=plan.clip,
-        validate_every=plan.validate_every,
-        checkpoint_every=plan.checkpoint_every,
-        fingerprint=fingerprint(
-            plan=asdict(replace(plan, checkpoint_every=0)),
-            options=asdict(options),
-            seed=seed,
-            start=file_sha256(begun / WEIGHTS_FILE),
-            images=[[(image.key, image.content()) for image in folder] for folder in folders],
-        ),
-    )
-    history = fit(
+    depends = {
+        "options": asdict(options),
+        "start": file_sha256(begun / WEIGHTS_FILE),
+        "images": [[(image.key, image.content()) for image in folder] for folder in folders],
+    }
+    history = train(
         DistillationObjective(student, world, plan, own, high),
-        load,
-        lambda: distance(student, own, kept, world.device),
-        training,
+        Windows(learned, plan, options.map_stride, seed),
+        join,
+        plan,
+        state,
+        measure=lambda: distance(student, own, kept, world.device),
+        depends=depends,
+        precision=plan.precision,
+        validate_every=plan.validate_every,
         world=world,
-        folder=state,
     )
     measured = next(record for record in reversed(history) if "distance_score" in record)
     after = {name: value for name, value in measured.items() if name.startswith("distance_")}
@@ -414,12 +369,8 @@ def split(
 
 def high_score(images: Sequence[ScoredImage]) -> float:
     """Give mean + standard deviation of the teacher's scores over all pixels of the maps (h, w) of all images."""
-    count, total, squares = 0, 0.0, 0.0
-    for scored in images:
-        score = UncertaintyMaps.load(scored.maps).score.astype(np.float64)
-        count, total, squares = count + score.size, total + score.sum(), squares + np.square(score).sum()
-    mean = total / count
-    return float(mean + np.sqrt(max(0.0, squares / count - mean**2)))
+    mean, variance = mean_and_variance(UncertaintyMaps.load(scored.maps).score for scored in images)
+    return float(mean + np.sqrt(max(0.0, variance)))
 
 
 def distance(
@@ -450,12 +401,6 @@ def distance(
 def _mirrored(window: Window) -> Window:
     image, score, valid, semantic, key = window
     return Window(image.flip(-1), score.flip(-1), valid.flip(-1), semantic.flip(-1), key)
-
-
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _padded(maps: Tensor, size: tuple[int, int]) -> Tensor:

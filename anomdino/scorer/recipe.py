@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from anomdino.errors import CheckpointError, ConfigError
 from anomdino.io.atomic import atomic_path, atomic_write_json
-from anomdino.io.digest import file_sha256
+from anomdino.io.digest import file_sha256, json_sha256
 from anomdino.protocol import refuse_evaluation_data
 from anomdino.scorer.base import (
     Scorer,
@@ -44,10 +44,19 @@ from anomdino.scorer.dataset import (
 from anomdino.scorer.distributed import World, joined_processes
 from anomdino.scorer.live import Live, open_live
 from anomdino.scorer.losses import OUTLIER, VOID
-from anomdino.scorer.objectives import ClosedSetObjective, ResidualObjective
+from anomdino.scorer.objectives import ClosedSetObjective, Objective, ResidualObjective
 from anomdino.scorer.residual import DecoderScorer
 from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Loader, Plan, Record, fingerprint, fit, read_state, steps_of, tell
+from anomdino.scorer.training import (
+    Loader,
+    Plan,
+    Record,
+    Validation,
+    fit,
+    read_state,
+    steps_of,
+    tell,
+)
 from anomdino.scorer.validation import ClosedSetQuality, closed_set_quality, composed_quality
 from anomdino.seeding import seed_everything
 
@@ -233,19 +242,9 @@ class Trainer:
             quality = closed_set_quality(scorer, self.held_out, self.world.device)
             return {"validation_loss": quality.loss, "miou": quality.miou}
 
-        history = fit(
-            objective,
-            self._loader(
-                ClosedSetCrops(self.scenes, config.augment, self.seed), config.batch, plan, shuffle=True
-            ),
-            validate,
-            plan,
-            world=self.world,
-            folder=folder,
-            live=live,
-        )
-        _finish(folder, plan, scorer, history, self.world)
-        return history
+        crops = ClosedSetCrops(self.scenes, config.augment, self.seed)
+        load = self._loader(crops, config.batch, plan, shuffle=True)
+        return self._fitted(objective, load, validate, plan, folder, live)
 
     def _train_residual(
         self, phase: str, config: ResidualConfig, scorer: DecoderScorer, folder: Path, live: Live | None
@@ -260,22 +259,27 @@ class Trainer:
         objective = ResidualObjective(scorer, self.world, config, self.seed)
         chosen, _ = split_outliers(self.outliers, config.outlier_holdout, self.seed)
         dataset = OutlierCrops(self.scenes, self.outliers, chosen, config, seed=self.seed)
-        history = fit(
-            objective,
-            self._loader(
-                dataset,
-                config.batch,
-                plan,
-                shuffle=config.order == "shuffled",
-                outlier_probability=config.outlier_probability,
-            ),
-            lambda: self._composed(scorer, config),
+        load = self._loader(
+            dataset,
+            config.batch,
             plan,
-            world=self.world,
-            folder=folder,
-            live=live,
+            shuffle=config.order == "shuffled",
+            outlier_probability=config.outlier_probability,
         )
-        _finish(folder, plan, scorer, history, self.world)
+        return self._fitted(objective, load, lambda: self._composed(scorer, config), plan, folder, live)
+
+    def _fitted(
+        self,
+        objective: Objective[Batch],
+        load: Loader[Batch],
+        validate: Validation,
+        plan: Plan,
+        folder: Path,
+        live: Live | None,
+    ) -> list[Record]:
+        """Train a phase, and note that it is over."""
+        history = fit(objective, load, validate, plan, world=self.world, folder=folder, live=live)
+        _finish(folder, plan, objective.scorer, history, self.world)
         return history
 
     @property
@@ -370,7 +374,7 @@ class Trainer:
             relevant.pop(irrelevant, None)
         for irrelevant in ("workers", "cache_mb", "checkpoint_every", "live"):
             relevant.pop(irrelevant, None)
-        return fingerprint(phase=phase, config=relevant, files=self._contents, seed=self.seed)
+        return json_sha256({"phase": phase, "config": relevant, "files": self._contents, "seed": self.seed})
 
     @cached_property
     def _contents(self) -> list[tuple[str, str, str]]:
@@ -448,7 +452,7 @@ def _prepare(device: torch.device, seed: int) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def _finish(folder: Path, plan: Plan, scorer: DecoderScorer, history: list[Record], world: World) -> None:
+def _finish(folder: Path, plan: Plan, scorer: nn.Module, history: list[Record], world: World) -> None:
     """Note that a phase is over, so that a later kill does not cost it again."""
     if world.leads:
         content = {"fingerprint": plan.fingerprint, "scorer": scorer.state_dict(), "history": history}

@@ -19,16 +19,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.io.npz import write_npz
 from anomdino.scorer.base import normalise
-from anomdino.scorer.batches import SampleId
+from anomdino.scorer.batches import SampleId, stacked
 from anomdino.scorer.changes import changed_colours, changed_score
 from anomdino.scorer.distributed import World
-from anomdino.scorer.objectives import Objective
 from anomdino.scorer.photo_unet import PhotoUNet
 from anomdino.scorer.refinement import Refinement, grid_size
 from anomdino.scorer.scored import resized
@@ -36,9 +35,9 @@ from anomdino.scorer.small_training import (
     VOID,
     FineTuningPlan,
     InTurns,
+    SmallObjective,
     StoredItem,
     WeightedShare,
-    adamw,
     read_arrays,
     split,
     train,
@@ -118,11 +117,6 @@ class SampleBatch(NamedTuple):
     labels: Tensor
     weights: Tensor
     keys: list[str]
-
-    def to(self, device: torch.device) -> SampleBatch:
-        """Move every tensor to a device."""
-        images, levels, frames, labels, weights = (part.to(device, non_blocking=True) for part in self[:5])
-        return SampleBatch(images, levels, frames, labels, weights, self.keys)
 
 
 def write_item(
@@ -237,15 +231,7 @@ def crop(
 
 def join(samples: list[Sample]) -> SampleBatch:
     """Stack crops."""
-    images, levels, frames, labels, weights, keys = zip(*samples, strict=True)
-    return SampleBatch(
-        torch.stack(images),
-        torch.stack(levels),
-        torch.stack(frames),
-        torch.stack(labels),
-        torch.tensor(weights),
-        list(keys),
-    )
+    return stacked(SampleBatch, samples)
 
 
 class Calibrated(nn.Module):
@@ -263,28 +249,15 @@ class Calibrated(nn.Module):
         return self.slope * batch.levels + self.offset, self.slope * moved + self.offset
 
 
-class RefinementObjective(Objective[SampleBatch]):
-    """Cross-entropy and overlap of the moved scores, times the weight of the kind.
-
-    Args:
-        network: The network.
-        world: Training processes.
-        plan: Rates and the weight of the overlap.
-    """
+class RefinementObjective(SmallObjective[SampleBatch]):
+    """Cross-entropy and overlap of the moved scores, times the weight of the kind."""
 
     scorer: Calibrated
+    plan: RefinementPlan
 
-    def __init__(self, network: Calibrated, world: World, plan: RefinementPlan) -> None:
-        super().__init__(network, world)
-        self.plan = plan
-
-    def start_step(self) -> None:
-        """Train every weight; the encoder's normalisations keep their statistics."""
-        self.scorer.train()
-
-    def optimiser(self) -> optim.Optimizer:
-        """AdamW over all weights."""
-        return adamw(self.scorer, self.plan, self.scorer.refinement.network.encoder)
+    def encoder(self) -> nn.Module:
+        """Give the network's encoder."""
+        return self.scorer.refinement.network.encoder
 
     def forward(self, batch: SampleBatch, **hints: Any) -> dict[str, Tensor]:
         """Give ``loss``, and the cross-entropy ``before`` and ``after``, without weights."""

@@ -7,7 +7,6 @@ Segmentation", ICCV 2023. Sections such as a.4 are those of the specification of
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -201,10 +200,3 @@ class DecoderScorer(Scorer):
             parameter.requires_grad_(closed_set)
         for parameter in self.residual_parameters():
             parameter.requires_grad_(not closed_set)
-
-    def frozen_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Iterate over the tensors that residual training must leave as they are, by name."""
-        residual = {id(tensor) for tensor in self.residual_module().state_dict(keep_vars=True).values()}
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            if id(tensor) not in residual:
-                yield name, tensor

@@ -14,7 +14,7 @@ from anomdino.scorer.inference import ScoringEngine
 from anomdino.scorer.maps_source import MapsSource
 from anomdino.scorer.options import ScoringOptions
 from anomdino.scorer.refinement import load_refinement, refinement_file
-from anomdino.scorer.run import RunOptions, content_digest
+from anomdino.scorer.run import Outputs, RunOptions, SetScorer, content_digest
 from anomdino.scorer.width_fusion import fusion_file, load_fusion
 
 if TYPE_CHECKING:
@@ -113,6 +113,22 @@ def engine_from(
     engine = ScoringEngine(network, options, device, consume=True, portable=portable)
     names = (config.source, config.transformers, fingerprint)
     return engine, content_digest(options, None, engine.device.type, *names)
+
+
+def set_scorer(
+    config: ScoreConfig, trained: Path | str, device: torch.device | str, outputs: Outputs, what: str
+) -> SetScorer:
+    """Load what scores whole sets as the parameters say.
+
+    Args:
+        config: Block ``score``.
+        trained: Folder of the trained scorer (see :func:`engine_from`, which says what is raised).
+        device: Where it runs.
+        outputs: Where results go.
+        what: Name for the progress bar.
+    """
+    engine, digest = engine_from(config, trained, device)
+    return SetScorer(engine, outputs, digest, run_options(config), what=what)
 
 
 def _check_refined(config: ScoreConfig) -> None:

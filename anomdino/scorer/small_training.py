@@ -1,9 +1,11 @@
-"""What the trainings of the small networks around a scorer share: labelled images of several kinds, seen in turns.
+"""What the trainings on a scorer's stored results share: samples drawn by number, AdamW, and a resume point.
 
-Such a network joins widths (:mod:`anomdino.scorer.width_fusion_training`), lowers the score
-(:mod:`anomdino.scorer.refinement_training`) or outlines objects (:mod:`anomdino.adt.outline_training`); the scorer stays
-as it is. A dataset draws its samples by number (:class:`InTurns`); some images of every kind are kept to measure the
-network by (:func:`split`); :func:`train` does the rest.
+The scorer's student is trained so (:mod:`anomdino.scorer.distillation`), and so are the small networks around a scorer,
+which stays as it is: the one that joins widths (:mod:`anomdino.scorer.width_fusion_training`), the one that lowers the
+score (:mod:`anomdino.scorer.refinement_training`) and the one that outlines objects
+(:mod:`anomdino.adt.outline_training`). These learn from labelled images of several kinds in turns (:class:`InTurns`), of
+which some are kept to measure the network by (:func:`split`), by all weights at once (:class:`SmallObjective`).
+:func:`train` does the rest.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from torch import nn, optim
 from torch.utils.data import Dataset
 
 from anomdino.errors import DataError
-from anomdino.io.digest import file_sha256
+from anomdino.io.digest import file_sha256, json_sha256
 from anomdino.io.npz import DAMAGED, open_npz
 from anomdino.scorer.batches import B, S, SampleId, StepSampler, held_back, stream
 from anomdino.scorer.distributed import World
 from anomdino.scorer.objectives import Objective
 from anomdino.scorer.schedule import PolySchedule
-from anomdino.scorer.training import Plan, Record, fingerprint, fit
+from anomdino.scorer.training import Plan, Record, fit
 from anomdino.seeding import rng
 
 VOID = 2
@@ -34,7 +36,7 @@ VOID = 2
 
 @dataclass(frozen=True)
 class SmallPlan:
-    """How a small network learns.
+    """How a network learns.
 
     Attributes:
         steps: Steps of the training.
@@ -98,6 +100,16 @@ def read_arrays(path: Path, *names: str) -> list[npt.NDArray[Any]]:
         raise DataError(path, f"is missing or damaged ({error})", "remove it and run again") from error
 
 
+def mean_and_variance(maps: Iterable[npt.NDArray[np.floating]]) -> tuple[float, float]:
+    """Give mean and variance over all values of maps, one map at a time; roundings may leave a variance below 0."""
+    count, total, squares = 0, 0.0, 0.0
+    for values in maps:
+        values = values.astype(np.float64)
+        count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
+    mean = total / count
+    return mean, squares / count - mean**2
+
+
 I = TypeVar("I")  # noqa: E741
 
 
@@ -128,8 +140,25 @@ class WeightedShare(Share[I]):
 K = TypeVar("K", bound=Share[Any])
 
 
-class InTurns(Dataset[S], Generic[S, K]):
-    """Random samples, of which one depends on the seed and on its number alone; kinds take turns.
+class Drawn(Dataset[S]):
+    """Random samples, of which one depends on the seed and on its number alone.
+
+    Args:
+        images: How many images they are drawn from.
+        seed: Seed of all samples.
+        name: Tells the random numbers of one training from those of another.
+    """
+
+    def __init__(self, images: int, seed: int, name: str) -> None:
+        self.images, self.seed, self.name = images, seed, name
+
+    def source(self, sample: SampleId) -> np.random.Generator:
+        """Give the random numbers of a sample."""
+        return rng(self.seed, self.name, sample.number)
+
+
+class InTurns(Drawn[S], Generic[S, K]):
+    """Random samples of kinds that take turns.
 
     Args:
         shares: Images by kind.
@@ -138,13 +167,12 @@ class InTurns(Dataset[S], Generic[S, K]):
     """
 
     def __init__(self, shares: Sequence[K], seed: int, name: str) -> None:
+        super().__init__(sum(len(share.items) for share in shares), seed, name)
         self.turns = [share for share in shares for _ in range(share.draws)]
-        self.images = sum(len(share.items) for share in shares)
-        self.seed, self.name = seed, name
 
     def turn(self, sample: SampleId) -> tuple[np.random.Generator, K, Any]:
         """Give the random numbers of a sample, the kind whose turn it is, and the image that is drawn from it."""
-        source = rng(self.seed, self.name, sample.number)
+        source = self.source(sample)
         share = self.turns[sample.number % len(self.turns)]
         return source, share, share.items[int(source.integers(len(share.items)))]
 
@@ -175,9 +203,35 @@ def adamw(network: nn.Module, plan: SmallPlan, encoder: nn.Module | None = None)
     return optim.AdamW(groups, plan.lr, weight_decay=plan.weight_decay)
 
 
+class SmallObjective(Objective[B]):
+    """The loss of a small network, all of whose weights are trained.
+
+    Args:
+        network: The network.
+        world: Training processes.
+        plan: Rates.
+    """
+
+    def __init__(self, network: nn.Module, world: World, plan: SmallPlan) -> None:
+        super().__init__(network, world)
+        self.plan = plan
+
+    def start_step(self) -> None:
+        """Train every weight; an encoder that keeps its normalisations' statistics goes on to."""
+        self.scorer.train()
+
+    def encoder(self) -> nn.Module | None:
+        """Give the part of the network that has a rate of its own."""
+        return None
+
+    def optimiser(self) -> optim.Optimizer:
+        """AdamW over all weights."""
+        return adamw(self.scorer, self.plan, self.encoder())
+
+
 def train(
     objective: Objective[B],
-    dataset: InTurns[S, K],
+    dataset: Drawn[S],
     join: Callable[[list[S]], B],
     plan: SmallPlan,
     state: Path,
@@ -185,9 +239,11 @@ def train(
     measure: Callable[[], Mapping[str, float]],
     depends: Mapping[str, Any],
     per_image: int = 1,
+    precision: str = "float32",
+    validate_every: int = 0,
     world: World,
 ) -> list[Record]:
-    """Train an objective on samples drawn in turns; a training that was killed goes on from ``state``.
+    """Train an objective on samples drawn by number; a training that was killed goes on from ``state``.
 
     Args:
         objective: Network and loss, on the world's device.
@@ -195,13 +251,15 @@ def train(
         join: Stacks samples to a batch.
         plan: How the network learns.
         state: Folder of resume points.
-        measure: Measures the network on kept images at the end.
+        measure: Measures the network on kept images.
         depends: What the result depends on besides plan and seed; JSON values. A resume point of others is not taken up.
         per_image: Samples that the dataset draws of an image at a time; ``plan.batch`` is a multiple.
+        precision: See :func:`anomdino.scorer.training.low_precision`.
+        validate_every: Steps between measurements, 0 for one at the end.
         world: Training processes.
 
     Returns:
-        Records of losses in order.
+        Records of losses and measurements in order.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -212,13 +270,17 @@ def train(
         sampler = StepSampler(
             dataset.images, batch, plan.steps, dataset.seed, start=first, rank=world.rank, world=world.size
         )
-        return stream(dataset, sampler, join, 0)
+        return stream(dataset, sampler, join, 0, pin=world.device.type == "cuda")
 
     training = Plan(
         name=dataset.name,
         schedule=PolySchedule(plan.steps, warmup=plan.warmup),
+        precision=precision,
         clip=plan.clip,
+        validate_every=validate_every,
         checkpoint_every=plan.checkpoint_every,
-        fingerprint=fingerprint(plan=asdict(replace(plan, checkpoint_every=0)), seed=dataset.seed, **depends),
+        fingerprint=json_sha256(
+            {"plan": asdict(replace(plan, checkpoint_every=0)), "seed": dataset.seed, **depends}
+        ),
     )
     return fit(objective, load, measure, training, world=world, folder=state)

@@ -4,9 +4,7 @@ is not finite.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +21,7 @@ from anomdino.errors import CheckpointError, TrainingError
 from anomdino.io.atomic import atomic_path
 from anomdino.progress import track
 from anomdino.scorer.averaging import WeightAverage
-from anomdino.scorer.batches import B
+from anomdino.scorer.batches import B, on_device
 from anomdino.scorer.distributed import World
 from anomdino.scorer.live import Live
 from anomdino.scorer.objectives import Objective
@@ -140,7 +138,7 @@ def fit(
         objective.start_step()
         hints = objective.hints(batch, step)
         with _autocast(plan, world):
-            losses = runner(batch.to(world.device), **hints)
+            losses = runner(on_device(batch, world.device), **hints)
         guard.look(losses["loss"], step, lr, batch.keys)
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(losses["loss"]).backward()
@@ -407,11 +405,6 @@ class Meter:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a resume point."""
         self._sums, self._count = dict(state["sums"]), int(state["count"])
-
-
-def fingerprint(**parts: Any) -> str:
-    """Digest whatever changes the result of a training."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def steps_of(steps: int, epochs: float, images: int, batch: int) -> int:

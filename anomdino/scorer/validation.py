@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomdino.scorer.base import pixel_score, resize, to_input
-from anomdino.scorer.batches import Batch, network_input
+from anomdino.scorer.batches import Batch, network_input, on_device
 from anomdino.scorer.dataset import ImagePairs
 from anomdino.scorer.losses import OUTLIER, VOID
 from anomdino.scorer.residual import DecoderScorer
@@ -64,22 +64,19 @@ class ClosedSetQuality:
 
 
 @torch.inference_mode()
-def closed_set_quality(
-    scorer: DecoderScorer, scenes: ImagePairs, device: torch.device, indices: Sequence[int] | None = None
-) -> ClosedSetQuality:
+def closed_set_quality(scorer: DecoderScorer, scenes: ImagePairs, device: torch.device) -> ClosedSetQuality:
     """Measure Z on whole images, one at a time, at their own size.
 
     Args:
         scorer: Put in evaluation mode.
         scenes: Images with closed-set labels.
         device: Where the scorer lies.
-        indices: Images to measure on; default: all.
     """
     scorer.eval()
     classes = scorer.spec.num_classes
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    for index in range(len(scenes)) if indices is None else indices:
+    for index in range(len(scenes)):
         image, label = scenes[index]
         target = torch.from_numpy(label).to(device).long()
         logits = resize(scorer.closed_set_logits(to_input(image).to(device)), target.shape)[0].float()
@@ -106,7 +103,7 @@ def composed_quality(
     scores: dict[str, list[Tensor]] = {"ap": [], "ap_closed": []}
     truths = []
     for batch in batches:
-        moved = batch.to(device)
+        moved = on_device(batch, device)
         output = scorer.decode(network_input(moved.images))
         size = output.logits.shape[-2:]
         labels = moved.labels[:, :: max(1, moved.labels.shape[1] // size[0])]

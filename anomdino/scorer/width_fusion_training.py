@@ -15,23 +15,23 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomdino.errors import DataError
 from anomdino.io.atomic import atomic_path
 from anomdino.io.npz import write_npz
-from anomdino.scorer.batches import SampleId
+from anomdino.scorer.batches import SampleId, stacked
 from anomdino.scorer.distributed import World
 from anomdino.scorer.inference import ScoringEngine
-from anomdino.scorer.objectives import Objective
 from anomdino.scorer.small_training import (
     VOID,
     InTurns,
+    SmallObjective,
     SmallPlan,
     StoredItem,
     WeightedShare,
-    adamw,
+    mean_and_variance,
     read_arrays,
     split,
     train,
@@ -79,12 +79,6 @@ class CropBatch(NamedTuple):
     labels: Tensor
     weights: Tensor
     keys: list[str]
-
-    def to(self, device: torch.device) -> CropBatch:
-        """Move every tensor to a device."""
-        tensors = (part.to(device, non_blocking=True) for part in (self.scores, self.labels, self.weights))
-        scores, labels, weights = tensors
-        return CropBatch(scores, labels, weights, self.keys)
 
 
 def write_grid(
@@ -161,8 +155,7 @@ class Crops(InTurns[Crop, FusionShare]):
 
 def join(crops: list[Crop]) -> CropBatch:
     """Stack crops."""
-    scores, labels, weights, keys = zip(*crops, strict=True)
-    return CropBatch(torch.stack(scores), torch.stack(labels), torch.tensor(weights), list(keys))
+    return stacked(CropBatch, crops)
 
 
 class Calibrated(nn.Module):
@@ -181,28 +174,10 @@ class Calibrated(nn.Module):
         return self.slope * self.fusion.standardised(fused) + self.offset
 
 
-class WidthFusionObjective(Objective[CropBatch]):
-    """Mean binary cross-entropy of a crop's cells that are not void, times the weight of its kind.
-
-    Args:
-        network: The fusion.
-        world: Training processes.
-        plan: Rates.
-    """
+class WidthFusionObjective(SmallObjective[CropBatch]):
+    """Mean binary cross-entropy of a crop's cells that are not void, times the weight of its kind."""
 
     scorer: Calibrated
-
-    def __init__(self, network: Calibrated, world: World, plan: FusionPlan) -> None:
-        super().__init__(network, world)
-        self.plan = plan
-
-    def start_step(self) -> None:
-        """Train every weight."""
-        self.scorer.train()
-
-    def optimiser(self) -> optim.Optimizer:
-        """AdamW over all weights."""
-        return adamw(self.scorer, self.plan)
 
     def forward(self, batch: CropBatch, **hints: Any) -> dict[str, Tensor]:
         """Give ``loss``."""
@@ -314,12 +289,8 @@ def _rising(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def statistics(shares: Sequence[FusionShare]) -> tuple[float, float]:
     """Give mean and standard deviation of all stored scores."""
-    count, total, squares = 0, 0.0, 0.0
-    for image in (image for share in shares for image in share.items):
-        scores = read_grid(image.file)[0].astype(np.float64)
-        count, total, squares = count + scores.size, total + scores.sum(), squares + np.square(scores).sum()
-    mean = total / count
-    return mean, float(np.sqrt(max(1e-12, squares / count - mean**2)))
+    mean, variance = mean_and_variance(read_grid(image.file)[0] for share in shares for image in share.items)
+    return mean, float(np.sqrt(max(1e-12, variance)))
 
 
 @torch.inference_mode()

@@ -34,11 +34,11 @@ def tile(octave: int, variant: int = 0) -> FloatArray:
 
 
 @lru_cache(maxsize=32)
-def fractal(first: int, last: int, variant: int = 0, decay: float = 0.6) -> FloatArray:
-    """Sum of octaves `first` .. `last`, each `decay` times the one before; float32 (512, 512), unit deviation."""
+def fractal(first: int, last: int, variant: int = 0) -> FloatArray:
+    """Sum of octaves `first` .. `last`, each 0.6 times the one before; float32 (512, 512), unit deviation."""
     total = np.zeros((TILE, TILE), dtype=np.float32)
     for index, octave in enumerate(range(first, last + 1)):
-        total += decay**index * tile(octave, variant)
+        total += 0.6**index * tile(octave, variant)
     return np.ascontiguousarray(total / total.std())
 
 

@@ -1,13 +1,16 @@
 """The order of crops over steps, epochs and processes, and images that are held back."""
 
 from itertools import chain
+from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomdino.errors import ConfigError, DataError
-from anomdino.scorer.batches import StepSampler, held_back
+from anomdino.scorer.batches import StepSampler, held_back, on_device, stacked
 
 
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 3), st.integers(1, 15), st.booleans())
@@ -61,3 +64,33 @@ def test_every_so_many_th_image_is_held_back_and_none_is_lost(items, every):
 def test_nothing_left_to_learn_from_is_refused(items, every):
     with pytest.raises(DataError, match="fewer than two"):
         held_back(items, every)
+
+
+class Pair(NamedTuple):
+    """A sample and, field by field, a batch."""
+
+    image: torch.Tensor
+    label: np.ndarray
+    weight: float
+    key: str
+    mask: np.ndarray | None = None
+
+
+def test_fields_of_samples_become_those_of_a_batch():
+    samples = [Pair(torch.full((2, 3), n), np.full(4, n, np.uint8), n / 2, f"i{n}") for n in range(3)]
+    batch = stacked(Pair, samples)
+    assert isinstance(batch, Pair)
+    assert torch.equal(batch.image, torch.arange(3)[:, None, None].expand(3, 2, 3))
+    assert (batch.label.dtype, batch.label.tolist()) == (torch.uint8, [[0] * 4, [1] * 4, [2] * 4])
+    assert batch.weight.tolist() == [0, 0.5, 1]
+    assert batch.weight.dtype == torch.float32
+    assert (batch.key, batch.mask) == (["i0", "i1", "i2"], None)
+    with pytest.raises(RuntimeError, match="equal size"):
+        stacked(Pair, [samples[0], samples[1]._replace(image=torch.zeros(3, 3))])
+
+
+def test_all_tensors_of_a_batch_move_and_the_rest_stays():
+    moved = on_device(Pair(torch.zeros(2), torch.zeros(3), torch.zeros(1), ["a"]), torch.device("meta"))
+    assert isinstance(moved, Pair)
+    assert [part.device.type for part in moved[:3]] == ["meta"] * 3
+    assert moved[3:] == (["a"], None)

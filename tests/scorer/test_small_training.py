@@ -1,6 +1,7 @@
 """What the small trainings share: turns of kinds, images kept, groups of weights, and resume points of other data."""
 
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -36,14 +37,13 @@ class Numbers(InTurns[float, Share[float]]):
         return number + float(source.normal(0, 0.01))
 
 
-class Batch:
-    keys = ("a", "b")
+class Batch(NamedTuple):
+    values: torch.Tensor
+    keys: list[str]
 
-    def __init__(self, samples):
-        self.values = torch.tensor(samples)
 
-    def to(self, device):
-        return self
+def join(samples):
+    return Batch(torch.tensor(samples), ["a", "b"])
 
 
 class Nearest(Objective):
@@ -110,7 +110,7 @@ def trained(state, items, depends=0):
     history = train(
         objective,
         dataset,
-        Batch,
+        join,
         PLAN,
         state,
         measure=dict,

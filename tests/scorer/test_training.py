@@ -27,6 +27,7 @@ from anomdino.scorer.schedule import PolySchedule
 from anomdino.scorer.training import steps_of
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
 from tests.scorer.conftest import write_scenes
+from tests.scorer.watching import frozen_state
 
 OPTIONS = {
     "channels": [4, 6, 8, 8],
@@ -329,8 +330,8 @@ def test_frozen_parts_stay_bit_identical_and_the_residual_block_moves(tiny_data,
     base = train(tiny_data, tmp_path / "closed", config(residual={"schedule": {"steps": 1}, "lr": 1e-30}))
     settings = config(closed_set={"source": "checkpoint", "checkpoint": str(tmp_path / "closed")})
     trained = train(tiny_data, tmp_path / "full", settings)
-    after = dict(trained.scorer.frozen_state())
-    frozen = dict(base.scorer.frozen_state())
+    after = frozen_state(trained.scorer)
+    frozen = frozen_state(base.scorer)
     assert len(frozen) > 50
     assert any("running_mean" in name for name in frozen)
     for name, tensor in frozen.items():
@@ -752,7 +753,7 @@ def test_published_checkpoints_start_the_training(tiny_data, tmp_path):
     with pytest.raises(CheckpointError, match=r"(?s)cityscapes_best\.pth.*no residual block.*start: fresh"):
         train(tiny_data, tmp_path / "refused", going_on)
     trained = train(tiny_data, tmp_path / "x", settings)
-    for name, tensor in trained.scorer.frozen_state():
+    for name, tensor in frozen_state(trained.scorer).items():
         assert torch.equal(tensor, network.state_dict()[name]), name
     torch.save({"model": trained.scorer.state_dict()}, tmp_path / "rev3.pth")
     given = {"source": "checkpoint", "checkpoint": str(tmp_path / "rev3.pth")}
@@ -784,7 +785,7 @@ def test_a_closed_set_file_is_no_trained_scorer(tiny_data, tmp_path, monkeypatch
         train(tiny_data, tmp_path / "x", going_on)
     assert not (tmp_path / "x").exists()
     trained = train(tiny_data, tmp_path / "x", config(**WIDE, closed_set=given, residual=RPL_RULE))
-    for name, tensor in trained.scorer.frozen_state():
+    for name, tensor in frozen_state(trained.scorer).items():
         assert torch.equal(tensor, network.state_dict()[name]), name
 
 

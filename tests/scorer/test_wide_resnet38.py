@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from anomdino.errors import ConfigError
 from anomdino.scorer.base import ScorerSpec, anomaly_score, build_scorer
 from anomdino.scorer.wide_resnet38 import WideResNet38Scorer
+from tests.scorer.watching import frozen_state
 
 # name, blocks, kernels, stride of the first block, dilation: the published table, copied by hand
 REFERENCE_TRUNK = [
@@ -241,11 +242,11 @@ def test_dropout_acts_in_training_only_and_on_whole_channels():
 def test_residual_training_leaves_the_rest_frozen():
     network = randomised(seed=7)
     network.train_residual()
-    frozen = {name: tensor.clone() for name, tensor in network.frozen_state()}
+    frozen = {name: tensor.clone() for name, tensor in frozen_state(network).items()}
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
     network(image).residual_logits.square().mean().backward()
     torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1).step()
-    assert all(torch.equal(frozen[name], tensor) for name, tensor in network.frozen_state())
+    assert all(torch.equal(frozen[name], tensor) for name, tensor in frozen_state(network).items())
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert len(trained) == 19
     assert all("residual_block" in name for name in trained)

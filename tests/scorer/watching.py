@@ -1,4 +1,4 @@
-"""What the training of a small network is given, without a step of it."""
+"""What a training must leave alone, and what the training of a small network is given, without a step of it."""
 
 import json
 
@@ -23,3 +23,10 @@ def given_to_training(monkeypatch, module, begin):
         except Stopped:
             return found[0]
     raise AssertionError("it did not train")
+
+
+def frozen_state(scorer):
+    """Give the tensors that residual training must leave as they are, by name."""
+    residual = {id(tensor) for tensor in scorer.residual_module().state_dict(keep_vars=True).values()}
+    tensors = scorer.state_dict(keep_vars=True).items()
+    return {name: tensor for name, tensor in tensors if id(tensor) not in residual}
