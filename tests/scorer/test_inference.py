@@ -581,7 +581,8 @@ def test_digest_covers_options_and_weights_but_not_speed(tmp_path):
     assert base == content_digest(ScoringOptions(batch=8, compile=True), weights, "x")
     other = {
         "kind": "entropy", "logits": "closed", "widths": (8,), "refine": (4,), "refine_net": True, "map_stride": 2,
-        "window": 0.5, "semantic": "onehot", "distance": "margin", "max_pixels": 9, "tile_overlap": 9, "precision": "bf16",
+        "window": 0.5, "semantic": "onehot", "distance": "margin", "max_pixels": 9, "tile_overlap": 9,
+        "precision": "bf16",
     }  # fmt: skip
     changed = [{name: value} for name, value in other.items()] + [{"blur": True}, {"blur": False}]
     assert len({content_digest(ScoringOptions(**one), weights, "x") for one in [{}, *changed]}) == 15
