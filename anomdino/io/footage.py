@@ -42,7 +42,11 @@ class Footage(Protocol):
         """
 
     def frames(
-        self, selection: Selection = ALL, max_pixels: int = MAX_PIXELS, passed: Passed | None = None
+        self,
+        selection: Selection = ALL,
+        max_pixels: int = MAX_PIXELS,
+        passed: Passed | None = None,
+        strict: bool = False,
     ) -> Iterator[Frame]:
         """Give the selected frames; those that are damaged are left out, with a warning.
 
@@ -50,6 +54,7 @@ class Footage(Protocol):
             selection: Which frames.
             max_pixels: Larger frames are refused.
             passed: Is called with the image of each frame between those that are given, before the next one is.
+            strict: A photo that cannot be read ends it. Damaged parts of a video, which are no frames yet, do not.
 
         Raises:
             DataError: It breaks off, or changes its size; the frames before have been given.
@@ -76,7 +81,11 @@ class VideoFile:
         return video_info(self.path, max_pixels)
 
     def frames(
-        self, selection: Selection = ALL, max_pixels: int = MAX_PIXELS, passed: Passed | None = None
+        self,
+        selection: Selection = ALL,
+        max_pixels: int = MAX_PIXELS,
+        passed: Passed | None = None,
+        strict: bool = False,
     ) -> Iterator[Frame]:
         """See :func:`~anomdino.io.video.read_frames`."""
         return read_frames(self.path, selection, max_pixels, passed)
@@ -121,19 +130,24 @@ class PhotoSequence:
         )
 
     def frames(
-        self, selection: Selection = ALL, max_pixels: int = MAX_PIXELS, passed: Passed | None = None
+        self,
+        selection: Selection = ALL,
+        max_pixels: int = MAX_PIXELS,
+        passed: Passed | None = None,
+        strict: bool = False,
     ) -> Iterator[Frame]:
-        """Read photo by photo; one that cannot be read is left out, with a warning.
+        """Read photo by photo; one that cannot be read is left out, with a warning, unless ``strict``.
 
         Raises:
-            DataError: A photo has another size than the first; those before have been given.
+            DataError: A photo has another size than the first, or, with ``strict``, cannot be read; those before have
+                been given.
         """
         chosen = [index for index in range(len(self.photos)) if selection.holds(index / self.rate)]
         if passed is None:
             chosen = chosen[:: selection.every]
         size: tuple[int, ...] | None = None
         unread: list[DataError] = []
-        for index, image in self._images(chosen, max_pixels, unread):
+        for index, image in self._images(chosen, max_pixels, unread, strict):
             size = size or image.shape
             if image.shape != size:
                 cause = (
@@ -151,12 +165,14 @@ class PhotoSequence:
             log.warning("%s: %s left out, the first: %s", self.path, counted(len(unread), "photo"), first)
 
     def _images(
-        self, indices: Iterable[int], max_pixels: int, unread: list[DataError]
+        self, indices: Iterable[int], max_pixels: int, unread: list[DataError], strict: bool = False
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         for index in indices:
             try:
                 image = read_image(self.photos[index], max_pixels)
             except DataError as error:
+                if strict:
+                    raise
                 unread.append(error)
                 continue
             yield index, image

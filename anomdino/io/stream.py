@@ -156,7 +156,8 @@ class LiveSource:
         """Give what was kept of the frames before one that is given now, and begin anew."""
         with self._changed:
             kept = tuple(made for number, _, made in self._between if self._taken < number < index)
-            self._taken, self._between, self._step = index, [], PASSED_STEP
+            self._between = [one for one in self._between if one[0] > index]
+            self._taken, self._step = index, PASSED_STEP
         return kept
 
     def _pass_over(self, index: int, arrived: datetime, raw: Any) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from anomdino.io.atomic import atomic_path, atomic_write_bytes, disk_errors
+from anomdino.io.atomic import atomic_path, atomic_write_bytes, disk_errors, make_parent
 from anomdino.io.video import Frame
 from anomdino.prediction.writing import encode_jpeg
 from anomdino.report.objects import write_objects_page
@@ -28,9 +28,8 @@ from anomdino.words import counted
 FOLDER = "objects"
 AGAIN = 2
 """Looks from which on an object was seen again."""
-
-
 ABOUT = ("xyxy", "score", "pixels")
+"""What is told of an object in a frame, and kept of its best look."""
 
 
 def told_of(objects: FrameObjects, tracks: Sequence[Track]) -> list[dict[str, Any]]:
@@ -56,9 +55,9 @@ def told_of(objects: FrameObjects, tracks: Sequence[Track]) -> list[dict[str, An
 class _Seen:
     """What is known of an object that may be seen again."""
 
-    track: Track
     first: tuple[int, float]
     last: tuple[int, float]
+    looks: int
     rank: tuple[bool, int]
     best: dict[str, Any]
     picture: bytes
@@ -76,18 +75,19 @@ class ObjectLog:
         looks: Number of frames that were looked at.
         objects: Number of objects that were written.
         again: How many of them were seen in more than one look.
+        begin: Seconds of the first frame, at which the film begins.
     """
 
     def __init__(self, lines: IO[str], pictures: Path | None, address: str) -> None:
         self._lines, self._pictures, self._address = lines, pictures, address
         self._open: dict[int, _Seen] = {}
         self.looks = self.objects = self.again = 0
+        self.begin = 0.0
 
     def add(
         self,
         frame: Frame,
         mask: npt.NDArray[np.bool_],
-        tracks: Sequence[Track],
         told: Sequence[Mapping[str, Any]],
     ) -> None:
         """Take the objects of a frame.
@@ -95,12 +95,13 @@ class ObjectLog:
         Args:
             frame: The frame.
             mask: bool (H, W), what is anomalous in it.
-            tracks: The track of each object.
-            told: What is told of each (:func:`told_of`).
+            told: What is told of each object (:func:`told_of`).
         """
+        if not self.looks:
+            self.begin = frame.time
         self.looks += 1
-        for track, about in zip(tracks, told, strict=True):
-            self._add(frame, mask, track, about)
+        for about in told:
+            self._add(frame, mask, about)
 
     def close(self, still: Sequence[Track] = ()) -> None:
         """Write the objects that are gone.
@@ -110,39 +111,39 @@ class ObjectLog:
         """
         kept = {track.number for track in still}
         for number in [number for number in self._open if number not in kept]:
-            self._write(self._open.pop(number))
+            self._write(number, self._open.pop(number))
 
-    def _add(self, frame: Frame, mask: npt.NDArray[np.bool_], track: Track, about: Mapping[str, Any]) -> None:
+    def _add(self, frame: Frame, mask: npt.NDArray[np.bool_], about: Mapping[str, Any]) -> None:
         now = (frame.index, round(frame.time, 4))
-        seen = self._open.get(track.number)
+        seen = self._open.get(about["id"])
         rank = (_is_whole(about["xyxy"], frame.image), about["pixels"])
         if seen is None or rank > seen.rank:
             picture = b""
             if self._pictures is not None:
                 view = object_view(frame.image, mask, about["xyxy"])
-                picture = encode_jpeg(view, f"object {track.number}")
+                picture = encode_jpeg(view, f"object {about['id']}")
             best = {"frame": now[0], "time": now[1]} | {name: about[name] for name in ABOUT}
             first = seen.first if seen else now
-            self._open[track.number] = _Seen(track, first, now, rank, best, picture)
+            self._open[about["id"]] = _Seen(first, now, about["look"], rank, best, picture)
         else:
-            seen.last = now
+            seen.last, seen.looks = now, about["look"]
 
-    def _write(self, seen: _Seen) -> None:
-        name = _picture_name(seen.track.number)
+    def _write(self, number: int, seen: _Seen) -> None:
+        name = _picture_name(number)
         if self._pictures is not None:
             atomic_write_bytes(self._pictures / name, seen.picture)
         line = {
-            "id": seen.track.number,
+            "id": number,
             "first": seen.first[1],
             "last": seen.last[1],
             "frames": [seen.first[0], seen.last[0]],
-            "looks": seen.track.looks,
+            "looks": seen.looks,
             "best": seen.best,
             "picture": None if self._pictures is None else f"{self._address}/{name}",
         }
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self.objects += 1
-        self.again += seen.track.looks >= AGAIN
+        self.again += seen.looks >= AGAIN
 
 
 @contextmanager
@@ -171,9 +172,9 @@ def logging_objects(folder: Path, key: str, title: str, *, pictures: bool) -> It
                 log.close()
             remove_objects(folder, key)
             if temporary.is_dir():
-                with disk_errors(shown):
-                    shown.mkdir(parents=True, exist_ok=True)
-                    for picture in temporary.iterdir():
+                for picture in temporary.iterdir():
+                    make_parent(shown / picture.name)
+                    with disk_errors(shown / picture.name):
                         os.replace(picture, shown / picture.name)
             if pictures:
                 _write_page(place, key, title, written, log)
@@ -210,13 +211,13 @@ def _write_page(place: Path, key: str, title: str, lines: Path, log: ObjectLog) 
         place / f"{key}.html",
         title,
         {"frames": log.looks, "objects": log.objects, "seen again": log.again},
-        again=_cards(lines, again=True),
-        once=_cards(lines, again=False),
+        again=_cards(lines, log.begin, again=True),
+        once=_cards(lines, log.begin, again=False),
         film=quote(f"{up}overlay/{key}.mp4", errors="surrogateescape"),
     )
 
 
-def _cards(lines: Path, *, again: bool) -> Iterator[dict[str, Any]]:
+def _cards(lines: Path, begin: float, *, again: bool) -> Iterator[dict[str, Any]]:
     with lines.open(encoding="utf-8") as file:
         for text in file:
             line = json.loads(text)
@@ -224,7 +225,7 @@ def _cards(lines: Path, *, again: bool) -> Iterator[dict[str, Any]]:
                 yield {
                     "id": line["id"],
                     "picture": quote(line["picture"], errors="surrogateescape"),
-                    "moment": line["best"]["time"],
+                    "moment": round(line["best"]["time"] - begin, 3),
                     "when": _span(line["first"], line["last"]),
                     "looks": counted(line["looks"], "look"),
                     "score": f"{line['best']['score']:.2f}",

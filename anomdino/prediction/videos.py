@@ -135,7 +135,7 @@ class _VideoRun:
             if self.writer.overlay:
                 target = folder / "overlay" / f"{self.key}.mp4"
                 film = files.enter_context(writing_video(target, info.rate / selection.every))
-            frames = self.footage.frames(selection, max_pixels, self.pass_over)
+            frames = self.footage.frames(selection, max_pixels, self.pass_over, self.strict)
             try:
                 for frame in track(frames, self.footage.name, selection.count(info), unit="frame"):
                     line = self.predict(frame, film, objects)
@@ -195,14 +195,13 @@ class _VideoRun:
             self.pass_over(frame.image)
             return line | {"skipped": error.cause}
         inside = objects_of(found.mask, found.score, found.boxes)
-        tracks = self.tracker.look(frame.image, inside.xyxy)
-        told = told_of(inside, tracks)
+        told = told_of(inside, self.tracker.look(frame.image, inside.xyxy))
         if self.maps:
             self.writer.write_maps(f"{self.key}/{frame.index:06d}", found)
         if film is not None:
             self.begin = frame.time if self.begin is None else self.begin
             film.write(self.picture(frame, found, told), frame.time - self.begin)
-        objects.add(frame, found.mask, tracks, told)
+        objects.add(frame, found.mask, told)
         objects.close(self.tracker.tracks)
         return line | description(found) | {"objects": told}
 

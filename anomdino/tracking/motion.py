@@ -40,6 +40,11 @@ class Thumbnail:
     grey: npt.NDArray[np.uint8]
     scale: float
 
+    @property
+    def size(self) -> Floats:
+        """Width and height of the picture in its own pixels, float64 (2,)."""
+        return np.array(self.grey.shape[::-1], np.float64) / self.scale
+
 
 def thumbnail(image: npt.NDArray[np.uint8]) -> Thumbnail:
     """Shrink a picture, uint8 (H, W, 3), RGB."""
@@ -94,7 +99,6 @@ def _moved(before: npt.NDArray[np.uint8], now: npt.NDArray[np.uint8], boxes: Flo
         mine = good & (owner == index)
         if np.count_nonzero(mine) >= FEWEST:
             shift, growth = _median_motion(start[mine], end[mine])
-            # the points lie round the middle of the grid, and scaling round it must not move the box beside it
             middle = (box[:2] + box[2:]) / 2 + shift
         else:
             middle = camera[:, :2] @ ((box[:2] + box[2:]) / 2) + camera[:, 2]
@@ -153,4 +157,4 @@ def _camera(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32]) -> Flo
     if len(start) < FEWEST:
         return still
     fitted, _ = cv2.estimateAffinePartial2D(start, end, ransacReprojThreshold=2.0)
-    return still if fitted is None else np.asarray(fitted, np.float64)
+    return still if fitted is None or not np.isfinite(fitted).all() else np.asarray(fitted, np.float64)

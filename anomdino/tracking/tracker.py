@@ -56,10 +56,15 @@ class Tracker:
         self.tracks: list[Track] = []
 
     def follow(self, picture: Thumbnail) -> None:
-        """Move the boxes along to a picture in which nothing was looked for (:func:`.motion.thumbnail`)."""
+        """Move the boxes along to a picture in which nothing was looked for (:func:`.motion.thumbnail`).
+
+        One whose box is a picture's side away from it, or larger than two of them, is forgotten: after a cut, boxes may
+        go anywhere.
+        """
         boxes = np.array([track.box for track in self.tracks], np.float64).reshape(-1, 4)
         for track, box in zip(self.tracks, self._flow.advance(picture, boxes), strict=True):
             track.box = box
+        self.tracks = [track for track in self.tracks if _is_near(track.box, picture.size)]
 
     def look(self, image: npt.NDArray[np.uint8], found: npt.NDArray[np.float32]) -> list[Track]:
         """Take the objects of a frame.
@@ -71,11 +76,11 @@ class Tracker:
         Returns:
             The track of each object, N of them, new ones for objects that were not there before.
         """
-        self.follow(thumbnail(image))
-        size = np.array([image.shape[1], image.shape[0]], np.float64)
+        picture = thumbnail(image)
+        self.follow(picture)
         before = np.array([track.box for track in self.tracks], np.float64).reshape(-1, 4)
         boxes = np.asarray(found, np.float64).reshape(-1, 4)
-        margin = LEAST_MARGIN * size.max()
+        margin = LEAST_MARGIN * max(image.shape[:2])
         seen: dict[int, Track] = {}
         for track in self.tracks:
             track.missed += 1
@@ -83,7 +88,7 @@ class Tracker:
             track = self.tracks[old]
             track.box, track.looks, track.missed = boxes[new], track.looks + 1, 0
             seen[new] = track
-        self.tracks = [track for track in self.tracks if self._stays(track, size)]
+        self.tracks = [track for track in self.tracks if self._stays(track, picture.size)]
         for new, box in enumerate(boxes):
             if new not in seen:
                 self._count += 1
@@ -95,6 +100,11 @@ class Tracker:
         middle = (track.box[:2] + track.box[2:]) / 2
         inside = bool((middle >= 0).all() and (middle < size).all())
         return track.missed == 0 or (track.missed <= self._patience and inside)
+
+
+def _is_near(box: Floats, size: Floats) -> bool:
+    near = (box[2:] > -size).all() and (box[:2] < 2 * size).all()
+    return bool(near and (box[2:] - box[:2] <= 2 * size).all())
 
 
 def grown(boxes: Floats, margin: float) -> Floats:

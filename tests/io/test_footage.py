@@ -91,6 +91,15 @@ def test_photos_that_cannot_be_read_are_left_out(tmp_path, caplog):
     assert drive.info().frames == 10
 
 
+def test_strictly_a_photo_that_cannot_be_read_ends_it(tmp_path):
+    drive = sequence(tmp_path)
+    (tmp_path / "f7.png").write_bytes(b"")
+    frames = drive.frames(strict=True)
+    assert [next(frames).index for _ in range(2)] == [0, 1]
+    with pytest.raises(DataError, match=r"f7.png.* is empty"):
+        next(frames)
+
+
 def test_no_photo_that_can_be_read(tmp_path):
     drive = sequence(tmp_path, count=2)
     with pytest.raises(DataError, match="no photo that can be read"):

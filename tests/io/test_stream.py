@@ -173,6 +173,16 @@ def test_what_is_kept_is_thinned_out_and_begins_anew(monkeypatch):
     assert source.take().passed == ()
 
 
+def test_what_comes_while_a_frame_is_taken_belongs_to_the_next():
+    source = LiveSource("rtsp://camera/a", passed=lambda raw: raw)
+    source._taken, source._between = (
+        2,
+        [(index, datetime(2026, 12, 1, tzinfo=UTC), index) for index in (1, 3, 4, 6)],
+    )
+    assert source._take_between(5) == (3, 4)
+    assert source._take_between(8) == (6,)
+
+
 def test_a_frame_that_is_taken_is_not_passed_over():
     source = LiveSource("rtsp://camera/a", passed=lambda raw: raw)
     source._taken = 5

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from anomdino.errors import DiskError
 from anomdino.io.video import Frame
 from anomdino.prediction import objects as module
 from anomdino.prediction.objects import ObjectLog, logging_objects, remove_objects, told_of
@@ -33,8 +34,8 @@ def frame(index):
     return Frame(index, index / 10, IMAGE)
 
 
-def add(log, index, *told_, tracks=None):
-    log.add(frame(index), MASK, tracks or [track(one["id"]) for one in told_], list(told_))
+def add(log, index, *told_):
+    log.add(frame(index), MASK, list(told_))
 
 
 def written(lines):
@@ -51,12 +52,11 @@ def test_what_is_told_of_the_objects_of_a_frame():
 
 
 def test_an_object_is_written_when_it_is_gone():
-    lines, seen = io.StringIO(), track(4)
+    lines = io.StringIO()
     log = ObjectLog(lines, None, "drive")
     for index, pixels in enumerate((10, 30, 20)):
-        seen.looks = index + 1
-        add(log, 5 * index, told(4, pixels=pixels, score=0.5 + index), tracks=[seen])
-        log.close([seen])
+        add(log, 5 * index, told(4, pixels=pixels, score=0.5 + index, look=index + 1))
+        log.close([track(4)])
     assert written(lines) == []
     add(log, 20, told(9))
     log.close([track(9)])
@@ -92,7 +92,7 @@ def test_the_best_look_shows_the_whole_object(cut):
 def rewritten(folder, key, *objects, pictures=True, title="drive.mp4"):
     with logging_objects(folder, key, title, pictures=pictures) as log:
         for index, one in enumerate(objects):
-            add(log, index, one, tracks=[track(one["id"], one["look"])])
+            add(log, index, one)
             log.close()
 
 
@@ -127,6 +127,24 @@ def test_lines_pictures_and_the_page(tmp_path):
         tmp_path / "overlay/town/drive.mp4"
     ] * 3
     assert [film.fragment for film in films] == ["t=0.0", "t=0.2", "t=0.1"]
+
+
+def test_pictures_lead_to_moments_of_a_film_that_begins_later_than_the_video(tmp_path):
+    with logging_objects(tmp_path, "drive", "drive.mp4", pictures=True) as log:
+        add(log, 600)  # second 60, as with --start 60
+        add(log, 605, told(1))
+        add(log, 610, told(1, pixels=700, look=2))
+    page = (tmp_path / "objects/drive.html").read_text()
+    assert re.findall(r"mp4#t=([\d.]+)", page) == ["1.0"]
+    assert "1:00.5 - 1:01.0" in page
+
+
+def test_a_file_where_the_folder_of_pictures_must_be(tmp_path):
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects/drive").write_text("of the user")
+    with pytest.raises(DiskError, match="a part of its path is a file"):
+        rewritten(tmp_path, "drive", told(1))
+    assert files(tmp_path) == ["objects/drive"]
 
 
 def test_names_that_addresses_must_escape(tmp_path):

@@ -66,6 +66,20 @@ def test_boxes_move_along_while_nothing_is_looked_for():
     assert look(still, shifted(CAR, 84)) == [2]
 
 
+def test_cuts_one_behind_the_other_lead_to_no_box_that_is_no_number():
+    tracker, rng = Tracker(), np.random.default_rng(0)
+    look(tracker, CAR, BOX, [0, 0, 640, 360])
+    for _ in range(60):
+        tracker.follow(thumbnail(rng.integers(0, 256, (360, 640, 3), dtype=np.uint8)))
+    assert len(look(tracker, CAR)) == 1
+    tracker.tracks[0].box = np.array([-1e30, -1e30, 1e30, 1e30])
+    tracker.tracks.append(type(tracker.tracks[0])(99, np.full(4, np.nan)))
+    tracker.follow(thumbnail(BARE))
+    assert not {99} & {track.number for track in tracker.tracks}
+    assert all(np.abs(track.box).max() < 1e4 for track in tracker.tracks)
+    assert len(look(tracker, CAR, BOX)) == 2
+
+
 def test_an_object_that_left_the_frame_is_forgotten():
     image = scene()
     pictures = [warped(image, [[1, 0, -30 * step], [0, 1, 0]]) for step in range(5)]
