@@ -147,22 +147,22 @@ class PhotoSequence:
             chosen = chosen[:: selection.every]
         size: tuple[int, ...] | None = None
         unread: list[DataError] = []
-        for index, image in self._images(chosen, max_pixels, unread, strict):
-            size = size or image.shape
-            if image.shape != size:
-                cause = (
-                    f"is of {image.shape[1]} x {image.shape[0]}, and those before of {size[1]} x {size[0]}"
-                )
-                raise DataError(
-                    self.photos[index], cause, "frames of a drive have one size: move it elsewhere"
-                )
-            if (index - chosen[0]) % selection.every == 0:
-                yield Frame(index, index / self.rate, image, self.photos[index].name)
-            elif passed is not None:
-                passed(image)
-        if unread:
-            first = f"{unread[0].what} {unread[0].cause}"
-            log.warning("%s: %s left out, the first: %s", self.path, counted(len(unread), "photo"), first)
+        try:
+            for index, image in self._images(chosen, max_pixels, unread, strict):
+                size = size or image.shape
+                if image.shape != size:
+                    cause = f"is of {image.shape[1]} x {image.shape[0]}, and those before of {size[1]} x {size[0]}"
+                    raise DataError(
+                        self.photos[index], cause, "frames of a drive have one size: move it elsewhere"
+                    )
+                if (index - chosen[0]) % selection.every == 0:
+                    yield Frame(index, index / self.rate, image, self.photos[index].name)
+                elif passed is not None:
+                    passed(image)
+        finally:
+            if unread:
+                first = f"{unread[0].what} {unread[0].cause}"
+                log.warning("%s: %s left out, the first: %s", self.path, counted(len(unread), "photo"), first)
 
     def _images(
         self, indices: Iterable[int], max_pixels: int, unread: list[DataError], strict: bool = False

@@ -106,13 +106,15 @@ def test_no_photo_that_can_be_read(tmp_path):
         drive.info(max_pixels=20)
 
 
-def test_a_photo_of_another_size_ends_it(tmp_path):
+def test_a_photo_of_another_size_ends_it(tmp_path, caplog):
     drive = sequence(tmp_path)
+    (tmp_path / "f6.png").write_bytes(b"")
     write_png(tmp_path / "f8.png", photo(3, (16, 12)))
     frames = drive.frames()
-    assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+    assert [next(frames).index for _ in range(2)] == [0, 2]
     with pytest.raises(DataError, match=r"f8.png.* is of 12 x 16, and those before of 16 x 12"):
         next(frames)
+    assert "1 photo left out" in caplog.text  # what was left out until then is told, too
 
 
 @pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf")])
